@@ -1,0 +1,3 @@
+"""What the stages share: a file for each job."""
+
+CLASSES = ("cat", "dog")  # a label is an index into this tuple

@@ -1,0 +1,46 @@
+"""Where and how precisely a network runs, and running it over a split."""
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from catsdogs.dataset import PackedSplit
+
+INFERENCE_BATCH_SIZE = 64
+
+
+def choose_device() -> torch.device:
+    """The GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def choose_precision(precision: str, device: torch.device) -> torch.dtype:
+    """`float32` or `bfloat16` as asked; for `auto`, bfloat16 where the hardware has matrix units for it.
+
+    That a CPU can multiply bfloat16 says little: with AVX2 alone it is several times slower than float32, and with
+    AVX512-BF16 but no AMX about as fast in training and slower in inference.
+    """
+    if precision == "auto":
+        if device.type == "cuda":
+            fast = torch.cuda.get_device_capability(device) >= (8, 0)
+        else:
+            fast = torch.cpu._is_amx_tile_supported()
+        return torch.bfloat16 if fast else torch.float32
+    return getattr(torch, precision)
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+
+@torch.inference_mode()
+def predict_logits(network: nn.Module, split: PackedSplit, dtype: torch.dtype, description: str) -> Tensor:
+    """Logits of every photo of `split`, float32 [N, 2] on the CPU; leaves the network in eval mode."""
+    network.eval()
+    logits = []
+    with tqdm(total=len(split), desc=description, unit=" images", disable=None, leave=False) as bar:
+        for rows in torch.arange(len(split), device=split.device).split(INFERENCE_BATCH_SIZE):
+            with autocast(split.device, dtype):
+                logits.append(network(split.images(rows)).float())
+            bar.update(len(rows))
+    return torch.cat(logits).cpu()

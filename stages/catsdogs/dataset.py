@@ -1,0 +1,57 @@
+"""Reading a packed split, and making batches of it."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from catsdogs.errors import UserError
+
+# Of ImageNet's photos, as torchvision's weights expect them, for pixels from 0 to 255.
+IMAGENET_MEAN = 255 * torch.tensor([0.485, 0.456, 0.406])
+IMAGENET_STD = 255 * torch.tensor([0.229, 0.224, 0.225])
+
+
+@dataclass(frozen=True)
+class PackedSplit:
+    """`pixels` uint8 [N, size, size, 3] and `labels` int64 [N] on one device; `metadata` as `prepare` wrote it.
+
+    On the CPU the pixels are memory-mapped: opening costs nothing, and a batch reads only its own photos.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    metadata: dict
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixels.device
+
+    def images(self, rows: Tensor, augment: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """The photos at `rows`, normalised: float32 [len(rows), 3, size, size], channels_last in memory.
+
+        `augment` maps one uint8 photo [3, size, size] to another.
+        """
+        pixels = self.pixels[rows].permute(0, 3, 1, 2)
+        if augment:
+            pixels = torch.stack([augment(photo) for photo in pixels]).contiguous(memory_format=torch.channels_last)
+        mean, std = (value.to(self.device).view(3, 1, 1) for value in (IMAGENET_MEAN, IMAGENET_STD))
+        return pixels.float().sub_(mean).div_(std)
+
+
+def open_split(path: Path, device: torch.device) -> PackedSplit:
+    """Open a split that `prepare` wrote; on a GPU all its pixels move there, once. Raises UserError."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            pixels, labels = file.get_tensor("pixels"), file.get_tensor("labels")
+            metadata = json.loads(file.metadata()["photos"])
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); `dvc repro prepare` writes it") from None
+    return PackedSplit(pixels.to(device), labels.long().to(device), metadata)

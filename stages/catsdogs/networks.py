@@ -1,0 +1,165 @@
+"""torchvision's networks with a head for two classes: building, pretrained weights, saving and loading."""
+
+import hashlib
+import json
+import re
+import warnings
+from pathlib import Path
+from pickle import UnpicklingError
+from urllib.error import URLError
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+from torchvision import models
+
+from catsdogs import CLASSES
+from catsdogs.errors import UserError
+from catsdogs.files import written_whole
+
+
+class Head(nn.Sequential):
+    """Features to logits, always in float32: bfloat16's three digits are too coarse for a probability.
+
+    Two layers (`width` hidden units, ReLU, dropout), or with `width` 0 a single linear layer.
+    """
+
+    def __init__(self, features: int, width: int, dropout: float) -> None:
+        if width:
+            layers = [nn.Linear(features, width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, len(CLASSES))]
+        else:
+            layers = [nn.Linear(features, len(CLASSES))]
+        super().__init__(*layers)
+
+    def forward(self, features: Tensor) -> Tensor:
+        with torch.autocast(features.device.type, enabled=False):
+            return super().forward(features.float())
+
+
+def build_network(name: str, weights: str, head_width: int, dropout: float, seed: int) -> nn.Module:
+    """torchvision's network `name`, its last linear layer replaced by a new head drawn from `seed`.
+
+    `weights`: `none` (drawn from `seed` as well), torchvision's name for them (downloaded once, hash checked), or a
+    file named like torch.hub's, `<name>-<first digits of its SHA-256>.pth`, whose layers below the head are used.
+    Raises UserError for an unknown name, and for weights that are missing, damaged or another network's.
+    """
+    if name not in models.list_models(module=models):
+        raise UserError(f"networks.{name}: torchvision has no classification network of this name")
+    is_file = weights.endswith(".pth")
+    torch.manual_seed(seed)
+    network = _build(name) if is_file or weights == "none" else _build_with_torchvision_weights(name, weights)
+    torch.manual_seed(seed)
+    _replace_output(network, head_width, dropout)
+    if is_file:
+        _load_body(network, name, Path(weights))
+    return network
+
+
+def head_of(network: nn.Module) -> Head:
+    return next(module for module in network.modules() if isinstance(module, Head))
+
+
+def set_trainable(network: nn.Module, layers: str) -> list[nn.Parameter]:
+    """Freeze all but `layers` (`head`, `batchnorm`: the head and every BatchNorm, or `all`); give back what is left."""
+    network.requires_grad_(layers == "all")
+    head_of(network).requires_grad_(True)
+    if layers == "batchnorm":
+        for module in network.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.requires_grad_(True)
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]
+
+
+def set_training(network: nn.Module, layers: str) -> None:
+    """Training mode for what is trained: with `head` alone, the frozen layers keep their running statistics."""
+    network.train(layers != "head")
+    head_of(network).train()
+
+
+def save_network(path: Path, state_dict: dict[str, Tensor], description: dict) -> None:
+    """Write a state_dict with all that `load_network` needs to know beside it; equal content gives equal bytes."""
+    tensors = {key: tensor.contiguous() for key, tensor in state_dict.items()}
+    with written_whole(path) as partial:
+        partial.write_bytes(save(tensors, metadata={"network": json.dumps(description, sort_keys=True)}))
+
+
+def load_network(path: Path) -> tuple[nn.Module, dict]:
+    """The network that `save_network` wrote, and its description. Raises UserError."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            description = json.loads((file.metadata() or {})["network"])
+            state_dict = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        network = _build(description["network"])
+        _replace_output(network, description["head_width"], description["dropout"])
+        network.load_state_dict(state_dict)
+    except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path}: is not a model of this pipeline ({_first_line(error)}); train it again") from None
+    return network, description
+
+
+def _build(name: str, weights: models.WeightsEnum | None = None) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of weight initialisation, googlenet and inception_v3
+        network = models.get_model(name, weights=weights)
+    if getattr(network, "aux_logits", False):  # the side heads of googlenet and inception_v3
+        network.aux_logits = False
+        network.aux1 = network.aux2 = network.AuxLogits = None
+    return network
+
+
+def _replace_output(network: nn.Module, head_width: int, dropout: float) -> None:
+    """Put a Head in place of the last linear layer; every network of torchvision but SqueezeNet ends in one."""
+    if isinstance(network, models.SqueezeNet):
+        network.classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), Head(512, head_width, dropout))
+        return
+    name, layer = [item for item in network.named_modules() if isinstance(item[1], nn.Linear)][-1]
+    network.set_submodule(name, Head(layer.in_features, head_width, dropout))
+
+
+def _build_with_torchvision_weights(name: str, weights: str) -> nn.Module:
+    known = models.get_model_weights(name)
+    if weights not in known.__members__:
+        raise UserError(
+            f"params.yaml: networks.{name}.weights is {weights!r}; expected none, a file named "
+            f"{name}-<first digits of its SHA-256>.pth, or torchvision's {', '.join(known.__members__)}"
+        )
+    try:
+        return _build(name, known[weights])  # torchvision checks the hash of what it downloads
+    except (URLError, OSError, RuntimeError) as error:
+        raise UserError(
+            f"networks.{name}: {known[weights].url} could not be fetched ({_first_line(error)}); put that file "
+            f"anywhere and give its path as networks.{name}.weights, or set that to none"
+        ) from None
+
+
+def _load_body(network: nn.Module, name: str, path: Path) -> None:
+    digits = re.fullmatch(r".+-([0-9a-f]{8,64})", path.stem)
+    if not digits:
+        raise UserError(f"{path}: expected a name like {name}-<8 or more first digits of its SHA-256>.pth")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); it is the value of networks.{name}.weights"
+        ) from None
+    sha256 = hashlib.sha256(content).hexdigest()
+    if not sha256.startswith(digits[1]):
+        raise UserError(f"{path}: its SHA-256 begins {sha256[:8]}, not {digits[1]} as its name says; download it again")
+    try:
+        state_dict = torch.load(path, weights_only=True, map_location="cpu")
+    except (UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise UserError(f"{path}: is not a file of weights ({_first_line(error)})") from None
+    head = next(prefix for prefix, module in network.named_modules() if isinstance(module, Head))
+    body = {key for key in network.state_dict() if not key.startswith(f"{head}.")}
+    try:
+        network.load_state_dict({key: value for key, value in state_dict.items() if key in body}, strict=False)
+        missing = body - state_dict.keys()
+    except (RuntimeError, AttributeError) as error:
+        raise UserError(f"{path}: holds another network's weights than {name}'s ({_first_line(error)})") from None
+    if missing:
+        raise UserError(f"{path}: holds another network's weights than {name}'s: {min(missing)} is missing")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,68 @@
+"""Writing a packed split: a safetensors file with `pixels` uint8 [N, size, size, 3] and `labels` uint8 [N].
+
+The safetensors library writes a file from tensors in memory, and a split is larger than some machines' memory.
+Its format (https://huggingface.co/docs/safetensors, "Format") is simple enough to be written row by row.
+"""
+
+import json
+import struct
+from collections import deque
+from pathlib import Path
+
+import numpy as np
+
+from catsdogs import CLASSES
+from catsdogs.photos import Photo
+
+HEADER_BYTES = 1024  # fixed, and filled up with spaces, because the number of rows is known only at the end
+
+
+class SplitWriter:
+    """Writes photos in pairs, a cat and a dog, so that a split has equal classes wherever it ends.
+
+    `room[label]` is the number of photos of that class that may still be added, `rows` the number written.
+    """
+
+    def __init__(self, path: Path, split: str, total: int, metadata: dict) -> None:
+        self.rows = 0
+        self.room = [total // len(CLASSES) for _ in CLASSES]
+        self._split = split
+        self._waiting: list[deque[tuple[Photo, np.ndarray]]] = [deque() for _ in CLASSES]
+        self._metadata = metadata
+        self._file = path.open("wb")
+        self._file.write(bytes(HEADER_BYTES))
+
+    def __enter__(self) -> "SplitWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def add(self, photo: Photo, pixels: np.ndarray) -> None:
+        """Take a photo (uint8 [size, size, 3]); it is written once one of the other class stands beside it."""
+        self.room[photo.label] -= 1
+        self._waiting[photo.label].append((photo, pixels))
+        while all(self._waiting):
+            for queue in self._waiting:
+                photo, pixels = queue.popleft()
+                self._file.write(pixels.tobytes())
+                photo.split, photo.row = self._split, self.rows
+                self.rows += 1
+
+    def finish(self) -> None:
+        """Write labels and header; a photo for which no partner came is left out."""
+        for queue in self._waiting:
+            for photo, _ in queue:
+                photo.left_out = "no photo of the other class was left to stand beside it"
+        size = self._metadata["image_size"]
+        pixel_bytes = self.rows * size**2 * 3
+        header = {
+            # One entry, a JSON string: with more, safetensors' own writer puts them in random order.
+            "__metadata__": {"photos": json.dumps(self._metadata)},
+            "pixels": {"dtype": "U8", "shape": [self.rows, size, size, 3], "data_offsets": [0, pixel_bytes]},
+            "labels": {"dtype": "U8", "shape": [self.rows], "data_offsets": [pixel_bytes, pixel_bytes + self.rows]},
+        }
+        text = json.dumps(header).encode().ljust(HEADER_BYTES - 8)
+        self._file.write(bytes(range(len(CLASSES))) * (self.rows // len(CLASSES)))  # labels, as the pairs were written
+        self._file.seek(0)
+        self._file.write(struct.pack("<Q", len(text)) + text)

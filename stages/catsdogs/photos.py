@@ -1,0 +1,135 @@
+"""Finding labelled photos in a zip or a folder, and turning one photo's bytes into pixels."""
+
+import io
+import re
+import warnings
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from catsdogs import CLASSES
+from catsdogs.errors import UserError
+
+PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+
+# Center crop, as torchvision's ImageNet recipes do: the shorter side to 256/224 of the size, then the centre.
+CENTER_CROP_SHARE = 224 / 256
+
+
+class UnreadablePhoto(Exception):
+    """Bytes that cannot be decoded; the text says why, the same on every machine."""
+
+
+@dataclass(eq=False)
+class Photo:
+    """A picture file, and what `prepare` finds out about it."""
+
+    name: str  # its path below the deepest folder that holds all photos
+    path: str  # its path in the source
+    label: int | None  # None where neither the file's name nor its folder tells cat or dog
+    sha256: str = ""  # of its bytes
+    split: str = ""  # train, validation, test, or none of them
+    row: int = -1  # its place in the split's file
+    left_out: str = ""  # why no split holds it
+
+
+class PhotoSource:
+    """A zip archive or a folder of photos, read where it lies; threads may share one.
+
+    Known layouts: Kaggle's `train/cat.0.jpg`, Microsoft's `PetImages/Cat/0.jpg`, an ImageFolder tree's `cats/any.jpg`.
+    Raises UserError where there is no such file or folder, or it is not a zip.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._archive: zipfile.ZipFile | None = None
+        if path.is_dir():
+            return
+        if not path.exists():
+            raise UserError(f"{path}: no such file or folder; put the photos' archive there, or name yours as `source`")
+        try:
+            self._archive = zipfile.ZipFile(path)
+        except (zipfile.BadZipFile, OSError) as error:
+            raise UserError(f"{path}: cannot be read as a zip archive ({error}); download it again") from None
+
+    def __enter__(self) -> "PhotoSource":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._archive:
+            self._archive.close()
+
+    def photos(self) -> list[Photo]:
+        """Every picture file, ordered by name; hidden and system files are passed over."""
+        paths = sorted(path for path in self._files() if _is_picture(PurePosixPath(path)))
+        if not paths:
+            raise UserError(f"{self.path}: holds no pictures; expected a zip or folder with photos of cats and dogs")
+        folders = {PurePosixPath(path).parent for path in paths}
+        shared = _shared_folder(folders)
+        return [Photo(str(PurePosixPath(path).relative_to(shared)), path, _label(path)) for path in paths]
+
+    def read(self, photo: Photo) -> bytes:
+        """The photo's bytes. Raises UnreadablePhoto where the archive is damaged there."""
+        if not self._archive:
+            return (self.path / photo.path).read_bytes()
+        try:
+            return self._archive.read(photo.path)
+        except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:
+            raise UnreadablePhoto(f"unreadable in the archive ({type(error).__name__})") from None
+
+    def _files(self) -> list[str]:
+        if self._archive:
+            return [entry.filename for entry in self._archive.infolist() if not entry.is_dir()]
+        return [path.relative_to(self.path).as_posix() for path in self.path.rglob("*") if path.is_file()]
+
+
+def decode(content: bytes, size: int, resize: str) -> np.ndarray:
+    """Decode a photo, turn it upright, and scale it: uint8 RGB of shape [size, size, 3].
+
+    `resize` is `squeeze` (the whole photo, its shape given up) or `center_crop` (its centre, its shape kept);
+    both scale with an antialiased bilinear filter. Raises UnreadablePhoto.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's remarks on odd files; what matters is whether it decodes
+            with Image.open(io.BytesIO(content)) as image:
+                upright = ImageOps.exif_transpose(image)
+                picture = _to_rgb(upright)
+    except Exception as error:  # a decoder may raise anything on damaged bytes
+        raise UnreadablePhoto(f"unreadable ({type(error).__name__})") from None
+    box = None
+    if resize == "center_crop":
+        side = min(picture.size) * CENTER_CROP_SHARE
+        left, top = (picture.width - side) / 2, (picture.height - side) / 2
+        box = (left, top, left + side, top + side)
+    return np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR, box=box))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):  # Pillow would clip 16-bit grey at 255 instead of scaling it
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def _is_picture(path: PurePosixPath) -> bool:
+    hidden = any(part.startswith((".", "__MACOSX")) for part in path.parts)
+    return not hidden and path.suffix.lower() in PICTURE_SUFFIXES
+
+
+def _label(path: str) -> int | None:
+    """Kaggle's `cat.0.jpg` by the file's name, else `Cat/` or `cats/` by its folder's."""
+    file = PurePosixPath(path)
+    kaggle = re.fullmatch(r"(cat|dog)\.\d+\.\w+", file.name)
+    name = kaggle[1] if kaggle else file.parent.name.lower().removesuffix("s")
+    return CLASSES.index(name) if name in CLASSES else None
+
+
+def _shared_folder(folders: set[PurePosixPath]) -> PurePosixPath:
+    """The deepest folder that holds all of `folders`."""
+    shared = next(iter(folders))
+    while not all(folder.is_relative_to(shared) for folder in folders):
+        shared = shared.parent
+    return shared

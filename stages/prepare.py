@@ -1,0 +1,198 @@
+"""Decode every photo once, draw train, validation and test, and pack each into one file of pixels.
+
+Usage, from the project's root: python stages/prepare.py
+Reads the archive or folder that `source` in params.yaml names; writes data/prepared/ and metrics/prepare.json.
+"""
+
+import hashlib
+import os
+import sys
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from safetensors import safe_open
+from tqdm import tqdm
+
+from catsdogs import CLASSES
+from catsdogs.errors import UserError, run_stage
+from catsdogs.files import write_json, written_whole
+from catsdogs.packing import SplitWriter
+from catsdogs.params import Params, Prepare, read_params
+from catsdogs.photos import Photo, PhotoSource, UnreadablePhoto, decode
+
+PREPARED = Path("data/prepared")
+SPLITS = ("train", "validation", "test")
+FILL_ORDER = ("test", "validation", "train")  # where photos are missing, train gives way ...
+LEAST_TRAIN_SHARE = 0.99  # ... but only so far
+DECODED_AHEAD = 256  # photos in memory between the threads that decode and the files
+
+
+def main() -> None:
+    params = read_params()
+    # Threads, not processes: Pillow and hashlib let go of Python's lock while they decode, scale and hash.
+    with PhotoSource(Path(params.source)) as source, ThreadPoolExecutor(os.cpu_count()) as pool:
+        photos = source.photos()
+        hash_photos(source, photos, pool)
+        groups = draw_order(photos, params.prepare.seed)
+        with ExitStack() as stack:  # the three files get their names only if all goes well to its end
+            writers = {split: open_writer(stack, split, params.prepare) for split in FILL_ORDER}
+            pack(source, groups, writers, params.prepare, pool)
+            check_totals(photos, writers, params)
+    write_split_table(photos)
+    write_contact_sheet()
+    write_summary(photos)
+
+
+def hash_photos(source: PhotoSource, photos: list[Photo], pool: ThreadPoolExecutor) -> None:
+    """Set each photo's hash; leave out those without a label, without bytes, or with the same bytes as both classes."""
+
+    def set_hash(photo: Photo) -> None:
+        try:
+            photo.sha256 = hashlib.sha256(source.read(photo)).hexdigest()
+        except UnreadablePhoto as reason:
+            photo.left_out = str(reason)
+
+    for _ in tqdm(pool.map(set_hash, photos), "hashing", len(photos), unit=" photos", disable=None):
+        pass
+    labels_of: dict[str, set[int]] = {}
+    for photo in photos:
+        if photo.label is None:
+            photo.left_out = photo.left_out or "neither cat nor dog by its name or folder"
+        if not photo.left_out:
+            labels_of.setdefault(photo.sha256, set()).add(photo.label)
+    for photo in photos:
+        if not photo.left_out and len(labels_of[photo.sha256]) > 1:
+            photo.left_out = "the same photo stands under both labels"
+
+
+def draw_order(photos: list[Photo], seed: int) -> list[list[Photo]]:
+    """Groups of byte-for-byte equal photos, in an order that only the seed and the photos' bytes decide."""
+    groups: dict[str, list[Photo]] = {}
+    for photo in photos:
+        if not photo.left_out:
+            groups.setdefault(photo.sha256, []).append(photo)
+    return [
+        groups[sha256]
+        for sha256 in sorted(groups, key=lambda sha256: hashlib.sha256(f"{seed} {sha256}".encode()).digest())
+    ]
+
+
+def open_writer(stack: ExitStack, split: str, prepare: Prepare) -> SplitWriter:
+    partial = stack.enter_context(written_whole(PREPARED / f"{split}.safetensors"))
+    metadata = {"classes": CLASSES, "image_size": prepare.image_size, "resize": prepare.resize}
+    return stack.enter_context(SplitWriter(partial, split, getattr(prepare.split, split), metadata))
+
+
+def pack(
+    source: PhotoSource,
+    groups: list[list[Photo]],
+    writers: dict[str, SplitWriter],
+    prepare: Prepare,
+    pool: ThreadPoolExecutor,
+) -> None:
+    """Put each group into the first split that has room for all of it, so that no two splits share a photo.
+
+    A group that no split has room for is not decoded.
+    """
+
+    def writer_for(group: list[Photo]) -> SplitWriter | None:
+        return next((writers[split] for split in FILL_ORDER if writers[split].room[group[0].label] >= len(group)), None)
+
+    def read_and_decode(group: list[Photo]) -> np.ndarray | UnreadablePhoto:
+        try:
+            return decode(source.read(group[0]), prepare.image_size, prepare.resize)
+        except UnreadablePhoto as reason:
+            return reason
+
+    wanted = (group for group in groups if writer_for(group))
+    total = min(sum(sum(writer.room) for writer in writers.values()), sum(map(len, groups)))
+    with tqdm(total=total, desc="decoding", unit=" photos", disable=None) as bar:
+        while ahead := list(islice(wanted, DECODED_AHEAD)):
+            for group, decoded in zip(ahead, pool.map(read_and_decode, ahead), strict=True):
+                writer = writer_for(group)
+                for photo in group:
+                    if isinstance(decoded, UnreadablePhoto):
+                        photo.left_out = str(decoded)
+                    elif writer:
+                        writer.add(photo, decoded)
+                bar.update(len(group))
+    for writer in writers.values():
+        writer.finish()
+
+
+def check_totals(photos: list[Photo], writers: dict[str, SplitWriter], params: Params) -> None:
+    """Refuse splits that are too small, and warn of a train split a little smaller than asked; both with the counts."""
+    asked = vars(params.prepare.split)
+    got = {split: writers[split].rows for split in SPLITS}
+    if got == asked:
+        return
+    unusable = Counter(photo.left_out for photo in photos if photo.left_out)
+    text = (
+        f"{params.source}: of {len(photos)} photos, "
+        + ", ".join(f"{split} got {got[split]} of {asked[split]}" for split in SPLITS)
+        + "".join(f"; {count} left out: {reason}" for reason, count in sorted(unusable.items()))
+    )
+    evaluation_is_full = all(got[split] == asked[split] for split in ("validation", "test"))
+    if not evaluation_is_full or got["train"] < LEAST_TRAIN_SHARE * asked["train"]:
+        labels = Counter(photo.label for photo in photos)
+        raise UserError(f"too few photos: {text} ({labels[0]} cats and {labels[1]} dogs found); lower prepare.split")
+    print(f"warning: {text}", file=sys.stderr)
+
+
+def write_split_table(photos: list[Photo]) -> None:
+    """One row a photo: each split's in the order of its pixels, then those that no split holds, and why."""
+    place = {split: number for number, split in enumerate(SPLITS)}
+    rows = [
+        {
+            "photo": photo.name,
+            "label": "" if photo.label is None else CLASSES[photo.label],
+            "split": photo.split,
+            "sha256": photo.sha256,
+            "left_out": "" if photo.split else photo.left_out or "not drawn",
+        }
+        for photo in sorted(photos, key=lambda photo: (place.get(photo.split, len(SPLITS)), photo.row, photo.name))
+    ]
+    with written_whole(PREPARED / "split.csv") as partial:
+        pd.DataFrame(rows).to_csv(partial, index=False)
+
+
+def write_contact_sheet(columns: int = 12, lines: int = 3, side: int = 96) -> None:
+    """Draw the first photos of train, validation and test, cats and dogs in turn, with a gap between the splits."""
+    step = side + 4
+    sheet = Image.new("RGB", (columns * step, len(SPLITS) * (lines * step + side // 4)), "white")
+    top = 0
+    for split in SPLITS:
+        with safe_open(PREPARED / f"{split}.safetensors", framework="numpy") as file:
+            for number, pixels in enumerate(file.get_slice("pixels")[: columns * lines]):
+                line, column = divmod(number, columns)
+                sheet.paste(Image.fromarray(pixels).resize((side, side)), (column * step, top + line * step))
+        top += lines * step + side // 4
+    with written_whole(PREPARED / "contact_sheet.png") as partial:
+        sheet.save(partial, format="PNG")
+
+
+def write_summary(photos: list[Photo]) -> None:
+    """metrics/prepare.json: how many photos each split holds, and how many are left out for which reason."""
+    splits = Counter(photo.split for photo in photos)
+    reasons = Counter(photo.left_out or "not drawn" for photo in photos if not photo.split)
+    summary = {
+        "photos": len(photos),
+        **{split: splits[split] for split in SPLITS},
+        "left_out": dict(sorted(reasons.items())),
+    }
+    write_json(Path("metrics/prepare.json"), summary)
+    print(
+        f"{len(photos)} photos: "
+        + ", ".join(f"{splits[split]} {split}" for split in SPLITS)
+        + f", {splits['']} left out"
+    )
+
+
+if __name__ == "__main__":
+    run_stage(main)

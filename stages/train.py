@@ -1,0 +1,159 @@
+"""Train one network of torchvision to tell cats from dogs, and keep its best epoch.
+
+Usage, from the project's root: python stages/train.py NETWORK, for example resnet18
+Reads data/prepared/{train,validation}.safetensors; writes models/NETWORK.safetensors, metrics/train_NETWORK.json and
+metrics/curves/NETWORK.csv.
+"""
+
+import math
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import StepLR
+from torchvision.transforms import v2
+from tqdm import tqdm
+
+from catsdogs.compute import autocast, choose_device, choose_precision, predict_logits
+from catsdogs.dataset import PackedSplit, open_split
+from catsdogs.errors import UserError, run_stage
+from catsdogs.files import write_json, written_whole
+from catsdogs.networks import build_network, save_network, set_trainable, set_training
+from catsdogs.params import Train, read_params
+
+PREPARED = Path("data/prepared")
+STEPS_BETWEEN_CHECKS = 20  # reading the loss makes a GPU wait, so it is not done at every step
+
+
+def main() -> None:
+    name = network_name(sys.argv[1:])
+    params = read_params()
+    if name not in params.networks:
+        raise UserError(f"{name} is not under networks in params.yaml; there: {', '.join(params.networks)}")
+    recipe = params.train
+    device = choose_device()
+    dtype = choose_precision(params.precision, device)
+    train, validation = (open_split(PREPARED / f"{split}.safetensors", device) for split in ("train", "validation"))
+    if recipe.batch_size > len(train):
+        raise UserError(
+            f"params.yaml: train.batch_size is {recipe.batch_size}; expected at most {len(train)}, all of train"
+        )
+
+    network = build_network(name, params.networks[name].weights, recipe.head_width, recipe.dropout, recipe.seed)
+    network.to(device, memory_format=torch.channels_last)
+    check_image_size(network, name, train)
+    optimizer = make_optimizer(recipe, set_trainable(network, recipe.layers), params.lr)
+    scheduler = StepLR(optimizer, recipe.lr_step_size or recipe.epochs, recipe.lr_gamma)
+    augment = make_augmentation(train) if recipe.augment else None
+    print(
+        f"{name}: {len(train)} photos, {recipe.epochs} epochs, {str(dtype).removeprefix('torch.')} on {device.type}",
+        flush=True,
+    )
+
+    curves: list[dict] = []
+    best: dict = {}
+    best_state: dict[str, Tensor] = {}
+    for epoch in range(1, recipe.epochs + 1):
+        torch.manual_seed(recipe.seed * 1000 + epoch)  # an epoch's draws depend on its number, not on those before it
+        learning_rate = scheduler.get_last_lr()[0]
+        start = time.perf_counter()
+        train_scores = train_epoch(network, optimizer, train, recipe, dtype, augment, f"{name} epoch {epoch}")
+        rate = len(train) / (time.perf_counter() - start)
+        validation_scores = validate(network, validation, dtype, f"{name} validation")
+        scheduler.step()
+
+        scores = {"epoch": epoch, "lr": learning_rate, **train_scores, **validation_scores}
+        curves.append(scores)
+        if not best or scores["validation_accuracy"] > best["validation_accuracy"]:
+            best = scores
+            best_state = {key: tensor.cpu().clone() for key, tensor in network.state_dict().items()}
+        print(
+            f"{name} epoch {epoch}/{recipe.epochs}: train loss {scores['train_loss']:.4f}, "
+            f"validation loss {scores['validation_loss']:.4f}, "
+            f"validation accuracy {scores['validation_accuracy']:.6f}, {rate:.1f} images/s",
+            flush=True,
+        )
+
+    with written_whole(Path(f"metrics/curves/{name}.csv")) as partial:
+        pd.DataFrame(curves).to_csv(partial, index=False)
+    write_json(Path(f"metrics/train_{name}.json"), best)
+    description = {"network": name, "head_width": recipe.head_width, "dropout": recipe.dropout, **train.metadata}
+    save_network(Path(f"models/{name}.safetensors"), best_state, description)
+
+
+def network_name(arguments: list[str]) -> str:
+    if len(arguments) != 1:
+        raise UserError("expected one argument, the network to train: python stages/train.py resnet18")
+    return arguments[0]
+
+
+def check_image_size(network: nn.Module, name: str, train: PackedSplit) -> None:
+    """Some networks (ViT) take one size of picture alone, and others none that is too small."""
+    try:
+        predict_logits(network, PackedSplit(train.pixels[:1], train.labels[:1], train.metadata), torch.float32, name)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        size = train.metadata["image_size"]
+        raise UserError(
+            f"{name} cannot take pictures of {size} by {size} ({error}); change prepare.image_size"
+        ) from None
+
+
+def make_optimizer(recipe: Train, parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr)
+    return torch.optim.SGD(parameters, lr, recipe.momentum)
+
+
+def make_augmentation(train: PackedSplit) -> v2.Transform:
+    return v2.Compose([v2.RandomResizedCrop(train.metadata["image_size"]), v2.RandomHorizontalFlip()])
+
+
+def train_epoch(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    train: PackedSplit,
+    recipe: Train,
+    dtype: torch.dtype,
+    augment: v2.Transform | None,
+    description: str,
+) -> dict:
+    """One pass over shuffled whole batches (the few photos over wait for another epoch's order).
+
+    Gives `train_loss`, the mean cross-entropy. Raises UserError as soon as it is seen not to be finite.
+    """
+    set_training(network, recipe.layers)
+    batches = torch.randperm(len(train)).to(train.device).split(recipe.batch_size)
+    batches = batches[: len(train) // recipe.batch_size]
+    total_loss = torch.zeros((), device=train.device)
+    with tqdm(total=len(batches) * recipe.batch_size, desc=description, unit=" images", disable=None) as bar:
+        for step, rows in enumerate(batches, start=1):
+            with autocast(train.device, dtype):
+                logits = network(train.images(rows, augment))
+            loss = nn.functional.cross_entropy(logits, train.labels[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total_loss += loss.detach()
+            if step % STEPS_BETWEEN_CHECKS == 0 or step == len(batches):
+                mean_loss = total_loss.item() / step
+                if not math.isfinite(mean_loss):
+                    raise UserError(f"{description}: the loss is {mean_loss} after {step} steps; try a smaller lr")
+                bar.set_postfix(loss=f"{mean_loss:.4f}")
+            bar.update(len(rows))
+    return {"train_loss": round(mean_loss, 6)}
+
+
+def validate(network: nn.Module, validation: PackedSplit, dtype: torch.dtype, description: str) -> dict:
+    logits, labels = predict_logits(network, validation, dtype, description), validation.labels.cpu()
+    loss = nn.functional.cross_entropy(logits, labels).item()
+    if not math.isfinite(loss):
+        raise UserError(f"{description}: the loss is {loss}; try a smaller lr")
+    accuracy = (logits.argmax(1) == labels).double().mean().item()
+    return {"validation_loss": round(loss, 6), "validation_accuracy": round(accuracy, 6)}
+
+
+if __name__ == "__main__":
+    run_stage(main)
