@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from safetensors import safe_open
 from tqdm import tqdm
 
@@ -159,20 +159,23 @@ def write_split_table(photos: list[Photo]) -> None:
         for photo in sorted(photos, key=lambda photo: (place.get(photo.split, len(SPLITS)), photo.row, photo.name))
     ]
     with written_whole(PREPARED / "split.csv") as partial:
-        pd.DataFrame(rows).to_csv(partial, index=False)
+        pd.DataFrame(rows).to_csv(partial, index=False, errors="backslashreplace")
 
 
-def write_contact_sheet(columns: int = 12, lines: int = 3, side: int = 96) -> None:
-    """Draw the first photos of train, validation and test, cats and dogs in turn, with a gap between the splits."""
-    step = side + 4
-    sheet = Image.new("RGB", (columns * step, len(SPLITS) * (lines * step + side // 4)), "white")
-    top = 0
-    for split in SPLITS:
+def write_contact_sheet(columns: int = 12, lines: int = 3, side: int = 96, gap: int = 4, title: int = 24) -> None:
+    """Draw the first photos of train, validation and test, cats and dogs in turn; `side`, `gap`, `title` in pixels."""
+    step, height = side + gap, title + lines * (side + gap)
+    sheet = Image.new("RGB", (columns * step + gap, len(SPLITS) * height), "white")
+    draw = ImageDraw.Draw(sheet)
+    for top, split in zip(range(0, sheet.height, height), SPLITS, strict=True):
         with safe_open(PREPARED / f"{split}.safetensors", framework="numpy") as file:
-            for number, pixels in enumerate(file.get_slice("pixels")[: columns * lines]):
+            photos = file.get_slice("pixels")
+            total = photos.get_shape()[0]
+            draw.text((gap, top + gap), f"{split}: {total} photos", "black", ImageFont.load_default(16))
+            for number, pixels in enumerate(photos[: min(total, columns * lines)]):
                 line, column = divmod(number, columns)
-                sheet.paste(Image.fromarray(pixels).resize((side, side)), (column * step, top + line * step))
-        top += lines * step + side // 4
+                thumbnail = Image.fromarray(pixels).resize((side, side))
+                sheet.paste(thumbnail, (gap + column * step, top + title + line * step))
     with written_whole(PREPARED / "contact_sheet.png") as partial:
         sheet.save(partial, format="PNG")
 

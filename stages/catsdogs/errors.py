@@ -9,10 +9,12 @@ class UserError(Exception):
 
 
 def run_stage(main: Callable[[], None]) -> None:
-    """Call `main()`; turn a UserError into one line on stderr and exit status 1, Ctrl-C into status 130."""
+    """Call `main()`; turn a UserError or OSError into one line on stderr and status 1, Ctrl-C into status 130."""
     try:
         main()
     except UserError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:  # no permission, no space left, a file where a folder should be
+        sys.exit(f"error: {error.filename or 'input or output'}: {error.strerror or error}")
     except KeyboardInterrupt:
         sys.exit(130)

@@ -1,9 +1,11 @@
 """Finding labelled photos in a zip or a folder, and turning one photo's bytes into pixels."""
 
 import io
+import posixpath
 import re
 import warnings
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -64,21 +66,20 @@ class PhotoSource:
 
     def photos(self) -> list[Photo]:
         """Every picture file, ordered by name; hidden and system files are passed over."""
-        paths = sorted(path for path in self._files() if _is_picture(PurePosixPath(path)))
+        paths = sorted(path for path in set(self._files()) if _is_picture(PurePosixPath(path)))
         if not paths:
             raise UserError(f"{self.path}: holds no pictures; expected a zip or folder with photos of cats and dogs")
-        folders = {PurePosixPath(path).parent for path in paths}
-        shared = _shared_folder(folders)
-        return [Photo(str(PurePosixPath(path).relative_to(shared)), path, _label(path)) for path in paths]
+        rooted = [PurePosixPath("/", path) for path in paths]
+        shared = posixpath.commonpath([path.parent for path in rooted])
+        names = [str(path.relative_to(shared)) for path in rooted]
+        return [Photo(name, path, _label(path)) for name, path in zip(names, paths, strict=True)]
 
     def read(self, photo: Photo) -> bytes:
-        """The photo's bytes. Raises UnreadablePhoto where the archive is damaged there."""
-        if not self._archive:
-            return (self.path / photo.path).read_bytes()
+        """The photo's bytes. Raises UnreadablePhoto where they are damaged, encrypted or forbidden."""
         try:
-            return self._archive.read(photo.path)
-        except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:
-            raise UnreadablePhoto(f"unreadable in the archive ({type(error).__name__})") from None
+            return self._archive.read(photo.path) if self._archive else (self.path / photo.path).read_bytes()
+        except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError) as error:
+            raise UnreadablePhoto(f"unreadable in its source ({type(error).__name__})") from None
 
     def _files(self) -> list[str]:
         if self._archive:
@@ -125,11 +126,3 @@ def _label(path: str) -> int | None:
     kaggle = re.fullmatch(r"(cat|dog)\.\d+\.\w+", file.name)
     name = kaggle[1] if kaggle else file.parent.name.lower().removesuffix("s")
     return CLASSES.index(name) if name in CLASSES else None
-
-
-def _shared_folder(folders: set[PurePosixPath]) -> PurePosixPath:
-    """The deepest folder that holds all of `folders`."""
-    shared = next(iter(folders))
-    while not all(folder.is_relative_to(shared) for folder in folders):
-        shared = shared.parent
-    return shared

@@ -1,0 +1,18 @@
+PYTHON ?= python3
+
+.PHONY: demo test
+
+# The whole pipeline over drawn pictures, in a folder of its own (.demo): it touches nothing else.
+demo: .venv/installed
+	.venv/bin/python demo/run.py .demo
+
+test: .venv/installed
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/python -m pytest
+
+.venv/installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; name one: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --disable-pip-version-check --requirement requirements.txt
+	touch $@

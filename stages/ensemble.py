@@ -1,0 +1,99 @@
+"""Combine the networks' predictions, score the combination, and compare it with its best member.
+
+Usage, from the project's root: python stages/ensemble.py
+Reads metrics/predictions.csv, and runs no network; writes metrics/ensemble.json and metrics/confusion_ensemble.csv.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.special import expit
+from scipy.stats import binomtest
+from sklearn.linear_model import LogisticRegression
+
+from catsdogs.errors import UserError, run_stage
+from catsdogs.files import write_json, written_whole
+from catsdogs.params import read_params
+from catsdogs.scores import confusion, label_numbers, predicted_labels, score, scores_table
+
+PREDICTIONS = Path("metrics/predictions.csv")
+
+
+def main() -> None:
+    method = read_params().ensemble.method
+    validation, validation_labels = read_margins("validation")
+    test, test_labels = read_margins("test")
+
+    if method == "fitted_weights":
+        fitted = LogisticRegression().fit(validation, validation_labels)  # never sees test
+        combined_validation, combined = (fitted.predict_proba(margins)[:, 1] for margins in (validation, test))
+        weights = {"weights": dict(zip(validation.columns, fitted.coef_[0].round(6).tolist(), strict=True))}
+    else:
+        combined_validation, combined = COMBINATIONS[method](validation), COMBINATIONS[method](test)
+        weights = {}
+
+    validation_scores = {name: score(expit(validation[name]), validation_labels) for name in validation}
+    best_member = max(validation_scores, key=lambda name: validation_scores[name]["accuracy"])
+    scores = {
+        **score(combined, test_labels),
+        "validation_accuracy": score(combined_validation, validation_labels)["accuracy"],
+        "method": method,
+        "members": len(test.columns),
+        **weights,
+        "best_member": best_member,
+        **compare(expit(test[best_member]), combined, test_labels),
+    }
+    write_json(Path("metrics/ensemble.json"), scores)
+    with written_whole(Path("metrics/confusion_ensemble.csv")) as partial:
+        confusion(combined, test_labels).to_csv(partial, index=False)
+
+    members = {name: score(expit(test[name]), test_labels) for name in test}
+    print(scores_table({**members, f"ensemble ({method})": scores}))
+    print(
+        f"against {best_member}, its best member on validation: {scores['put_right']} photos put right, "
+        f"{scores['put_wrong']} put wrong (McNemar's exact test: p = {scores['mcnemar_p']:.3g})"
+    )
+
+
+def read_margins(split: str) -> tuple[pd.DataFrame, np.ndarray]:
+    """The logit of dog over cat of each photo (row) and network (column), and the labels: int [N], 0 cat and 1 dog."""
+    try:
+        rows = pd.read_csv(PREDICTIONS)
+    except FileNotFoundError:
+        raise UserError(f"there is no {PREDICTIONS}; `dvc repro evaluate` writes it") from None
+    rows = rows[rows["split"] == split].assign(margin=rows["logit_dog"] - rows["logit_cat"])
+    margins = rows.pivot(index=["photo", "label"], columns="network", values="margin")[rows["network"].unique()]
+    return margins, label_numbers(margins.index.to_frame())
+
+
+def majority_vote(margins: pd.DataFrame) -> np.ndarray:
+    """The share of votes for dog, the mean probability counting as one vote more: it breaks ties, never a majority."""
+    votes = (margins > 0).sum(axis=1)
+    return (votes + expit(margins).mean(axis=1)) / (margins.shape[1] + 1)
+
+
+# From margins [N, networks] to probabilities of dog [N].
+COMBINATIONS = {
+    "mean_logits": lambda margins: expit(margins.mean(axis=1)),
+    "mean_probabilities": lambda margins: expit(margins).mean(axis=1),
+    "majority_vote": majority_vote,
+}
+
+
+def compare(member: np.ndarray, combined: np.ndarray, labels: np.ndarray) -> dict:
+    """What the ensemble changed against a member, from both one's probabilities of dog.
+
+    `mcnemar_p` is the exact probability of changes at least as one-sided if right and wrong were equally likely
+    (McNemar's test as a two-sided binomial test; 1.0 where nothing changed).
+    """
+    member_correct, combined_correct = (predicted_labels(p) == labels for p in (member, combined))
+    put_right = int((combined_correct & ~member_correct).sum())
+    put_wrong = int((member_correct & ~combined_correct).sum())
+    changed = put_right + put_wrong
+    p_value = binomtest(put_right, changed).pvalue if changed else 1.0
+    return {"put_right": put_right, "put_wrong": put_wrong, "mcnemar_p": round(float(p_value), 6)}
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,90 @@
+"""Run every network over validation and test, once, and score it.
+
+Usage, from the project's root: python stages/evaluate.py
+Reads models/ and data/prepared/; writes metrics/predictions.csv (a row for each photo and network),
+metrics/evaluate.json and metrics/confusion/. All that comes after is arithmetic on the predictions.
+"""
+
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from catsdogs.compute import choose_device, choose_precision, predict_logits
+from catsdogs.dataset import PackedSplit, open_split
+from catsdogs.errors import UserError, run_stage
+from catsdogs.files import write_json, written_whole
+from catsdogs.networks import load_network
+from catsdogs.params import read_params
+from catsdogs.scores import confusion, label_numbers, probability_of_dog, score, scores_table
+
+PREPARED = Path("data/prepared")
+MODELS = Path("models")
+CONFUSION = Path("metrics/confusion")
+LOGIT_DIGITS = 6  # after the point; rounded before scoring, so that scores from predictions.csv are the same
+
+
+def main() -> None:
+    params = read_params()
+    check_models(set(params.networks))
+    device = choose_device()
+    dtype = choose_precision(params.precision, device)
+    splits = {split: open_split(PREPARED / f"{split}.safetensors", device) for split in ("validation", "test")}
+    photos = pd.read_csv(PREPARED / "split.csv", keep_default_na=False)
+
+    predictions = pd.concat(
+        predict(name, split, pixels, photos, dtype) for name in params.networks for split, pixels in splits.items()
+    )
+    with written_whole(Path("metrics/predictions.csv")) as partial:
+        predictions.to_csv(partial, index=False)
+    scores = {name: score_network(rows) for name, rows in predictions.groupby("network", sort=False)}
+    write_json(Path("metrics/evaluate.json"), scores)
+    write_confusion(predictions)
+    print(scores_table(scores))
+
+
+def check_models(names: set[str]) -> None:
+    """models/ is an input as a whole, so that a further network needs no line here; it must hold the networks alone."""
+    found = {path.stem for path in MODELS.glob("*.safetensors")}
+    if missing := names - found:
+        name = min(missing)
+        raise UserError(f"there is no {MODELS}/{name}.safetensors; `dvc repro train_{name}` trains it (see README)")
+    if strays := found - names:
+        name = min(strays)
+        raise UserError(f"params.yaml names no network {name}; add it there or delete {MODELS}/{name}.safetensors")
+
+
+def predict(name: str, split: str, pixels: PackedSplit, photos: pd.DataFrame, dtype: torch.dtype) -> pd.DataFrame:
+    """A row for each photo of the split, with the network's logits."""
+    path = MODELS / f"{name}.safetensors"
+    network, description = load_network(path)
+    if differing := [key for key, value in pixels.metadata.items() if description.get(key) != value]:
+        raise UserError(f"{path}: was trained with another {differing[0]} than {split}'s photos have; train it again")
+    network.to(pixels.device, memory_format=torch.channels_last)
+    logits = predict_logits(network, pixels, dtype, f"{name} {split}").numpy().astype("float64").round(LOGIT_DIGITS)
+    rows = photos.loc[photos["split"] == split, ["split", "photo", "label"]]
+    return rows.assign(network=name, logit_cat=logits[:, 0], logit_dog=logits[:, 1])
+
+
+def score_network(rows: pd.DataFrame) -> dict:
+    """Scores on test, and the validation accuracy beside them, from one network's predictions."""
+    validation, test = rows[rows["split"] == "validation"], rows[rows["split"] == "test"]
+    validation_scores = score(probability_of_dog(validation), label_numbers(validation))
+    return {
+        **score(probability_of_dog(test), label_numbers(test)),
+        "validation_accuracy": validation_scores["accuracy"],
+        "validation_log_loss": validation_scores["log_loss"],
+    }
+
+
+def write_confusion(predictions: pd.DataFrame) -> None:
+    """A file for each network, of its test photos, for DVC's confusion plot."""
+    shutil.rmtree(CONFUSION, ignore_errors=True)
+    for name, rows in predictions[predictions["split"] == "test"].groupby("network", sort=False):
+        with written_whole(CONFUSION / f"{name}.csv") as partial:
+            confusion(probability_of_dog(rows), label_numbers(rows)).to_csv(partial, index=False)
+
+
+if __name__ == "__main__":
+    run_stage(main)

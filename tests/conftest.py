@@ -1,0 +1,201 @@
+"""What the tests share: a scratch project with its own params.yaml, and photos that the tests draw themselves."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from safetensors import safe_open
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+STAGES = REPOSITORY / "stages"
+SPLITS = ("train", "validation", "test")
+CLASSES = ("cat", "dog")
+
+sys.path.insert(0, str(STAGES))  # for the tests that call `catsdogs` directly
+
+Files = Mapping[str, bytes]  # what a zip or a folder holds: the path of each file, and its bytes
+
+
+def draw_photo(label: str, number: int, size: tuple[int, int] = (40, 30)) -> Image.Image:
+    """An RGB photo, another for each `number`: cats are reddish and dogs bluish noise, easy to tell apart."""
+    width, height = size
+    noise = np.random.default_rng([CLASSES.index(label), number]).integers(0, 100, (height, width, 3))
+    tint = {"cat": (140, 40, 20), "dog": (20, 40, 140)}[label]
+    return Image.fromarray((noise + tint).astype(np.uint8))
+
+
+def encode(image: Image.Image, file_format: str = "JPEG", **options: object) -> bytes:
+    """The bytes of a picture file; `options` are those of Pillow's Image.save."""
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def photo_bytes(label: str, number: int) -> bytes:
+    """A JPEG of `draw_photo(label, number)`."""
+    return encode(draw_photo(label, number))
+
+
+def kaggle_files(cats: int, dogs: int) -> dict[str, bytes]:
+    """Kaggle's layout: train/cat.0.jpg, train/dog.0.jpg."""
+    return {
+        f"train/{label}.{number}.jpg": photo_bytes(label, number)
+        for label, count in zip(CLASSES, (cats, dogs), strict=True)
+        for number in range(count)
+    }
+
+
+def petimages_files(cats: int, dogs: int) -> dict[str, bytes]:
+    """Microsoft's layout: PetImages/Cat/0.jpg, PetImages/Dog/0.jpg, a Thumbs.db in each folder, two texts beside."""
+    photos = {
+        f"PetImages/{label.title()}/{number}.jpg": photo_bytes(label, number)
+        for label, count in zip(CLASSES, (cats, dogs), strict=True)
+        for number in range(count)
+    }
+    system = {"PetImages/Cat/Thumbs.db": b"thumbs", "PetImages/Dog/Thumbs.db": b"thumbs", "readme[1].txt": b"read me"}
+    return photos | system
+
+
+def imagefolder_files(cats: int, dogs: int, top: str = "anything") -> dict[str, bytes]:
+    """An ImageFolder tree: anything/cats/x0.jpg, anything/dogs/y0.jpg."""
+    return {
+        f"{top}/{label}s/{letter}{number}.jpg": photo_bytes(label, number)
+        for label, letter, count in zip(CLASSES, "xy", (cats, dogs), strict=True)
+        for number in range(count)
+    }
+
+
+def write_folder(path: Path, files: Files) -> None:
+    """Write `files` below the folder `path`."""
+    path.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(content)
+
+
+def write_zip(path: Path, files: Files, compression: int = zipfile.ZIP_DEFLATED) -> None:
+    """Write `files` as a zip archive, its entries in the order of the mapping."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in files.items():
+            archive.writestr(zipfile.ZipInfo(name), content, compression)
+
+
+class Project:
+    """A scratch project: a folder with a params.yaml, in which the repository's stages are run as a user runs them.
+
+    `params` starts as the repository's own params.yaml, shrunk: 32 pixels a side, 8/4/4 photos, no downloaded
+    weights, one epoch in batches of four.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.last_run: subprocess.CompletedProcess | None = None
+        root.mkdir(parents=True, exist_ok=True)
+        self.params: dict = yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
+        self.params["prepare"]["image_size"] = 32
+        self.split(train=8, validation=4, test=4)
+        for network in self.params["networks"].values():
+            network["weights"] = "none"
+        self.params["train"] |= {"epochs": 1, "batch_size": 4}
+
+    def split(self, train: int, validation: int, test: int) -> None:
+        """Set the number of photos in each split."""
+        self.params["prepare"]["split"] = {"train": train, "validation": validation, "test": test}
+
+    def photos(self, files: Files, source: str = "data/raw/train.zip") -> None:
+        """Write `files` to `source`, a zip if it ends in .zip and else a folder, and name it in `params`."""
+        self.params["source"] = source
+        write = write_zip if source.endswith(".zip") else write_folder
+        write(self.root / source, files)
+
+    def write_params(self) -> None:
+        (self.root / "params.yaml").write_text(yaml.safe_dump(self.params, sort_keys=False), encoding="utf-8")
+
+    def run(self, script: str, *arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess:
+        """Run `python stages/<script> <arguments>` in the project, without a GPU; its output comes as text.
+
+        `env` adds to the environment. params.yaml is used as it lies there: call `write_params` before.
+        """
+        self.last_run = subprocess.run(
+            [sys.executable, str(STAGES / script), *arguments],
+            cwd=self.root,
+            env=os.environ | {"CUDA_VISIBLE_DEVICES": ""} | (env or {}),
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            timeout=120,
+        )
+        return self.last_run
+
+    def prepare(self, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess:
+        """Write params.yaml and run prepare, which must succeed."""
+        self.write_params()
+        result = self.run("prepare.py", env=env)
+        assert result.returncode == 0, result.stderr
+        return result
+
+    def read_json(self, path: str) -> dict:
+        return json.loads((self.root / path).read_text(encoding="utf-8"))
+
+    def split_table(self) -> list[dict[str, str]]:
+        """The rows of data/prepared/split.csv, every value as text."""
+        with (self.root / "data/prepared/split.csv").open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+
+    def row_of(self, photo: str) -> dict[str, str]:
+        """The row of split.csv that names `photo`."""
+        [row] = [row for row in self.split_table() if row["photo"] == photo]
+        return row
+
+    def packed(self, split: str) -> tuple[np.ndarray, np.ndarray, dict]:
+        """Pixels, labels and metadata of a packed split, read by the safetensors library."""
+        with safe_open(self.root / f"data/prepared/{split}.safetensors", framework="numpy") as file:
+            return file.get_tensor("pixels"), file.get_tensor("labels"), json.loads(file.metadata()["photos"])
+
+    def pixels_of(self) -> dict[str, np.ndarray]:
+        """The packed pixels of every photo that is in a split, by the photo's name in split.csv."""
+        table = self.split_table()
+        return {
+            row["photo"]: pixels
+            for split in SPLITS
+            for row, pixels in zip((row for row in table if row["split"] == split), self.packed(split)[0], strict=True)
+        }
+
+    def prepared_bytes(self) -> dict[str, bytes]:
+        """Every file below data/prepared/ with its bytes."""
+        return {path.name: path.read_bytes() for path in sorted((self.root / "data/prepared").iterdir())}
+
+
+def error_line(result: subprocess.CompletedProcess) -> str:
+    """The text after `error: ` of a stage that ended as it must for a user's mistake: status 1, one line, no more."""
+    assert result.returncode == 1, f"exit status {result.returncode}: {result.stderr}"
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert result.stderr.endswith("\n"), result.stderr
+    assert result.stderr.startswith("error: "), result.stderr
+    return result.stderr.removeprefix("error: ").rstrip("\n")
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """An empty scratch project."""
+    return Project(tmp_path / "project")
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project whose 20 photos (10 cats, 10 dogs, in Kaggle's layout) are prepared: 8/4/4. To be read only."""
+    project = Project(tmp_path_factory.mktemp("prepared"))
+    project.photos(kaggle_files(cats=10, dogs=10))
+    project.prepare()
+    return project

@@ -1,0 +1,129 @@
+"""The ensemble stage, over predictions whose scores can be worked out by hand."""
+
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import Project, error_line
+
+# A row for each photo: its label, and the margin (logit of dog less logit of cat) that each network gives it.
+TEST_MARGINS = [
+    ("dog", {"first": 3.0, "second": -1.0, "third": -1.0}),  # the mean says dog, the majority cat
+    ("dog", {"first": 2.0, "second": 4.0, "third": 1.0}),
+    ("cat", {"first": 1.0, "second": -3.0, "third": -2.0}),  # wrong for the first alone
+    ("cat", {"first": -2.0, "second": -1.0, "third": 1.0}),
+]
+# The first network is right on all validation photos, the second and third on half of them.
+VALIDATION_MARGINS = [
+    ("dog", {"first": 1.0, "second": 0.2, "third": -0.2}),
+    ("dog", {"first": 2.0, "second": -0.2, "third": 0.2}),
+    ("cat", {"first": -1.0, "second": 0.2, "third": -0.2}),
+    ("cat", {"first": -2.0, "second": -0.2, "third": 0.2}),
+]
+
+
+def write_predictions(root: Path, validation: list, test: list) -> None:
+    rows = [
+        {
+            "split": split,
+            "photo": f"{split}{number}.jpg",
+            "label": label,
+            "network": name,
+            "logit_cat": -m,
+            "logit_dog": 0,
+        }
+        for split, photos in (("validation", validation), ("test", test))
+        for number, (label, margins) in enumerate(photos)
+        for name, m in margins.items()
+    ]
+    (root / "metrics").mkdir(exist_ok=True)
+    pd.DataFrame(rows).to_csv(root / "metrics/predictions.csv", index=False)
+
+
+def combine(project: Project, method: str, validation: list = VALIDATION_MARGINS, test: list = TEST_MARGINS) -> dict:
+    """metrics/ensemble.json of the ensemble stage, run over the margins given."""
+    write_predictions(project.root, validation, test)
+    project.params["ensemble"]["method"] = method
+    project.write_params()
+    result = project.run("ensemble.py")
+    assert result.returncode == 0, result.stderr
+    return project.read_json("metrics/ensemble.json")
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def test_mean_logits_averages_margins_and_is_compared_with_the_best_member_on_validation(project: Project) -> None:
+    scores = combine(project, "mean_logits")
+
+    means = [1 / 3, 7 / 3, -4 / 3, -2 / 3]  # all on the right side
+    losses = [-math.log(sigmoid(m if m > 0 else -m)) for m in means]
+    assert (scores["accuracy"], scores["correct"], scores["total"]) == (1.0, 4, 4)
+    assert scores["log_loss"] == pytest.approx(sum(losses) / 4, abs=1e-6)
+    assert scores["roc_auc"] == 1.0
+    assert scores["precision"] == scores["recall"] == {"cat": 1.0, "dog": 1.0}
+    # Wilson's interval for 4 of 4: from n / (n + z²) to 1.
+    assert (scores["accuracy_low"], scores["accuracy_high"]) == (pytest.approx(4 / (4 + 1.959964**2), abs=1e-5), 1.0)
+    assert scores["best_member"] == "first"  # though on test it is no better than the second
+    assert (scores["put_right"], scores["put_wrong"], scores["mcnemar_p"]) == (1, 0, 1.0)
+    assert (scores["method"], scores["members"]) == ("mean_logits", 3)
+
+
+def test_mean_probabilities_averages_what_each_network_believes(project: Project) -> None:
+    scores = combine(project, "mean_probabilities")
+
+    means = [sum(map(sigmoid, margins.values())) / 3 for _, margins in TEST_MARGINS]
+    right = [(mean > 0.5) == (label == "dog") for mean, (label, _) in zip(means, TEST_MARGINS, strict=True)]
+    losses = [-math.log(m if label == "dog" else 1 - m) for m, (label, _) in zip(means, TEST_MARGINS, strict=True)]
+    assert scores["correct"] == sum(right) == 3  # the first photo is lost
+    assert scores["log_loss"] == pytest.approx(sum(losses) / 4, abs=1e-6)
+
+
+def test_majority_vote_counts_heads(project: Project) -> None:
+    scores = combine(project, "majority_vote")
+
+    assert scores["correct"] == 3
+    assert scores["recall"] == {"cat": 1.0, "dog": 0.5}  # two of three call the first dog a cat
+    assert (scores["put_right"], scores["put_wrong"]) == (1, 1)
+
+
+def test_a_tied_vote_goes_to_the_surer_side(project: Project) -> None:
+    tied = [("dog", {"first": 3.0, "second": -1.0}), ("cat", {"first": 1.0, "second": -3.0})]
+    scores = combine(project, "majority_vote", validation=tied, test=tied)
+    assert scores["correct"] == 2
+
+
+def test_fitted_weights_come_from_validation_alone(project: Project) -> None:
+    scores = combine(project, "fitted_weights")
+    assert list(scores["weights"]) == ["first", "second", "third"]
+    assert scores["weights"]["first"] > 10 * abs(scores["weights"]["second"])  # the only one that tells them apart
+    assert scores["correct"] == 3  # as the first network alone
+
+    swapped = [({"cat": "dog", "dog": "cat"}[label], margins) for label, margins in TEST_MARGINS]
+    assert combine(project, "fitted_weights", test=swapped)["weights"] == scores["weights"]
+    turned = [({"cat": "dog", "dog": "cat"}[label], margins) for label, margins in VALIDATION_MARGINS]
+    assert combine(project, "fitted_weights", validation=turned)["weights"] != scores["weights"]
+
+
+def test_mcnemar_is_the_exact_test_of_changed_photos(project: Project) -> None:
+    labels = ["dog", "cat"] * 10
+    sign = {"dog": 1.0, "cat": -1.0}
+    validation = [(label, {"first": sign[label], "second": -sign[label]}) for label in labels]
+    # The first network is wrong on 6 photos that the surer second puts right, and right on one that it puts wrong.
+    test = [
+        (label, {"first": (-1 if n < 6 else 1) * sign[label], "second": (-3 if n == 6 else 3) * sign[label]})
+        for n, label in enumerate(labels)
+    ]
+    scores = combine(project, "mean_logits", validation, test)
+    assert scores["best_member"] == "first"
+    assert (scores["put_right"], scores["put_wrong"]) == (6, 1)
+    assert scores["mcnemar_p"] == 2 * (1 + 7) / 2**7
+
+
+def test_without_predictions_it_says_which_stage_writes_them(project: Project) -> None:
+    project.write_params()
+    assert error_line(project.run("ensemble.py")) == (
+        "there is no metrics/predictions.csv; `dvc repro evaluate` writes it"
+    )

@@ -1,0 +1,452 @@
+"""The prepare stage, as its user sees it: what `python stages/prepare.py` makes of a zip or a folder of photos."""
+
+import hashlib
+import io
+import zipfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import (
+    CLASSES,
+    SPLITS,
+    Files,
+    Project,
+    draw_photo,
+    encode,
+    error_line,
+    imagefolder_files,
+    kaggle_files,
+    petimages_files,
+    photo_bytes,
+)
+from PIL import Image
+
+PACKED = tuple(f"{split}.safetensors" for split in SPLITS)
+ORIENTATIONS = {  # the EXIF tag's value, and how numpy turns such a photo upright
+    1: lambda photo: photo,
+    2: np.fliplr,
+    3: lambda photo: np.rot90(photo, 2),
+    4: np.flipud,
+    5: lambda photo: photo.transpose(1, 0, 2),
+    6: lambda photo: np.rot90(photo, -1),
+    7: lambda photo: np.rot90(photo, 2).transpose(1, 0, 2),
+    8: lambda photo: np.rot90(photo, 1),
+}
+
+
+def squeezed(image: Image.Image, side: int = 32) -> np.ndarray:
+    return np.asarray(image.resize((side, side), Image.Resampling.BILINEAR))
+
+
+def decoded(content: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(content))
+
+
+# --- sources
+
+
+@pytest.mark.parametrize("layout", [kaggle_files, petimages_files, imagefolder_files])
+def test_a_zip_and_a_folder_in_any_entry_order_give_the_same_bytes(
+    layout: Callable[[int, int], Files], prepared: Project, tmp_path: Path
+) -> None:
+    files = layout(10, 10)
+    as_folder, as_zip = Project(tmp_path / "folder"), Project(tmp_path / "zip")
+    as_folder.photos(files, "photos")
+    as_folder.params["source"] = f"photos/{next(iter(files)).split('/')[0]}"  # further down makes no difference
+    as_folder.prepare()
+    mac = {"__MACOSX/train/._cat.0.jpg": b"resource fork", "train/.hidden.jpg": b"hidden"}
+    shuffled = np.random.default_rng(0).permutation(list(files)).tolist()
+    assert shuffled != sorted(shuffled)
+    as_zip.photos({name: files[name] for name in shuffled} | mac)
+    as_zip.prepare()
+
+    assert as_zip.prepared_bytes() == as_folder.prepared_bytes()
+    assert as_zip.read_json("metrics/prepare.json") == as_folder.read_json("metrics/prepare.json")
+    # What the files and folders are called makes no difference to the draw or to the pixels.
+    reference = prepared.prepared_bytes()
+    assert {name: as_zip.prepared_bytes()[name] for name in PACKED} == {name: reference[name] for name in PACKED}
+    # Thumbs.db, hidden files and texts are passed over; every photo has its class.
+    assert Counter(row["label"] for row in as_zip.split_table()) == {"cat": 10, "dog": 10}
+    by_hash = {hashlib.sha256(content).hexdigest(): name for name, content in files.items()}
+    for row in as_zip.split_table():
+        assert by_hash[row["sha256"]].endswith(row["photo"])
+        assert row["label"] in by_hash[row["sha256"]].lower()
+
+
+def test_names_are_told_from_the_deepest_shared_folder_and_may_hold_anything(project: Project) -> None:
+    cats = ["cats/x, y.jpg", 'cats/"quoted".JPEG', "cats/Кот 猫.jpg", "cats/deep.er/cat.7.jpg"]
+    dogs = ["DOG/1.jpg", "DOG/deeper/dogs/2.jpg", "x/dog.3.jpg", "cats/dog.4.jpg"]
+    files = {f"some/where/{name}": photo_bytes("cat", number) for number, name in enumerate(cats)}
+    files |= {f"some/where/{name}": photo_bytes("dog", number) for number, name in enumerate(dogs)}
+    project.photos(files)
+    project.split(train=4, validation=2, test=2)
+    project.prepare()
+    assert {row["photo"]: row["label"] for row in project.split_table()} == {
+        **dict.fromkeys(cats, "cat"),
+        **dict.fromkeys(dogs, "dog"),
+    }
+    assert not any(row["left_out"] for row in project.split_table())
+
+
+@pytest.mark.parametrize("cpus", [1, 6])
+def test_the_number_of_cpus_makes_no_difference(cpus: int, prepared: Project, project: Project, tmp_path: Path) -> None:
+    # Python imports sitecustomize before the script, so there the machine can be given other CPUs.
+    patch = f"import os\ndef count():\n    open('asked', 'w').close()\n    return {cpus}\nos.cpu_count = count\n"
+    (tmp_path / "sitecustomize.py").write_text(patch)
+    project.photos(kaggle_files(cats=10, dogs=10))
+    project.prepare(env={"PYTHONPATH": str(tmp_path)})
+    assert (project.root / "asked").exists(), "prepare did not look at os.cpu_count: this test tests nothing"
+    assert project.prepared_bytes() == prepared.prepared_bytes()
+
+
+# --- the packed splits
+
+
+def test_splits_have_exactly_the_sizes_asked_and_equal_classes(prepared: Project) -> None:
+    for split, size in {"train": 8, "validation": 4, "test": 4}.items():
+        pixels, labels, metadata = prepared.packed(split)
+        assert (pixels.shape, pixels.dtype) == ((size, 32, 32, 3), np.uint8)
+        assert (labels.shape, labels.dtype) == ((size,), np.uint8)
+        assert np.bincount(labels).tolist() == [size // 2, size // 2]
+        assert metadata == {"classes": ["cat", "dog"], "image_size": 32, "resize": "squeeze"}
+
+
+def test_split_csv_tells_of_every_photo_and_agrees_with_the_labels_row_by_row(prepared: Project) -> None:
+    table = prepared.split_table()
+    files = {name.removeprefix("train/"): content for name, content in kaggle_files(cats=10, dogs=10).items()}
+    assert list(table[0]) == ["photo", "label", "split", "sha256", "left_out"]
+    assert sorted(row["photo"] for row in table) == sorted(files)
+    assert [row["split"] for row in table] == ["train"] * 8 + ["validation"] * 4 + ["test"] * 4 + [""] * 4
+    for row in table:
+        assert row["label"] == row["photo"][:3]
+        assert row["sha256"] == hashlib.sha256(files[row["photo"]]).hexdigest()
+        assert row["left_out"] == ("" if row["split"] else "not drawn")
+    for split in SPLITS:
+        labels = [CLASSES.index(row["label"]) for row in table if row["split"] == split]
+        assert prepared.packed(split)[1].tolist() == labels
+
+
+def test_squeeze_is_pillows_bilinear_resize_of_the_whole_photo(prepared: Project) -> None:
+    files = kaggle_files(cats=10, dogs=10)
+    packed = prepared.pixels_of()
+    assert len(packed) == 16
+    for name, pixels in packed.items():
+        np.testing.assert_array_equal(pixels, squeezed(decoded(files[f"train/{name}"])), err_msg=name)
+
+
+def test_the_summary_counts_every_photo(prepared: Project) -> None:
+    counts = {"photos": 20, "train": 8, "validation": 4, "test": 4, "left_out": {"not drawn": 4}}
+    assert prepared.read_json("metrics/prepare.json") == counts
+    assert prepared.last_run.stdout == "20 photos: 8 train, 4 validation, 4 test, 4 left out\n"
+    assert prepared.last_run.stderr == ""
+
+
+def test_nothing_else_is_left_behind(prepared: Project) -> None:
+    assert sorted(prepared.prepared_bytes()) == sorted([*PACKED, "split.csv", "contact_sheet.png"])
+    assert [path.name for path in (prepared.root / "metrics").iterdir()] == ["prepare.json"]
+
+
+def test_the_contact_sheet_is_a_png_that_shows_each_splits_cats_and_dogs(prepared: Project) -> None:
+    with Image.open(prepared.root / "data/prepared/contact_sheet.png") as sheet:
+        assert sheet.format == "PNG"
+        shown = np.asarray(sheet.convert("RGB")).astype(int)
+    redder = np.split(shown[..., 0] - shown[..., 2], len(SPLITS))  # one part below the other
+    cat_area, dog_area = (
+        [np.count_nonzero(part > 20) for part in sign] for sign in (redder, [-part for part in redder])
+    )
+    for part in redder:  # each split's first photo is a cat
+        coloured_columns = part[:, np.any(abs(part) > 20, axis=0)]
+        assert coloured_columns[:, 0].sum() > 0
+    a_photo = cat_area[0] / 4
+    assert a_photo > 32 * 32
+    np.testing.assert_allclose(cat_area, [4 * a_photo, 2 * a_photo, 2 * a_photo], rtol=0.1)
+    np.testing.assert_allclose(dog_area, [4 * a_photo, 2 * a_photo, 2 * a_photo], rtol=0.1)
+
+
+def test_another_seed_draws_another_split_of_the_same_sizes(prepared: Project, project: Project) -> None:
+    project.photos(kaggle_files(cats=10, dogs=10))
+    project.params["prepare"]["seed"] = 2
+    project.prepare()
+    assert [row["split"] for row in project.split_table()] == [row["split"] for row in prepared.split_table()]
+    for split in SPLITS:
+        ours, theirs = (
+            {row["photo"] for row in other.split_table() if row["split"] == split} for other in (project, prepared)
+        )
+        assert ours != theirs
+
+
+# --- pixels
+
+
+def unusual_photos() -> dict[str, tuple[bytes, np.ndarray]]:
+    """Photos of every kind that zips of photos hold: the bytes of each, and the RGB picture that a person sees."""
+    photo = draw_photo("cat", 0)
+    rgb = np.asarray(photo)
+    grey = np.asarray(photo.convert("L"))
+    palette = photo.quantize(16)
+    sixteen_bit = np.arange(40 * 30, dtype=np.uint16).reshape(30, 40) * 54 + 7
+    kinds = {
+        "grey.png": (encode(photo.convert("L"), "PNG"), np.dstack([grey] * 3)),
+        "palette.gif": (encode(palette, "GIF"), np.asarray(palette.convert("RGB"))),
+        "palette.png": (encode(palette, "PNG"), np.asarray(palette.convert("RGB"))),
+        "opaque rgba.png": (encode(photo.convert("RGBA"), "PNG"), rgb),
+        "black and white.png": (
+            encode(photo.convert("1"), "PNG"),
+            np.dstack([np.asarray(photo.convert("1")) * 255] * 3),
+        ),
+        "sixteen bit.png": (encode(Image.fromarray(sixteen_bit), "PNG"), np.dstack([(sixteen_bit // 256)] * 3)),
+        "upper case.PNG": (encode(photo, "PNG"), rgb),
+        "lossless.webp": (encode(photo, "WEBP", lossless=True), rgb),
+        "bitmap.bmp": (encode(photo, "BMP"), rgb),
+        "scan.tiff": (encode(photo, "TIFF"), rgb),
+        # Full ink of magenta and yellow, none of cyan and black, is red.
+        "cmyk.jpg": (
+            encode(Image.new("CMYK", (40, 30), (0, 255, 255, 0)), quality=100),
+            np.full((30, 40, 3), (255, 0, 0)),
+        ),
+    }
+    for orientation, upright in ORIENTATIONS.items():
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        as_jpeg = encode(draw_photo("cat", orientation), exif=exif)
+        kinds[f"orientation {orientation}.jpg"] = (as_jpeg, upright(np.asarray(decoded(as_jpeg))))
+        as_png = encode(draw_photo("dog", orientation), "PNG", exif=exif)
+        kinds[f"orientation {orientation}.png"] = (as_png, upright(np.asarray(draw_photo("dog", orientation))))
+    return kinds
+
+
+UNUSUAL = unusual_photos()
+
+
+@pytest.fixture(scope="module")
+def unusual(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """The packed pixels of `UNUSUAL`, by the photo's name."""
+    project = Project(tmp_path_factory.mktemp("unusual"))
+    photos = {f"cats/{name}": content for name, (content, _) in UNUSUAL.items()}
+    files = photos | {f"dogs/{number}.jpg": photo_bytes("dog", number) for number in range(len(photos) + 1)}
+    project.photos(files, "photos")
+    project.split(train=2 * len(photos) - 4, validation=2, test=2)
+    project.prepare()
+    return {name.removeprefix("cats/"): pixels for name, pixels in project.pixels_of().items()}
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_a_photo_is_packed_as_the_upright_rgb_picture_that_a_person_sees(
+    name: str, unusual: dict[str, np.ndarray]
+) -> None:
+    expected = squeezed(Image.fromarray(UNUSUAL[name][1].astype(np.uint8)))
+    tolerance = 2 if name == "cmyk.jpg" else 0  # JPEG's colours are not exact
+    np.testing.assert_allclose(unusual[name].astype(int), expected.astype(int), rtol=0, atol=tolerance)
+
+
+def test_center_crop_keeps_the_centre_and_its_shape(project: Project) -> None:
+    # With 56 pixels a side, a photo's shorter side becomes 64: photos of that size are cropped and not scaled.
+    sizes = {"wide": (101, 64), "tall": (64, 100), "square": (64, 64), "twice as large": (200, 128), "small": (32, 40)}
+    photos = {name: draw_photo("cat", number, size) for number, (name, size) in enumerate(sizes.items())}
+    photos["wide"] = photos["wide"].crop((0, 0, 100, 64))
+    files = {f"cats/{name}.png": encode(photo, "PNG") for name, photo in photos.items()}
+    files |= {f"dogs/{number}.jpg": photo_bytes("dog", number) for number in range(5)}
+    project.photos(files)
+    project.params["prepare"] |= {"image_size": 56, "resize": "center_crop"}
+    project.split(train=6, validation=2, test=2)
+    project.prepare()
+    packed = project.pixels_of()
+
+    np.testing.assert_array_equal(packed["cats/wide.png"], np.asarray(photos["wide"])[4:60, 22:78])
+    np.testing.assert_array_equal(packed["cats/tall.png"], np.asarray(photos["tall"])[22:78, 4:60])
+    np.testing.assert_array_equal(packed["cats/square.png"], np.asarray(photos["square"])[4:60, 4:60])
+    for name, scaled_size in {"twice as large": (100, 64), "small": (64, 80)}.items():
+        scaled = photos[name].resize(scaled_size, Image.Resampling.BILINEAR)
+        left, top = (scaled_size[0] - 56) // 2, (scaled_size[1] - 56) // 2
+        expected = np.asarray(scaled)[top : top + 56, left : left + 56].astype(int)
+        np.testing.assert_allclose(packed[f"cats/{name}.png"].astype(int), expected, atol=1)
+    for split in SPLITS:
+        assert project.packed(split)[2] == {"classes": ["cat", "dog"], "image_size": 56, "resize": "center_crop"}
+
+
+# --- photos that are the same, or of no use
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_the_same_bytes_with_one_label_are_never_in_two_splits(seed: int, project: Project) -> None:
+    copies = dict(enumerate([4, 3, 3, 2, 2, 2] + 12 * [1]))
+    files = {
+        f"{copy}/{label}.{number}.jpg": photo_bytes(label, number)
+        for label in CLASSES
+        for number, count in copies.items()
+        for copy in range(count)
+    }
+    project.photos(dict(reversed(files.items())))
+    project.params["prepare"]["seed"] = seed
+    project.split(train=24, validation=6, test=6)
+    project.prepare()
+    table = project.split_table()
+    for sha256 in {row["sha256"] for row in table}:
+        group = [row for row in table if row["sha256"] == sha256]
+        assert len({row["split"] for row in group}) == 1
+        names = [row["photo"] for row in group]
+        assert names == sorted(names)  # the order in the archive, here reversed, decides nothing
+    # Copies are not dropped: some group of them is together in a split.
+    assert max(Counter(row["sha256"] for row in table if row["split"]).values()) >= 3
+    assert Counter(row["split"] for row in table) == {"train": 24, "validation": 6, "test": 6, "": len(files) - 36}
+    pixels = project.pixels_of()
+    for row in table:
+        if row["split"]:
+            np.testing.assert_array_equal(pixels[row["photo"]], squeezed(decoded(files[row["photo"]])))
+
+
+def damaged_zip(path: Path, files: Files, broken_checksum: str, broken_stream: str) -> None:
+    """A zip in which one entry's checksum is wrong and another's compressed bytes are not what was written."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content, zipfile.ZIP_DEFLATED if name == broken_stream else zipfile.ZIP_STORED)
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        for name, damage in {broken_checksum: b"\0\0\0\0", broken_stream: b"\xff\xff\xff\xff"}.items():
+            if name:
+                start = archive.getinfo(name).header_offset + 30 + len(name)
+                content[start : start + 4] = damage
+    path.write_bytes(content)
+
+
+def test_photos_of_no_use_are_left_out_with_the_reason(project: Project) -> None:
+    whole = photo_bytes("cat", 50)
+    unreadable = {
+        "t/cat.50.jpg": whole[: len(whole) // 2],
+        "t/cat.51.jpg": b"I am a text, not a photo.",
+        "t/dog.52.jpg": b"",
+        "t/dog.53.png": encode(draw_photo("dog", 53), "PNG")[:-200],
+    }
+    both_labels = {f"t/{name}.jpg": photo_bytes("cat", 60) for name in ("cat.60", "cat.61", "dog.60")}
+    no_label = {
+        f"t/{name}": photo_bytes("dog", number) for number, name in enumerate(("bird.0.jpg", "1.jpg"), start=70)
+    }
+    broken = {"t/cat.80.jpg": photo_bytes("cat", 80)}
+    usable = {f"t/{label}.{number}.jpg": photo_bytes(label, number) for label in CLASSES for number in range(8)}
+    (project.root / "data").mkdir()
+    damaged_zip(
+        project.root / "data/photos.zip", unreadable | both_labels | no_label | broken | usable, "t/cat.80.jpg", ""
+    )
+    project.params["source"] = "data/photos.zip"
+    result = project.prepare()
+
+    assert result.stderr == ""  # the splits are full, so there is nothing to warn of
+    table = {row["photo"]: row for row in project.split_table()}
+    assert len(table) == 26
+    assert {name for name, row in table.items() if row["split"]} == {name.removeprefix("t/") for name in usable}
+    for name in both_labels:
+        assert table[name.removeprefix("t/")]["left_out"] == "the same photo stands under both labels"
+    for name in no_label:
+        assert table[name.removeprefix("t/")]["left_out"] == "neither cat nor dog by its name or folder"
+        assert table[name.removeprefix("t/")]["label"] == ""
+    for name in unreadable | broken:
+        assert table[name.removeprefix("t/")]["left_out"].startswith("unreadable")
+    reasons = Counter(row["left_out"] for row in table.values() if not row["split"])
+    assert sum(reasons.values()) == 10
+    summary = {"photos": 26, "train": 8, "validation": 4, "test": 4, "left_out": dict(reasons)}
+    assert project.read_json("metrics/prepare.json") == summary
+
+
+def test_a_damaged_compressed_entry_is_left_out_like_any_unreadable_photo(project: Project) -> None:
+    (project.root / "data").mkdir()
+    damaged_zip(project.root / "data/photos.zip", kaggle_files(cats=9, dogs=8), "", "train/cat.8.jpg")
+    project.params["source"] = "data/photos.zip"
+    project.prepare()
+    assert project.row_of("cat.8.jpg")["left_out"].startswith("unreadable")
+    assert [row["split"] for row in project.split_table()].count("") == 1
+
+
+# --- too few photos
+
+
+def test_train_gives_way_by_one_percent_with_a_warning_and_no_further(project: Project) -> None:
+    files = kaggle_files(cats=103, dogs=105)
+    project.photos(files, "photos")
+    project.split(train=200, validation=4, test=4)
+    warning = project.prepare().stderr
+    assert warning.startswith("warning: photos: of 208 photos, train got 198 of 200, validation got 4 of 4, test got 4")
+    assert warning.count("\n") == 1
+    assert [len(project.packed(split)[1]) for split in SPLITS] == [198, 4, 4]
+    assert np.bincount(project.packed("train")[1]).tolist() == [99, 99]
+    before = project.prepared_bytes()
+    summary = project.read_json("metrics/prepare.json")
+    assert (summary["train"], sum(summary["left_out"].values())) == (198, 2)
+
+    (project.root / "photos/train/cat.0.jpg").unlink()
+    result = project.run("prepare.py")
+    text = error_line(result)
+    assert text.startswith("too few photos: photos: of 207 photos, train got 196 of 200, validation got 4 of 4")
+    assert "102 cats and 105 dogs" in text
+    assert project.prepared_bytes() == before  # and so no *.partial either
+    assert project.read_json("metrics/prepare.json") == summary
+
+
+@pytest.mark.parametrize(("cats", "dogs"), [(10, 0), (3, 20)])
+def test_too_few_photos_of_a_class_end_with_the_counts_and_without_files(
+    cats: int, dogs: int, project: Project
+) -> None:
+    project.photos(kaggle_files(cats, dogs) | {"train/cat.99.jpg": b"no photo"})
+    project.write_params()
+    text = error_line(project.run("prepare.py"))
+    assert f"data/raw/train.zip: of {cats + dogs + 1} photos" in text
+    assert f"{cats + 1} cats and {dogs} dogs" in text
+    assert "1 left out: unreadable" in text
+    assert project.prepared_bytes() == {}
+    assert not (project.root / "metrics").exists()
+
+
+# --- sources that are none
+
+
+def no_source(path: Path) -> None:
+    pass
+
+
+def an_empty_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def a_folder_without_pictures(path: Path) -> None:
+    (path / "cats").mkdir(parents=True)
+    (path / "cats/Thumbs.db").write_bytes(b"thumbs")
+
+
+def a_text(path: Path) -> None:
+    path.write_text("<html>404 not found</html>")
+
+
+def an_empty_file(path: Path) -> None:
+    path.touch()
+
+
+def half_a_zip(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in kaggle_files(cats=2, dogs=2).items():
+            archive.writestr(name, content)
+    path.write_bytes(path.read_bytes()[:-2000])
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (no_source, "no such file"),
+        (an_empty_folder, "no pictures"),
+        (a_folder_without_pictures, "no pictures"),
+        (a_text, "zip"),
+        (an_empty_file, "zip"),
+        (half_a_zip, "zip"),
+    ],
+)
+def test_a_source_without_photos_is_one_line_that_names_it(
+    make: Callable[[Path], None], told: str, project: Project
+) -> None:
+    make(project.root / "the source")
+    project.params["source"] = "the source"
+    project.write_params()
+    text = error_line(project.run("prepare.py"))
+    assert text.startswith("the source: ")
+    assert told in text
+    assert not (project.root / "data").exists()

@@ -1,0 +1,258 @@
+"""The train and evaluate stages, over photos that the tests draw."""
+
+import hashlib
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torchvision
+from conftest import Project, error_line, kaggle_files
+from safetensors.torch import load_file
+
+import train
+from catsdogs.errors import UserError
+from catsdogs.networks import Head, build_network
+
+
+def prepare_small(root: Path) -> Project:
+    """A prepared project of 48/24/24 easy photos whose networks learn fully, from random weights."""
+    project = Project(root)
+    project.photos(kaggle_files(cats=48, dogs=48))
+    project.split(train=48, validation=24, test=24)
+    project.params["train"] |= {"layers": "all", "epochs": 3, "batch_size": 8}
+    project.prepare()
+    return project
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Project:
+    return prepare_small(tmp_path / "small")
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project with resnet18 and mobilenet_v2 trained and evaluated. To be read only."""
+    project = prepare_small(tmp_path_factory.mktemp("evaluated"))
+    project.params["networks"] = {name: {"weights": "none"} for name in ("resnet18", "mobilenet_v2")}
+    project.write_params()
+    for script in (("train.py", "resnet18"), ("train.py", "mobilenet_v2"), ("evaluate.py",)):
+        result = project.run(*script)
+        assert result.returncode == 0, result.stderr
+        assert result.stderr == ""  # progress bars are for people who watch
+    return project
+
+
+def write_weights(folder: Path, name: str) -> Path:
+    """Random weights of torchvision's network `name`, in a file named by its hash as torch.hub names them."""
+    torch.manual_seed(7)
+    path = folder / "weights.pth"
+    torch.save(torchvision.models.get_model(name, weights=None).state_dict(), path)
+    return path.rename(folder / f"{name}-{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}.pth")
+
+
+def test_training_writes_the_model_its_curves_and_its_best_epoch(evaluated: Project) -> None:
+    curves = pd.read_csv(evaluated.root / "metrics/curves/resnet18.csv")
+    assert list(curves) == ["epoch", "lr", "train_loss", "validation_loss", "validation_accuracy"]
+    assert list(curves["epoch"]) == [1, 2, 3]
+    best = evaluated.read_json("metrics/train_resnet18.json")
+    assert best == curves.loc[curves["validation_accuracy"].idxmax()].to_dict()
+    assert load_file(evaluated.root / "models/resnet18.safetensors")["fc.0.weight"].shape == (512, 512)
+
+
+def test_evaluate_scores_the_model_that_was_kept(evaluated: Project) -> None:
+    scores = evaluated.read_json("metrics/evaluate.json")
+    assert list(scores) == ["resnet18", "mobilenet_v2"]
+    for name, values in scores.items():
+        assert values["validation_accuracy"] == evaluated.read_json(f"metrics/train_{name}.json")["validation_accuracy"]
+    assert scores["resnet18"]["accuracy"] >= 0.9
+
+
+def test_scores_are_those_of_the_predictions(evaluated: Project) -> None:
+    predictions = pd.read_csv(evaluated.root / "metrics/predictions.csv")
+    assert list(predictions) == ["split", "photo", "label", "network", "logit_cat", "logit_dog"]
+    assert len(predictions) == 2 * (24 + 24)
+    in_splits = {
+        (r["split"], r["photo"], r["label"]) for r in evaluated.split_table() if r["split"] in ("validation", "test")
+    }
+    assert set(predictions[["split", "photo", "label"]].itertuples(index=False, name=None)) == in_splits
+
+    for name, values in evaluated.read_json("metrics/evaluate.json").items():
+        rows = predictions[(predictions["network"] == name) & (predictions["split"] == "test")]
+        says_dog = rows["logit_dog"] > rows["logit_cat"]
+        is_dog = rows["label"] == "dog"
+        assert values["correct"] == (says_dog == is_dog).sum()
+        assert values["total"] == 24
+        assert values["accuracy"] == round(values["correct"] / 24, 6)
+        assert values["accuracy_low"] < values["accuracy"] <= values["accuracy_high"] <= 1
+        right_margin = (rows["logit_dog"] - rows["logit_cat"]).where(is_dog, rows["logit_cat"] - rows["logit_dog"])
+        assert values["log_loss"] == pytest.approx(np.log1p(np.exp(-right_margin)).mean(), abs=1e-6)
+        assert values["recall"]["dog"] == pytest.approx((says_dog & is_dog).sum() / is_dog.sum(), abs=1e-6)
+        assert values["precision"]["cat"] == pytest.approx((~says_dog & ~is_dog).sum() / (~says_dog).sum(), abs=1e-6)
+        confusion = pd.read_csv(evaluated.root / f"metrics/confusion/{name}.csv")
+        assert (confusion["actual"] == confusion["predicted"]).sum() == values["correct"]
+
+
+def test_training_again_gives_the_same_bytes(small: Project) -> None:
+    files = ("models/resnet18.safetensors", "metrics/curves/resnet18.csv", "metrics/train_resnet18.json")
+
+    def trained() -> list[bytes]:
+        assert small.run("train.py", "resnet18").returncode == 0
+        return [(small.root / file).read_bytes() for file in files]
+
+    small.params["train"] |= {"augment": True, "epochs": 1}  # dropout, order and augmentation are all drawn
+    small.write_params()
+    first = trained()
+    assert trained() == first
+    small.params["train"]["seed"] = 2
+    small.write_params()
+    assert trained()[0] != first[0]
+
+
+def test_the_best_epoch_is_kept_as_it_was(small: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    states, accuracies = [], iter([0.5, 0.9, 0.6])
+
+    def scripted_validation(network: torch.nn.Module, *_: object) -> dict:
+        states.append({key: tensor.clone() for key, tensor in network.state_dict().items()})
+        return {"validation_loss": 1.0, "validation_accuracy": next(accuracies)}
+
+    monkeypatch.setattr(train, "validate", scripted_validation)
+    monkeypatch.setattr("sys.argv", ["train.py", "resnet18"])
+    monkeypatch.chdir(small.root)
+    train.main()
+
+    kept = load_file(small.root / "models/resnet18.safetensors")
+    assert kept.keys() == states[1].keys()
+    assert all(torch.equal(kept[key], states[1][key]) for key in kept)
+    assert not torch.equal(kept["conv1.weight"], states[2]["conv1.weight"])
+    assert small.read_json("metrics/train_resnet18.json")["epoch"] == 2
+
+
+@pytest.mark.parametrize(
+    ("layers", "trained"), [("head", {"fc"}), ("batchnorm", {"fc", "bn"}), ("all", {"fc", "bn", "conv"})]
+)
+def test_only_the_layers_named_are_trained(small: Project, layers: str, trained: set[str]) -> None:
+    weights = write_weights(small.root, "resnet18")
+    small.params["networks"]["resnet18"]["weights"] = weights.name
+    small.params["train"] |= {"layers": layers, "epochs": 1}
+    small.write_params()
+    result = small.run("train.py", "resnet18")
+    assert result.returncode == 0, result.stderr
+
+    before = torch.load(weights, weights_only=True)
+    after = load_file(small.root / "models/resnet18.safetensors")
+    body = [key for key in after if not key.startswith("fc.")]
+    is_batchnorm = {key: "bn" in key or "downsample.1" in key for key in body}
+    for key in body:
+        changed = not torch.equal(before[key], after[key])
+        assert changed == (("bn" if is_batchnorm[key] else "conv") in trained), key
+
+
+def test_the_first_posts_recipe_runs_and_its_learning_rate_falls(small: Project) -> None:
+    small.params["prepare"]["resize"] = "center_crop"
+    small.params["train"] |= {"layers": "all", "head_width": 0, "optimizer": "sgd", "momentum": 0.9}
+    small.params["train"] |= {"lr_step_size": 2, "lr_gamma": 0.1, "augment": True, "batch_size": 4, "epochs": 5}
+    small.prepare()
+    result = small.run("train.py", "resnet18")
+    assert result.returncode == 0, result.stderr
+    lr = pd.read_csv(small.root / "metrics/curves/resnet18.csv")["lr"]
+    assert list(lr) == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4, 1e-5])
+    model = load_file(small.root / "models/resnet18.safetensors")
+    assert {key: tuple(model[key].shape) for key in model if key.startswith("fc")} == {
+        "fc.0.weight": (2, 512),
+        "fc.0.bias": (2,),
+    }
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_precision_can_be_set(small: Project, precision: str) -> None:
+    small.params["precision"] = precision
+    small.params["train"]["epochs"] = 1
+    small.write_params()
+    result = small.run("train.py", "resnet18")
+    assert f"{precision} on cpu" in result.stdout
+    assert load_file(small.root / "models/resnet18.safetensors")["conv1.weight"].dtype == torch.float32
+
+
+def test_a_loss_that_is_not_finite_ends_the_stage_without_a_model(small: Project) -> None:
+    small.params |= {"lr": 1e30}
+    small.params["train"]["optimizer"] = "sgd"
+    small.write_params()
+    assert "the loss is" in error_line(small.run("train.py", "resnet18"))
+    assert list((small.root / "models").glob("*")) == [] if (small.root / "models").exists() else True
+
+
+def test_a_batch_larger_than_the_train_split_is_refused(small: Project) -> None:
+    small.params["train"]["batch_size"] = 49
+    small.write_params()
+    assert error_line(small.run("train.py", "resnet18")) == (
+        "params.yaml: train.batch_size is 49; expected at most 48, all of train"
+    )
+
+
+def test_train_says_what_it_lacks(prepared: Project, project: Project) -> None:
+    project.write_params()
+    assert "data/prepared/train.safetensors" in error_line(project.run("train.py", "resnet18"))
+    assert "resnet50 is not under networks" in error_line(project.run("train.py", "resnet50"))
+    assert "expected one argument" in error_line(project.run("train.py"))
+
+
+@pytest.mark.parametrize("name", ["resnet34", "mobilenet_v2", "vgg11_bn", "squeezenet1_1", "googlenet", "densenet121"])
+def test_any_classification_network_gets_a_head_for_two_classes(name: str) -> None:
+    network = build_network(name, "none", head_width=512, dropout=0.5, seed=1).eval()
+    assert network(torch.zeros(2, 3, 64, 64)).shape == (2, 2)
+    [head] = [module for module in network.modules() if isinstance(module, Head)]
+    assert [type(layer).__name__ for layer in head] == ["Linear", "ReLU", "Dropout", "Linear"]
+
+
+def test_weights_are_taken_from_a_file_only_if_its_name_and_content_agree(tmp_path: Path) -> None:
+    path = write_weights(tmp_path, "resnet18")
+    network = build_network("resnet18", str(path), 512, 0.5, seed=1)
+    assert torch.equal(network.state_dict()["conv1.weight"], torch.load(path, weights_only=True)["conv1.weight"])
+
+    with pytest.raises(UserError, match="another network's weights than resnet34's"):
+        build_network("resnet34", str(path), 512, 0.5, seed=1)
+    with pytest.raises(UserError, match="another network's weights than mobilenet_v2's"):
+        build_network("mobilenet_v2", str(path), 512, 0.5, seed=1)
+    wrong = path.rename(tmp_path / "resnet18-00000000.pth")
+    with pytest.raises(UserError, match=r"its SHA-256 begins [0-9a-f]{8}, not 00000000"):
+        build_network("resnet18", str(wrong), 512, 0.5, seed=1)
+    unnamed = wrong.rename(tmp_path / "resnet18.pth")
+    with pytest.raises(UserError, match="expected a name like resnet18-"):
+        build_network("resnet18", str(unnamed), 512, 0.5, seed=1)
+    with pytest.raises(UserError, match="cannot be read"):
+        build_network("resnet18", str(tmp_path / "resnet18-0123abcd.pth"), 512, 0.5, seed=1)
+
+
+def test_names_that_torchvision_does_not_know_are_refused() -> None:
+    with pytest.raises(UserError, match=r"networks\.resnet19: torchvision has no classification network"):
+        build_network("resnet19", "none", 512, 0.5, seed=1)
+    with pytest.raises(UserError, match=r"networks\.resnet18\.weights is 'IMAGENET'.*IMAGENET1K_V1"):
+        build_network("resnet18", "IMAGENET", 512, 0.5, seed=1)
+
+
+def test_evaluate_refuses_models_that_do_not_fit(small: Project) -> None:
+    small.params["networks"] = {"resnet18": {"weights": "none"}}
+    small.params["train"]["epochs"] = 1
+    small.write_params()
+    assert "there is no models/resnet18.safetensors" in error_line(small.run("evaluate.py"))
+    assert small.run("train.py", "resnet18").returncode == 0
+    model = small.root / "models/resnet18.safetensors"
+
+    stray = small.root / "models/resnet34.safetensors"
+    stray.write_bytes(model.read_bytes())
+    assert "delete models/resnet34.safetensors" in error_line(small.run("evaluate.py"))
+    stray.unlink()
+
+    whole = model.read_bytes()
+    model.write_bytes(whole[: len(whole) // 2])
+    assert "models/resnet18.safetensors: is not a model" in error_line(small.run("evaluate.py"))
+    model.write_bytes(whole)
+
+    small.params["prepare"]["image_size"] = 40
+    small.prepare()
+    assert "another image_size" in error_line(small.run("evaluate.py"))
+    assert not (small.root / "metrics/evaluate.json").exists()
+    assert math.isfinite(small.read_json("metrics/train_resnet18.json")["train_loss"])
