@@ -23,9 +23,13 @@ def main() -> None:
         sys.exit("error: expected one argument, the folder to make: python demo/run.py .demo")
     folder = Path(sys.argv[1])
     make_project(folder)
+    git(folder, "init", "--quiet")
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message", "The pipeline")
     python(folder, PROJECT / "demo/draw.py", "data/raw/train.zip")
-    commit(folder)
     python(folder, "-m", "dvc", "repro")
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message", "Its results")
     python(folder, "-m", "dvc", "plots", "show", quiet=True)
 
     scores = {
@@ -48,7 +52,7 @@ def make_project(folder: Path) -> None:
         sys.exit(f"error: {folder} is no earlier demo; it would be deleted: name another folder")
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(PROJECT / "stages", folder / "stages", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("dvc.yaml", ".dvc/config", ".dvcignore", ".gitignore"):
+    for name in ("dvc.yaml", ".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore"):
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copy(PROJECT / name, folder / name)
     params = yaml.safe_load((PROJECT / "params.yaml").read_text())
@@ -58,11 +62,9 @@ def make_project(folder: Path) -> None:
     (folder / "data/raw").mkdir(parents=True)
 
 
-def commit(folder: Path) -> None:
-    """DVC's experiments start from a commit."""
-    git = ["git", "-c", "user.name=demo", "-c", "user.email=demo@localhost"]
-    for arguments in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message", "Demo"]):
-        subprocess.run([*git, *arguments], cwd=folder, env=clean_environment(), check=True)
+def git(folder: Path, *arguments: str) -> None:
+    identity = ["-c", "user.name=demo", "-c", "user.email=demo@localhost"]
+    subprocess.run(["git", *identity, *arguments], cwd=folder, env=clean_environment(), check=True)
 
 
 def python(folder: Path, *arguments: str | Path, quiet: bool = False) -> None:

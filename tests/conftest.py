@@ -186,6 +186,12 @@ def error_line(result: subprocess.CompletedProcess) -> str:
     return result.stderr.removeprefix("error: ").rstrip("\n")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow files last: training, then whole pipelines."""
+    slow = ("test_train", "test_pipeline")
+    items.sort(key=lambda item: slow.index(item.path.stem) if item.path.stem in slow else -1)
+
+
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
     """An empty scratch project."""

@@ -1,0 +1,183 @@
+"""The pipeline as its users run it: `dvc` in a repository of its own."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import REPOSITORY, Project, kaggle_files
+
+PIPELINE_FILES = ("dvc.yaml", ".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore")
+
+
+class Repository(Project):
+    """A project with the pipeline in it, under git and DVC."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.environment = {key: value for key, value in os.environ.items() if not key.startswith(("GIT_", "DVC_"))}
+        self.environment["CUDA_VISIBLE_DEVICES"] = ""
+
+    def install_pipeline(self) -> None:
+        shutil.copytree(REPOSITORY / "stages", self.root / "stages", ignore=shutil.ignore_patterns("__pycache__"))
+        (self.root / ".dvc").mkdir()
+        for name in PIPELINE_FILES:
+            shutil.copy(REPOSITORY / name, self.root / name)
+        self.git("init", "--quiet")
+
+    def git(self, *arguments: str) -> str:
+        identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
+        command = ["git", *identity, *arguments]
+        done = subprocess.run(command, cwd=self.root, env=self.environment, capture_output=True, text=True, check=True)
+        return done.stdout
+
+    def commit(self) -> None:
+        self.git("add", "--all")
+        self.git("commit", "--quiet", "--message", "a state")
+
+    def try_dvc(self, *arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess:
+        """Run the `dvc` of the Python that runs the tests."""
+        return subprocess.run(
+            [sys.executable, "-m", "dvc", *arguments],
+            cwd=self.root,
+            env=self.environment | (env or {}),
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    def dvc(self, *arguments: str, env: Mapping[str, str] | None = None) -> str:
+        done = self.try_dvc(*arguments, env=env)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def stages_run_by(self, *arguments: str) -> list[str]:
+        return re.findall(r"Running stage '(\w+)'", self.dvc(*arguments))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Repository:
+    """A repository in which `dvc repro` has run and its results are committed. To be read only."""
+    repository = Repository(tmp_path_factory.mktemp("finished") / "repository")
+    repository.install_pipeline()
+    repository.photos(kaggle_files(cats=24, dogs=24))
+    repository.split(train=24, validation=12, test=12)
+    repository.params["train"] |= {"layers": "all", "batch_size": 8}
+    repository.write_params()
+    repository.commit()
+    stages = repository.stages_run_by("repro")
+    assert stages == ["prepare", "train_resnet18", "train_resnet34", "evaluate", "ensemble"]
+    repository.commit()
+    return repository
+
+
+@pytest.fixture
+def repository(finished: Repository, tmp_path: Path) -> Repository:
+    """A copy of the finished repository, free to be changed."""
+    root = tmp_path / "repository"
+    shutil.copytree(finished.root, root)
+    return Repository(root)
+
+
+def test_a_second_repro_has_nothing_to_do(finished: Repository) -> None:
+    assert "Data and pipelines are up to date" in finished.dvc("repro")
+
+
+def test_git_holds_the_metrics_and_no_photos_predictions_or_models(finished: Repository) -> None:
+    tracked = set(finished.git("ls-files").splitlines())
+    metrics = {"prepare", "train_resnet18", "train_resnet34", "evaluate", "ensemble"}
+    assert {f"metrics/{name}.json" for name in metrics} <= tracked
+    assert not any(path.endswith((".safetensors", "predictions.csv", "split.csv", ".png", ".zip")) for path in tracked)
+    assert finished.git("status", "--porcelain") == ""
+
+
+def test_a_stage_runs_with_the_python_that_runs_dvc_whatever_path_holds(repository: Repository, tmp_path: Path) -> None:
+    """As with `.venv/bin/dvc repro` and no activated environment."""
+    wrong = tmp_path / "bin"
+    wrong.mkdir()
+    for name in ("python", "python3"):
+        (wrong / name).write_text("#!/bin/sh\necho the wrong python >&2\nexit 1\n")
+        (wrong / name).chmod(0o755)
+    for shell in ("/bin/sh", "/bin/bash"):
+        path = f"{wrong}{os.pathsep}{os.environ['PATH']}"
+        output = repository.dvc("repro", "--force", "--single-item", "prepare", env={"PATH": path, "SHELL": shell})
+        assert "48 photos: 24 train, 12 validation, 12 test, 0 left out" in output
+
+
+def test_another_learning_rate_retrains_and_can_be_compared(repository: Repository) -> None:
+    stages = repository.stages_run_by("exp", "run", "--name", "slower", "-S", "lr=0.0005")
+    assert stages == ["train_resnet18", "train_resnet34", "evaluate", "ensemble"]
+
+    assert json.loads(repository.dvc("params", "diff", "--json")) == {
+        "params.yaml": {"lr": {"old": 0.001, "new": 0.0005, "diff": -0.0005}}
+    }
+    changed = json.loads(repository.dvc("metrics", "diff", "--json"))
+    assert changed["metrics/train_resnet18.json"]["lr"] == {"old": 0.001, "new": 0.0005, "diff": -0.0005}
+    assert "log_loss" in changed["metrics/ensemble.json"]
+    shown = json.loads(repository.dvc("metrics", "show", "--json"))[""]["data"]
+    assert shown["metrics/ensemble.json"]["data"] == repository.read_json("metrics/ensemble.json")
+    assert "slower" in repository.dvc("exp", "show", "--csv")
+
+
+def test_another_method_runs_the_ensemble_alone(repository: Repository) -> None:
+    assert repository.stages_run_by("exp", "run", "-S", "ensemble.method=majority_vote") == ["ensemble"]
+    assert repository.read_json("metrics/ensemble.json")["method"] == "majority_vote"
+
+
+def test_plots_show_curves_confusion_matrices_and_the_contact_sheet(finished: Repository) -> None:
+    plots = json.loads(finished.dvc("plots", "show", "--json"))["data"]
+    names = set(plots)
+    assert {"metrics/curves/resnet18.csv", "metrics/curves/resnet34.csv", "metrics/confusion/resnet18.csv"} <= names
+    assert {"metrics/confusion/resnet34.csv", "metrics/confusion_ensemble.csv"} <= names
+    assert "data/prepared/contact_sheet.png" in names
+
+
+def test_a_third_network_joins_by_what_the_readme_says(repository: Repository) -> None:
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL)
+    [line] = [line for line in blocks[0].splitlines() if "mobilenet_v2" in line]
+    [stage] = [block for block in blocks if "train_mobilenet_v2:" in block]
+
+    params = repository.root / "params.yaml"
+    repository.params = yaml.safe_load(params.read_text())
+    repository.params["networks"] |= yaml.safe_load(line.replace("IMAGENET1K_V1", "none"))
+    repository.write_params()
+    pipeline = repository.root / "dvc.yaml"
+    pipeline.write_text(pipeline.read_text().replace("\n  evaluate:\n", f"\n{stage}\n  evaluate:\n"))
+
+    assert repository.stages_run_by("repro") == ["train_mobilenet_v2", "evaluate", "ensemble"]
+    assert list(repository.read_json("metrics/evaluate.json")) == ["resnet18", "resnet34", "mobilenet_v2"]
+    assert repository.read_json("metrics/ensemble.json")["members"] == 3
+
+
+def test_a_wrong_param_stops_repro_with_one_line_and_keeps_what_was_there(repository: Repository) -> None:
+    repository.params = yaml.safe_load((repository.root / "params.yaml").read_text())
+    repository.params["ensemble"]["method"] = "mean"
+    repository.write_params()
+    done = repository.try_dvc("repro")
+    assert done.returncode != 0
+    assert "error: params.yaml: ensemble.method is 'mean'; expected one of mean_logits" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_demo_works_in_a_folder_of_its_own_and_gets_drawings_right(tmp_path: Path) -> None:
+    before = subprocess.run(["git", "status", "--porcelain"], cwd=REPOSITORY, capture_output=True, text=True).stdout
+    folder = tmp_path / "demo"
+    done = subprocess.run(
+        [sys.executable, REPOSITORY / "demo/run.py", folder], capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    ensemble = json.loads((folder / "metrics/ensemble.json").read_text())
+    assert ensemble["accuracy"] >= 0.95
+    assert "scores for drawings" in done.stdout
+    for picture in (folder / "data/prepared/contact_sheet.png", folder / "dvc_plots/index.html"):
+        assert str(picture) in done.stdout
+        assert picture.exists()
+    after = subprocess.run(["git", "status", "--porcelain"], cwd=REPOSITORY, capture_output=True, text=True).stdout
+    assert after == before
