@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import REPOSITORY, Project, kaggle_files
+from conftest import QUIET_MACHINE, REPOSITORY, Project, kaggle_files
 
 PIPELINE_FILES = ("dvc.yaml", ".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore")
 
@@ -22,7 +22,7 @@ class Repository(Project):
     def __init__(self, root: Path) -> None:
         super().__init__(root)
         self.environment = {key: value for key, value in os.environ.items() if not key.startswith(("GIT_", "DVC_"))}
-        self.environment["CUDA_VISIBLE_DEVICES"] = ""
+        self.environment |= QUIET_MACHINE
 
     def install_pipeline(self) -> None:
         shutil.copytree(REPOSITORY / "stages", self.root / "stages", ignore=shutil.ignore_patterns("__pycache__"))
@@ -156,7 +156,7 @@ def test_a_third_network_joins_by_what_the_readme_says(repository: Repository) -
     assert repository.read_json("metrics/ensemble.json")["members"] == 3
 
 
-def test_a_wrong_param_stops_repro_with_one_line_and_keeps_what_was_there(repository: Repository) -> None:
+def test_a_wrong_param_stops_repro_with_one_line(repository: Repository) -> None:
     repository.params = yaml.safe_load((repository.root / "params.yaml").read_text())
     repository.params["ensemble"]["method"] = "mean"
     repository.write_params()
