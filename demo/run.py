@@ -1,4 +1,5 @@
-"""Run the whole pipeline over drawn pictures: the same dvc.yaml and the same scripts, with smaller numbers.
+"""Run the whole pipeline over drawn pictures: the same dvc.yaml and the same scripts, with smaller numbers
+and without pretrained weights.
 
 Usage: python demo/run.py FOLDER
 FOLDER is made anew, as a DVC project of its own; nothing outside it is touched.
@@ -16,6 +17,7 @@ import yaml
 
 PROJECT = Path(__file__).resolve().parent.parent
 DEMO_PARAMS = PROJECT / "demo/params.yaml"
+MARK = "made-by-demo"  # a file in the folder: what holds it may be deleted
 
 
 def main() -> None:
@@ -40,17 +42,17 @@ def main() -> None:
     print(f"\n{pd.DataFrame(scores).T[columns].to_string()}\n")
     print("These are scores for drawings of cats and dogs; they say nothing about photos.")
     print(f"What the networks saw: {folder}/data/prepared/contact_sheet.png")
-    print(
-        f"Curves and confusion matrices: {folder}/dvc_plots/index.html (the page loads its drawing code from the web)"
-    )
-    print(f"Try on: cd {folder} && ../.venv/bin/dvc exp run -S lr=0.0005")
+    print(f"Curves and confusion matrices: {folder}/dvc_plots/index.html (its drawing code is loaded from the web)")
+    print(f"Try on: cd {folder} && ../.venv/bin/dvc exp run -S lr=0.001")
 
 
 def make_project(folder: Path) -> None:
     """The pipeline as it stands in the project, with the demo's params and an empty cache."""
-    if folder.exists() and not (folder / "dvc.yaml").exists() and any(folder.iterdir()):
+    if folder.exists() and not (folder / MARK).exists() and any(folder.iterdir()):
         sys.exit(f"error: {folder} is no earlier demo; it would be deleted: name another folder")
     shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / MARK).touch()
     shutil.copytree(PROJECT / "stages", folder / "stages", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("dvc.yaml", ".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore"):
         (folder / name).parent.mkdir(exist_ok=True)

@@ -15,32 +15,35 @@ from sklearn.linear_model import LogisticRegression
 from catsdogs.errors import UserError, run_stage
 from catsdogs.files import write_json, written_whole
 from catsdogs.params import read_params
-from catsdogs.scores import confusion, label_numbers, predicted_labels, score, scores_table
+from catsdogs.scores import confusion, label_numbers, margin, predicted_labels, score, scores_table
 
 PREDICTIONS = Path("metrics/predictions.csv")
 
 
 def main() -> None:
     method = read_params().ensemble.method
-    validation, validation_labels = read_margins("validation")
-    test, test_labels = read_margins("test")
+    predictions = read_predictions()
+    validation, validation_labels = margins_of(predictions, "validation")
+    test, test_labels = margins_of(predictions, "test")
 
     if method == "fitted_weights":
         fitted = LogisticRegression().fit(validation, validation_labels)  # never sees test
-        combined_validation, combined = (fitted.predict_proba(margins)[:, 1] for margins in (validation, test))
-        weights = {"weights": dict(zip(validation.columns, fitted.coef_[0].round(6).tolist(), strict=True))}
+        combined = fitted.predict_proba(test)[:, 1]
+        weights = dict(zip(test.columns, fitted.coef_[0].round(6).tolist(), strict=True))
+        own_scores = {"weights": weights, "intercept": round(float(fitted.intercept_[0]), 6)}
     else:
-        combined_validation, combined = COMBINATIONS[method](validation), COMBINATIONS[method](test)
-        weights = {}
+        combined = COMBINATIONS[method](test)
+        # Of no use for fitted weights, which have seen the validation photos.
+        validation_scores = score(COMBINATIONS[method](validation), validation_labels)
+        own_scores = {"validation_accuracy": validation_scores["accuracy"]}
 
-    validation_scores = {name: score(expit(validation[name]), validation_labels) for name in validation}
-    best_member = max(validation_scores, key=lambda name: validation_scores[name]["accuracy"])
+    members_on_validation = {name: score(expit(validation[name]), validation_labels) for name in validation}
+    best_member = max(members_on_validation, key=lambda name: members_on_validation[name]["accuracy"])
     scores = {
         **score(combined, test_labels),
-        "validation_accuracy": score(combined_validation, validation_labels)["accuracy"],
+        **own_scores,
         "method": method,
         "members": len(test.columns),
-        **weights,
         "best_member": best_member,
         **compare(expit(test[best_member]), combined, test_labels),
     }
@@ -56,19 +59,25 @@ def main() -> None:
     )
 
 
-def read_margins(split: str) -> tuple[pd.DataFrame, np.ndarray]:
-    """The logit of dog over cat of each photo (row) and network (column), and the labels: int [N], 0 cat and 1 dog."""
+def read_predictions() -> pd.DataFrame:
     try:
-        rows = pd.read_csv(PREDICTIONS)
+        return pd.read_csv(PREDICTIONS)
     except FileNotFoundError:
         raise UserError(f"there is no {PREDICTIONS}; `dvc repro evaluate` writes it") from None
-    rows = rows[rows["split"] == split].assign(margin=rows["logit_dog"] - rows["logit_cat"])
+
+
+def margins_of(predictions: pd.DataFrame, split: str) -> tuple[pd.DataFrame, np.ndarray]:
+    """A split's margins, a row for each photo and a column for each network, and its labels: int [N], 0 cat, 1 dog."""
+    rows = predictions[predictions["split"] == split].assign(margin=margin)
     margins = rows.pivot(index=["photo", "label"], columns="network", values="margin")[rows["network"].unique()]
     return margins, label_numbers(margins.index.to_frame())
 
 
 def majority_vote(margins: pd.DataFrame) -> np.ndarray:
-    """The share of votes for dog, the mean probability counting as one vote more: it breaks ties, never a majority."""
+    """The share of votes for dog, the mean probability counting as one vote more: it breaks ties, never a majority.
+
+    Good for accuracy; its log loss is that of vote shares, not of beliefs.
+    """
     votes = (margins > 0).sum(axis=1)
     return (votes + expit(margins).mean(axis=1)) / (margins.shape[1] + 1)
 

@@ -6,6 +6,7 @@ metrics/evaluate.json and metrics/confusion/. All that comes after is arithmetic
 """
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -14,12 +15,11 @@ import torch
 from catsdogs.compute import choose_device, choose_precision, predict_logits
 from catsdogs.dataset import PackedSplit, open_split
 from catsdogs.errors import UserError, run_stage
-from catsdogs.files import write_json, written_whole
+from catsdogs.files import PREPARED, write_json, written_whole
 from catsdogs.networks import load_network
 from catsdogs.params import read_params
 from catsdogs.scores import confusion, label_numbers, probability_of_dog, score, scores_table
 
-PREPARED = Path("data/prepared")
 MODELS = Path("models")
 CONFUSION = Path("metrics/confusion")
 LOGIT_DIGITS = 6  # after the point; rounded before scoring, so that scores from predictions.csv are the same
@@ -30,12 +30,10 @@ def main() -> None:
     check_models(set(params.networks))
     device = choose_device()
     dtype = choose_precision(params.precision, device)
-    splits = {split: open_split(PREPARED / f"{split}.safetensors", device) for split in ("validation", "test")}
     photos = pd.read_csv(PREPARED / "split.csv", keep_default_na=False)
+    splits = {split: open_split(PREPARED / f"{split}.safetensors", device) for split in ("validation", "test")}
 
-    predictions = pd.concat(
-        predict(name, split, pixels, photos, dtype) for name in params.networks for split, pixels in splits.items()
-    )
+    predictions = pd.concat(rows for name in params.networks for rows in predict(name, splits, photos, dtype))
     with written_whole(Path("metrics/predictions.csv")) as partial:
         predictions.to_csv(partial, index=False)
     scores = {name: score_network(rows) for name, rows in predictions.groupby("network", sort=False)}
@@ -55,20 +53,28 @@ def check_models(names: set[str]) -> None:
         raise UserError(f"params.yaml names no network {name}; add it there or delete {MODELS}/{name}.safetensors")
 
 
-def predict(name: str, split: str, pixels: PackedSplit, photos: pd.DataFrame, dtype: torch.dtype) -> pd.DataFrame:
-    """A row for each photo of the split, with the network's logits."""
+def predict(
+    name: str, splits: dict[str, PackedSplit], photos: pd.DataFrame, dtype: torch.dtype
+) -> Iterator[pd.DataFrame]:
+    """For each split, a row for each of its photos with the network's logits.
+
+    Raises UserError for a model that was trained on another draw, whose train may hold what is test here.
+    """
     path = MODELS / f"{name}.safetensors"
     network, description = load_network(path)
-    if differing := [key for key, value in pixels.metadata.items() if description.get(key) != value]:
-        raise UserError(f"{path}: was trained with another {differing[0]} than {split}'s photos have; train it again")
-    network.to(pixels.device, memory_format=torch.channels_last)
-    logits = predict_logits(network, pixels, dtype, f"{name} {split}").numpy().astype("float64").round(LOGIT_DIGITS)
-    rows = photos.loc[photos["split"] == split, ["split", "photo", "label"]]
-    return rows.assign(network=name, logit_cat=logits[:, 0], logit_dog=logits[:, 1])
+    for split, packed in splits.items():
+        expected = {"network": name, **packed.description}
+        if differing := [key for key in expected if description.get(key) != expected[key]]:
+            raise UserError(f"{path}: was trained with another {differing[0]} than that of {split}; train it again")
+        network.to(packed.device, memory_format=torch.channels_last)
+        logits = predict_logits(network, packed, dtype, f"{name} {split}").numpy().astype("float64")
+        logits = logits.round(LOGIT_DIGITS)
+        rows = photos.loc[photos["split"] == split, ["split", "photo", "label"]]
+        yield rows.assign(network=name, logit_cat=logits[:, 0], logit_dog=logits[:, 1])
 
 
 def score_network(rows: pd.DataFrame) -> dict:
-    """Scores on test, and the validation accuracy beside them, from one network's predictions."""
+    """Scores on test, and validation's accuracy and log loss beside them, from one network's predictions."""
     validation, test = rows[rows["split"] == "validation"], rows[rows["split"] == "test"]
     validation_scores = score(probability_of_dog(validation), label_numbers(validation))
     return {

@@ -7,6 +7,7 @@ Reads the archive or folder that `source` in params.yaml names; writes data/prep
 import hashlib
 import os
 import sys
+import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -21,12 +22,11 @@ from tqdm import tqdm
 
 from catsdogs import CLASSES
 from catsdogs.errors import UserError, run_stage
-from catsdogs.files import write_json, written_whole
+from catsdogs.files import PREPARED, write_json, written_whole
 from catsdogs.packing import SplitWriter
 from catsdogs.params import Params, Prepare, read_params
 from catsdogs.photos import Photo, PhotoSource, UnreadablePhoto, decode
 
-PREPARED = Path("data/prepared")
 SPLITS = ("train", "validation", "test")
 FILL_ORDER = ("test", "validation", "train")  # where photos are missing, train gives way ...
 LEAST_TRAIN_SHARE = 0.99  # ... but only so far
@@ -35,6 +35,7 @@ DECODED_AHEAD = 256  # photos in memory between the threads that decode and the 
 
 def main() -> None:
     params = read_params()
+    warnings.simplefilter("ignore")  # Pillow's remarks on odd files; what matters is whether they decode
     # Threads, not processes: Pillow and hashlib let go of Python's lock while they decode, scale and hash.
     with PhotoSource(Path(params.source)) as source, ThreadPoolExecutor(os.cpu_count()) as pool:
         photos = source.photos()
@@ -43,14 +44,18 @@ def main() -> None:
         with ExitStack() as stack:  # the three files get their names only if all goes well to its end
             writers = {split: open_writer(stack, split, params.prepare) for split in FILL_ORDER}
             pack(source, groups, writers, params.prepare, pool)
+            note_rest(photos, writers)
             check_totals(photos, writers, params)
+            description = describe(photos, params.prepare)
+            for writer in writers.values():
+                writer.finish(description)
     write_split_table(photos)
     write_contact_sheet()
     write_summary(photos)
 
 
 def hash_photos(source: PhotoSource, photos: list[Photo], pool: ThreadPoolExecutor) -> None:
-    """Set each photo's hash; leave out those without a label, without bytes, or with the same bytes as both classes."""
+    """Set each photo's hash; leave out those without a label, unreadable, or under both labels."""
 
     def set_hash(photo: Photo) -> None:
         try:
@@ -85,8 +90,7 @@ def draw_order(photos: list[Photo], seed: int) -> list[list[Photo]]:
 
 def open_writer(stack: ExitStack, split: str, prepare: Prepare) -> SplitWriter:
     partial = stack.enter_context(written_whole(PREPARED / f"{split}.safetensors"))
-    metadata = {"classes": CLASSES, "image_size": prepare.image_size, "resize": prepare.resize}
-    return stack.enter_context(SplitWriter(partial, split, getattr(prepare.split, split), metadata))
+    return stack.enter_context(SplitWriter(partial, split, getattr(prepare.split, split), prepare.image_size))
 
 
 def pack(
@@ -98,7 +102,8 @@ def pack(
 ) -> None:
     """Put each group into the first split that has room for all of it, so that no two splits share a photo.
 
-    A group that no split has room for is not decoded.
+    A group that no split has room for is not decoded; the room is asked for again afterwards, when those decoded
+    before it have taken theirs.
     """
 
     def writer_for(group: list[Photo]) -> SplitWriter | None:
@@ -122,8 +127,27 @@ def pack(
                     elif writer:
                         writer.add(photo, decoded)
                 bar.update(len(group))
+
+
+def note_rest(photos: list[Photo], writers: dict[str, SplitWriter]) -> None:
+    """Give a reason to every photo that has neither a split nor a reason yet."""
     for writer in writers.values():
-        writer.finish()
+        for photo in writer.unpaired():
+            photo.left_out = "no photo of the other class was left to stand beside it"
+    for photo in photos:
+        if not photo.split and not photo.left_out:
+            photo.left_out = "not drawn"
+
+
+def describe(photos: list[Photo], prepare: Prepare) -> dict:
+    """What every split's file says of itself; `draw` is another wherever any split holds another photo."""
+    drawn = sorted(f"{photo.split} {photo.row} {photo.sha256}" for photo in photos if photo.split)
+    return {
+        "classes": CLASSES,
+        "image_size": prepare.image_size,
+        "resize": prepare.resize,
+        "draw": hashlib.sha256("\n".join(drawn).encode()).hexdigest()[:16],
+    }
 
 
 def check_totals(photos: list[Photo], writers: dict[str, SplitWriter], params: Params) -> None:
@@ -154,7 +178,7 @@ def write_split_table(photos: list[Photo]) -> None:
             "label": "" if photo.label is None else CLASSES[photo.label],
             "split": photo.split,
             "sha256": photo.sha256,
-            "left_out": "" if photo.split else photo.left_out or "not drawn",
+            "left_out": photo.left_out,
         }
         for photo in sorted(photos, key=lambda photo: (place.get(photo.split, len(SPLITS)), photo.row, photo.name))
     ]
@@ -183,7 +207,7 @@ def write_contact_sheet(columns: int = 12, lines: int = 3, side: int = 96, gap: 
 def write_summary(photos: list[Photo]) -> None:
     """metrics/prepare.json: how many photos each split holds, and how many are left out for which reason."""
     splits = Counter(photo.split for photo in photos)
-    reasons = Counter(photo.left_out or "not drawn" for photo in photos if not photo.split)
+    reasons = Counter(photo.left_out for photo in photos if photo.left_out)
     summary = {
         "photos": len(photos),
         **{split: splits[split] for split in SPLITS},

@@ -20,11 +20,10 @@ from tqdm import tqdm
 from catsdogs.compute import autocast, choose_device, choose_precision, predict_logits
 from catsdogs.dataset import PackedSplit, open_split
 from catsdogs.errors import UserError, run_stage
-from catsdogs.files import write_json, written_whole
+from catsdogs.files import PREPARED, write_json, written_whole
 from catsdogs.networks import build_network, save_network, set_trainable, set_training
 from catsdogs.params import Train, read_params
 
-PREPARED = Path("data/prepared")
 STEPS_BETWEEN_CHECKS = 20  # reading the loss makes a GPU wait, so it is not done at every step
 
 
@@ -43,10 +42,11 @@ def main() -> None:
         )
 
     network = build_network(name, params.networks[name].weights, recipe.head_width, recipe.dropout, recipe.seed)
+    check_image_size(network, name, train.description["image_size"])
     network.to(device, memory_format=torch.channels_last)
-    check_image_size(network, name, train)
     optimizer = make_optimizer(recipe, set_trainable(network, recipe.layers), params.lr)
-    scheduler = StepLR(optimizer, recipe.lr_step_size or recipe.epochs, recipe.lr_gamma)
+    steady = recipe.epochs  # a step as long as the training: the learning rate never falls
+    scheduler = StepLR(optimizer, recipe.lr_step_size or steady, recipe.lr_gamma)
     augment = make_augmentation(train) if recipe.augment else None
     print(
         f"{name}: {len(train)} photos, {recipe.epochs} epochs, {str(dtype).removeprefix('torch.')} on {device.type}",
@@ -80,7 +80,7 @@ def main() -> None:
     with written_whole(Path(f"metrics/curves/{name}.csv")) as partial:
         pd.DataFrame(curves).to_csv(partial, index=False)
     write_json(Path(f"metrics/train_{name}.json"), best)
-    description = {"network": name, "head_width": recipe.head_width, "dropout": recipe.dropout, **train.metadata}
+    description = {"network": name, "head_width": recipe.head_width, "dropout": recipe.dropout, **train.description}
     save_network(Path(f"models/{name}.safetensors"), best_state, description)
 
 
@@ -90,14 +90,14 @@ def network_name(arguments: list[str]) -> str:
     return arguments[0]
 
 
-def check_image_size(network: nn.Module, name: str, train: PackedSplit) -> None:
-    """Some networks (ViT) take one size of picture alone, and others none that is too small."""
+def check_image_size(network: nn.Module, name: str, size: int) -> None:
+    """Some networks (ViT) take one size of picture alone, and others none that is too small. Leaves eval mode on."""
     try:
-        predict_logits(network, PackedSplit(train.pixels[:1], train.labels[:1], train.metadata), torch.float32, name)
+        with torch.inference_mode():
+            network.eval()(torch.zeros(1, 3, size, size))
     except (RuntimeError, AssertionError, ValueError) as error:
-        size = train.metadata["image_size"]
         raise UserError(
-            f"{name} cannot take pictures of {size} by {size} ({error}); change prepare.image_size"
+            f"{name} cannot take pictures of {size} by {size}: {error}; change prepare.image_size"
         ) from None
 
 
@@ -108,7 +108,7 @@ def make_optimizer(recipe: Train, parameters: list[nn.Parameter], lr: float) -> 
 
 
 def make_augmentation(train: PackedSplit) -> v2.Transform:
-    return v2.Compose([v2.RandomResizedCrop(train.metadata["image_size"]), v2.RandomHorizontalFlip()])
+    return v2.Compose([v2.RandomResizedCrop(train.description["image_size"]), v2.RandomHorizontalFlip()])
 
 
 def train_epoch(
@@ -118,7 +118,7 @@ def train_epoch(
     recipe: Train,
     dtype: torch.dtype,
     augment: v2.Transform | None,
-    description: str,
+    title: str,
 ) -> dict:
     """One pass over shuffled whole batches (the few photos over wait for another epoch's order).
 
@@ -128,7 +128,7 @@ def train_epoch(
     batches = torch.randperm(len(train)).to(train.device).split(recipe.batch_size)
     batches = batches[: len(train) // recipe.batch_size]
     total_loss = torch.zeros((), device=train.device)
-    with tqdm(total=len(batches) * recipe.batch_size, desc=description, unit=" images", disable=None) as bar:
+    with tqdm(total=len(batches) * recipe.batch_size, desc=title, unit=" images", disable=None) as bar:
         for step, rows in enumerate(batches, start=1):
             with autocast(train.device, dtype):
                 logits = network(train.images(rows, augment))
@@ -140,17 +140,17 @@ def train_epoch(
             if step % STEPS_BETWEEN_CHECKS == 0 or step == len(batches):
                 mean_loss = total_loss.item() / step
                 if not math.isfinite(mean_loss):
-                    raise UserError(f"{description}: the loss is {mean_loss} after {step} steps; try a smaller lr")
+                    raise UserError(f"{title}: the loss is {mean_loss} after {step} steps; try a smaller lr")
                 bar.set_postfix(loss=f"{mean_loss:.4f}")
             bar.update(len(rows))
     return {"train_loss": round(mean_loss, 6)}
 
 
-def validate(network: nn.Module, validation: PackedSplit, dtype: torch.dtype, description: str) -> dict:
-    logits, labels = predict_logits(network, validation, dtype, description), validation.labels.cpu()
+def validate(network: nn.Module, validation: PackedSplit, dtype: torch.dtype, title: str) -> dict:
+    logits, labels = predict_logits(network, validation, dtype, title), validation.labels.cpu()
     loss = nn.functional.cross_entropy(logits, labels).item()
     if not math.isfinite(loss):
-        raise UserError(f"{description}: the loss is {loss}; try a smaller lr")
+        raise UserError(f"{title}: the loss is {loss}; try a smaller lr")
     accuracy = (logits.argmax(1) == labels).double().mean().item()
     return {"validation_loss": round(loss, 6), "validation_accuracy": round(accuracy, 6)}
 

@@ -23,8 +23,8 @@ CLASSES = ("cat", "dog")
 
 sys.path.insert(0, str(STAGES))  # for the tests that call `catsdogs` directly
 
-# No GPU, and one thread: with pictures this small, more only stand in each other's way.
-QUIET_MACHINE = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+# No GPU, and one thread a process: with pictures this small, more only stand in each other's way.
+os.environ |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 
 Files = Mapping[str, bytes]  # what a zip or a folder holds: the path of each file, and its bytes
 
@@ -133,7 +133,7 @@ class Project:
         self.last_run = subprocess.run(
             [sys.executable, str(STAGES / script), *arguments],
             cwd=self.root,
-            env=os.environ | QUIET_MACHINE | (env or {}),
+            env=os.environ | (env or {}),
             capture_output=True,
             text=True,
             encoding="utf-8",
@@ -164,7 +164,7 @@ class Project:
     def packed(self, split: str) -> tuple[np.ndarray, np.ndarray, dict]:
         """Pixels, labels and metadata of a packed split, read by the safetensors library."""
         with safe_open(self.root / f"data/prepared/{split}.safetensors", framework="numpy") as file:
-            return file.get_tensor("pixels"), file.get_tensor("labels"), json.loads(file.metadata()["photos"])
+            return file.get_tensor("pixels"), file.get_tensor("labels"), json.loads(file.metadata()["description"])
 
     def pixels_of(self) -> dict[str, np.ndarray]:
         """The packed pixels of every photo that is in a split, by the photo's name in split.csv."""
@@ -190,8 +190,8 @@ def error_line(result: subprocess.CompletedProcess) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The slow files last: training, then whole pipelines."""
-    slow = ("test_train", "test_pipeline")
+    """The slow files last."""
+    slow = ("test_train", "test_pipeline", "test_demo")
     items.sort(key=lambda item: slow.index(item.path.stem) if item.path.stem in slow else -1)
 
 

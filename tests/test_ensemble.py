@@ -100,6 +100,13 @@ def test_fitted_weights_come_from_validation_alone(project: Project) -> None:
     assert list(scores["weights"]) == ["first", "second", "third"]
     assert scores["weights"]["first"] > 10 * abs(scores["weights"]["second"])  # the only one that tells them apart
     assert scores["correct"] == 3  # as the first network alone
+    assert "validation_accuracy" not in scores  # they have seen these photos
+    logits = [sum(scores["weights"][n] * m for n, m in margins.items()) for _, margins in TEST_MARGINS]
+    losses = [
+        math.log1p(math.exp(-(scores["intercept"] + x) * (1 if label == "dog" else -1)))
+        for x, (label, _) in zip(logits, TEST_MARGINS, strict=True)
+    ]
+    assert scores["log_loss"] == pytest.approx(sum(losses) / 4, abs=1e-5)
 
     swapped = [({"cat": "dog", "dog": "cat"}[label], margins) for label, margins in TEST_MARGINS]
     assert combine(project, "fitted_weights", test=swapped)["weights"] == scores["weights"]

@@ -107,11 +107,12 @@ def test_the_number_of_cpus_makes_no_difference(cpus: int, prepared: Project, pr
 
 def test_splits_have_exactly_the_sizes_asked_and_equal_classes(prepared: Project) -> None:
     for split, size in {"train": 8, "validation": 4, "test": 4}.items():
-        pixels, labels, metadata = prepared.packed(split)
+        pixels, labels, description = prepared.packed(split)
         assert (pixels.shape, pixels.dtype) == ((size, 32, 32, 3), np.uint8)
         assert (labels.shape, labels.dtype) == ((size,), np.uint8)
         assert np.bincount(labels).tolist() == [size // 2, size // 2]
-        assert metadata == {"classes": ["cat", "dog"], "image_size": 32, "resize": "squeeze"}
+        draw = prepared.packed("train")[2]["draw"]
+        assert description == {"classes": ["cat", "dog"], "image_size": 32, "resize": "squeeze", "draw": draw}
 
 
 def test_split_csv_tells_of_every_photo_and_agrees_with_the_labels_row_by_row(prepared: Project) -> None:
@@ -171,6 +172,7 @@ def test_another_seed_draws_another_split_of_the_same_sizes(prepared: Project, p
     project.params["prepare"]["seed"] = 2
     project.prepare()
     assert [row["split"] for row in project.split_table()] == [row["split"] for row in prepared.split_table()]
+    assert project.packed("test")[2]["draw"] != prepared.packed("test")[2]["draw"]
     for split in SPLITS:
         ours, theirs = (
             {row["photo"] for row in other.split_table() if row["split"] == split} for other in (project, prepared)
@@ -264,7 +266,7 @@ def test_center_crop_keeps_the_centre_and_its_shape(project: Project) -> None:
         expected = np.asarray(scaled)[top : top + 56, left : left + 56].astype(int)
         np.testing.assert_allclose(packed[f"cats/{name}.png"].astype(int), expected, atol=1)
     for split in SPLITS:
-        assert project.packed(split)[2] == {"classes": ["cat", "dog"], "image_size": 56, "resize": "center_crop"}
+        assert (project.packed(split)[2]["image_size"], project.packed(split)[2]["resize"]) == (56, "center_crop")
 
 
 # --- photos that are the same, or of no use

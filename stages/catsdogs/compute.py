@@ -18,7 +18,8 @@ def choose_precision(precision: str, device: torch.device) -> torch.dtype:
     """`float32` or `bfloat16` as asked; for `auto`, bfloat16 where the hardware has matrix units for it.
 
     That a CPU can multiply bfloat16 says little: with AVX2 alone it is several times slower than float32, and with
-    AVX512-BF16 but no AMX about as fast in training and slower in inference.
+    AVX512-BF16 but no AMX about as fast in training and slower in inference. On a GPU `float32` leaves PyTorch's
+    default, which multiplies in TF32 within convolutions.
     """
     if precision == "auto":
         if device.type == "cuda":
@@ -34,13 +35,13 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
 
 
 @torch.inference_mode()
-def predict_logits(network: nn.Module, split: PackedSplit, dtype: torch.dtype, description: str) -> Tensor:
-    """Logits of every photo of `split`, float32 [N, 2] on the CPU; leaves the network in eval mode."""
+def predict_logits(network: nn.Module, packed: PackedSplit, dtype: torch.dtype, title: str) -> Tensor:
+    """Logits of every photo, float32 [N, 2] on the CPU; leaves the network in eval mode; `title` heads its bar."""
     network.eval()
     logits = []
-    with tqdm(total=len(split), desc=description, unit=" images", disable=None, leave=False) as bar:
-        for rows in torch.arange(len(split), device=split.device).split(INFERENCE_BATCH_SIZE):
-            with autocast(split.device, dtype):
-                logits.append(network(split.images(rows)).float())
+    with tqdm(total=len(packed), desc=title, unit=" images", disable=None, leave=False) as bar:
+        for rows in torch.arange(len(packed), device=packed.device).split(INFERENCE_BATCH_SIZE):
+            with autocast(packed.device, dtype):
+                logits.append(network(packed.images(rows)).float())
             bar.update(len(rows))
     return torch.cat(logits).cpu()

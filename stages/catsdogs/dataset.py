@@ -18,14 +18,14 @@ IMAGENET_STD = 255 * torch.tensor([0.229, 0.224, 0.225])
 
 @dataclass(frozen=True)
 class PackedSplit:
-    """`pixels` uint8 [N, size, size, 3] and `labels` int64 [N] on one device; `metadata` as `prepare` wrote it.
+    """`pixels` uint8 [N, size, size, 3] and `labels` int64 [N] on one device; `description` as `prepare` wrote it.
 
     On the CPU the pixels are memory-mapped: opening costs nothing, and a batch reads only its own photos.
     """
 
     pixels: Tensor
     labels: Tensor
-    metadata: dict
+    description: dict
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -51,7 +51,7 @@ def open_split(path: Path, device: torch.device) -> PackedSplit:
     try:
         with safe_open(path, framework="pt") as file:
             pixels, labels = file.get_tensor("pixels"), file.get_tensor("labels")
-            metadata = json.loads(file.metadata()["photos"])
+            description = json.loads(file.metadata()["description"])
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be read ({error}); `dvc repro prepare` writes it") from None
-    return PackedSplit(pixels.to(device), labels.long().to(device), metadata)
+    return PackedSplit(pixels.to(device), labels.long().to(device), description)

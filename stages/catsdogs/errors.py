@@ -16,5 +16,7 @@ def run_stage(main: Callable[[], None]) -> None:
         sys.exit(f"error: {error}")
     except OSError as error:  # no permission, no space left, a file where a folder should be
         sys.exit(f"error: {error.filename or 'input or output'}: {error.strerror or error}")
+    except MemoryError:
+        sys.exit("error: out of memory")
     except KeyboardInterrupt:
         sys.exit(130)

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+PREPARED = Path("data/prepared")  # what `prepare` hands on
+
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:

@@ -105,6 +105,8 @@ def _build(name: str, weights: models.WeightsEnum | None = None) -> nn.Module:
     if getattr(network, "aux_logits", False):  # the side heads of googlenet and inception_v3
         network.aux_logits = False
         network.aux1 = network.aux2 = network.AuxLogits = None
+    if hasattr(network, "transform_input"):  # the same two expect pixels scaled otherwise, and undo our scaling
+        network.transform_input = True
     return network
 
 
@@ -118,15 +120,17 @@ def _replace_output(network: nn.Module, head_width: int, dropout: float) -> None
 
 
 def _build_with_torchvision_weights(name: str, weights: str) -> nn.Module:
-    known = models.get_model_weights(name)
-    if weights not in known.__members__:
+    known = {
+        entry.name: entry for entry in models.get_model_weights(name)
+    }  # without DEFAULT, which changes its meaning
+    if weights not in known:
         raise UserError(
             f"params.yaml: networks.{name}.weights is {weights!r}; expected none, a file named "
-            f"{name}-<first digits of its SHA-256>.pth, or torchvision's {', '.join(known.__members__)}"
+            f"{name}-<first digits of its SHA-256>.pth, or torchvision's {', '.join(known)}"
         )
     try:
         return _build(name, known[weights])  # torchvision checks the hash of what it downloads
-    except (URLError, OSError, RuntimeError) as error:
+    except (URLError, OSError, RuntimeError, UnpicklingError) as error:
         raise UserError(
             f"networks.{name}: {known[weights].url} could not be fetched ({_first_line(error)}); put that file "
             f"anywhere and give its path as networks.{name}.weights, or set that to none"
@@ -152,9 +156,11 @@ def _load_body(network: nn.Module, name: str, path: Path) -> None:
         raise UserError(f"{path}: is not a file of weights ({_first_line(error)})") from None
     head = next(prefix for prefix, module in network.named_modules() if isinstance(module, Head))
     body = {key for key in network.state_dict() if not key.startswith(f"{head}.")}
+    if isinstance(network, models.DenseNet):  # its published files write norm.1 for norm1
+        state_dict = {re.sub(r"(denselayer\d+\.(?:norm|conv))\.", r"\1", key): state_dict[key] for key in state_dict}
     try:
-        network.load_state_dict({key: value for key, value in state_dict.items() if key in body}, strict=False)
-        missing = body - state_dict.keys()
+        known = {key: value for key, value in state_dict.items() if key in body}
+        missing = [key for key in network.load_state_dict(known, strict=False).missing_keys if key in body]
     except (RuntimeError, AttributeError) as error:
         raise UserError(f"{path}: holds another network's weights than {name}'s ({_first_line(error)})") from None
     if missing:

@@ -23,12 +23,12 @@ class SplitWriter:
     `room[label]` is the number of photos of that class that may still be added, `rows` the number written.
     """
 
-    def __init__(self, path: Path, split: str, total: int, metadata: dict) -> None:
+    def __init__(self, path: Path, split: str, total: int, image_size: int) -> None:
         self.rows = 0
         self.room = [total // len(CLASSES) for _ in CLASSES]
         self._split = split
         self._waiting: list[deque[tuple[Photo, np.ndarray]]] = [deque() for _ in CLASSES]
-        self._metadata = metadata
+        self._image_size = image_size
         self._file = path.open("wb")
         self._file.write(bytes(HEADER_BYTES))
 
@@ -49,16 +49,17 @@ class SplitWriter:
                 photo.split, photo.row = self._split, self.rows
                 self.rows += 1
 
-    def finish(self) -> None:
-        """Write labels and header; a photo for which no partner came is left out."""
-        for queue in self._waiting:
-            for photo, _ in queue:
-                photo.left_out = "no photo of the other class was left to stand beside it"
-        size = self._metadata["image_size"]
+    def unpaired(self) -> list[Photo]:
+        """The photos that wait for one of the other class."""
+        return [photo for queue in self._waiting for photo, _ in queue]
+
+    def finish(self, description: dict) -> None:
+        """Write labels and header, and in it the description of the photos."""
+        size = self._image_size
         pixel_bytes = self.rows * size**2 * 3
         header = {
             # One entry, a JSON string: with more, safetensors' own writer puts them in random order.
-            "__metadata__": {"photos": json.dumps(self._metadata)},
+            "__metadata__": {"description": json.dumps(description)},
             "pixels": {"dtype": "U8", "shape": [self.rows, size, size, 3], "data_offsets": [0, pixel_bytes]},
             "labels": {"dtype": "U8", "shape": [self.rows], "data_offsets": [pixel_bytes, pixel_bytes + self.rows]},
         }

@@ -3,7 +3,6 @@
 import io
 import posixpath
 import re
-import warnings
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -33,9 +32,9 @@ class Photo:
     path: str  # its path in the source
     label: int | None  # None where neither the file's name nor its folder tells cat or dog
     sha256: str = ""  # of its bytes
-    split: str = ""  # train, validation, test, or none of them
-    row: int = -1  # its place in the split's file
-    left_out: str = ""  # why no split holds it
+    split: str = ""  # train, validation or test, once it is written to that split's file ...
+    row: int = -1  # ... and its place there
+    left_out: str = ""  # otherwise, why
 
 
 class PhotoSource:
@@ -77,9 +76,16 @@ class PhotoSource:
     def read(self, photo: Photo) -> bytes:
         """The photo's bytes. Raises UnreadablePhoto where they are damaged, encrypted or forbidden."""
         try:
-            return self._archive.read(photo.path) if self._archive else (self.path / photo.path).read_bytes()
-        except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError) as error:
+            content = self._archive.read(photo.path) if self._archive else (self.path / photo.path).read_bytes()
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, PermissionError) as error:
             raise UnreadablePhoto(f"unreadable in its source ({type(error).__name__})") from None
+        except OSError as error:
+            if error.errno is None:  # bzip2's way to say that the data are damaged
+                raise UnreadablePhoto("unreadable in its source (OSError)") from None
+            raise  # the disk or the network, not the photo: going on would draw another split
+        if not content:
+            raise UnreadablePhoto("unreadable (empty)")
+        return content
 
     def _files(self) -> list[str]:
         if self._archive:
@@ -94,11 +100,10 @@ def decode(content: bytes, size: int, resize: str) -> np.ndarray:
     both scale with an antialiased bilinear filter. Raises UnreadablePhoto.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's remarks on odd files; what matters is whether it decodes
-            with Image.open(io.BytesIO(content)) as image:
-                upright = ImageOps.exif_transpose(image)
-                picture = _to_rgb(upright)
+        with Image.open(io.BytesIO(content)) as image:
+            picture = _to_rgb(ImageOps.exif_transpose(image))
+    except MemoryError:
+        raise
     except Exception as error:  # a decoder may raise anything on damaged bytes
         raise UnreadablePhoto(f"unreadable ({type(error).__name__})") from None
     box = None

@@ -9,9 +9,14 @@ from sklearn.metrics import log_loss, precision_recall_fscore_support, roc_auc_s
 from catsdogs import CLASSES
 
 
+def margin(logits: pd.DataFrame) -> pd.Series:
+    """How far a network leans towards dog: column `logit_dog` less `logit_cat`."""
+    return logits["logit_dog"] - logits["logit_cat"]
+
+
 def probability_of_dog(logits: pd.DataFrame) -> pd.Series:
     """The softmax of columns `logit_cat` and `logit_dog`: from 0 (cat) to 1 (dog)."""
-    return expit(logits["logit_dog"] - logits["logit_cat"])
+    return expit(margin(logits))
 
 
 def label_numbers(rows: pd.DataFrame) -> np.ndarray:
