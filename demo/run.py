@@ -39,7 +39,8 @@ def main() -> None:
         "ensemble": json.loads((folder / "metrics/ensemble.json").read_text()),
     }
     columns = ["accuracy", "correct", "total", "log_loss", "roc_auc"]
-    print(f"\n{pd.DataFrame(scores).T[columns].to_string()}\n")
+    table = pd.DataFrame(scores).T[columns].to_string(formatters={"accuracy": "{:.6f}".format})
+    print(f"\n{table}\n")
     print("These are scores for drawings of cats and dogs; they say nothing about photos.")
     print(f"What the networks saw: {folder}/data/prepared/contact_sheet.png")
     print(f"Curves and confusion matrices: {folder}/dvc_plots/index.html (its drawing code is loaded from the web)")

@@ -35,7 +35,7 @@ def main() -> None:
         combined = COMBINATIONS[method](test)
         # Of no use for fitted weights, which have seen the validation photos.
         validation_scores = score(COMBINATIONS[method](validation), validation_labels)
-        own_scores = {"validation_accuracy": validation_scores["accuracy"]}
+        own_scores = {f"validation_{key}": validation_scores[key] for key in ("accuracy", "log_loss")}
 
     members_on_validation = {name: score(expit(validation[name]), validation_labels) for name in validation}
     best_member = max(members_on_validation, key=lambda name: members_on_validation[name]["accuracy"])
@@ -54,8 +54,8 @@ def main() -> None:
     members = {name: score(expit(test[name]), test_labels) for name in test}
     print(scores_table({**members, f"ensemble ({method})": scores}))
     print(
-        f"against {best_member}, its best member on validation: {scores['put_right']} photos put right, "
-        f"{scores['put_wrong']} put wrong (McNemar's exact test: p = {scores['mcnemar_p']:.3g})"
+        f"against {best_member}, its best member on validation, photos put right: {scores['put_right']}, "
+        f"put wrong: {scores['put_wrong']} (McNemar's exact test: p = {scores['mcnemar_p']:.3g})"
     )
 
 

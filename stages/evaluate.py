@@ -47,7 +47,7 @@ def check_models(names: set[str]) -> None:
     found = {path.stem for path in MODELS.glob("*.safetensors")}
     if missing := names - found:
         name = min(missing)
-        raise UserError(f"there is no {MODELS}/{name}.safetensors; `dvc repro train_{name}` trains it (see README)")
+        raise UserError(f"there is no {MODELS}/{name}.safetensors; train {name}, by a stage of its own in dvc.yaml")
     if strays := found - names:
         name = min(strays)
         raise UserError(f"params.yaml names no network {name}; add it there or delete {MODELS}/{name}.safetensors")
@@ -79,8 +79,7 @@ def score_network(rows: pd.DataFrame) -> dict:
     validation_scores = score(probability_of_dog(validation), label_numbers(validation))
     return {
         **score(probability_of_dog(test), label_numbers(test)),
-        "validation_accuracy": validation_scores["accuracy"],
-        "validation_log_loss": validation_scores["log_loss"],
+        **{f"validation_{key}": validation_scores[key] for key in ("accuracy", "log_loss")},
     }
 
 

@@ -5,6 +5,7 @@ Reads the archive or folder that `source` in params.yaml names; writes data/prep
 """
 
 import hashlib
+import math
 import os
 import sys
 import warnings
@@ -39,6 +40,7 @@ def main() -> None:
     # Threads, not processes: Pillow and hashlib let go of Python's lock while they decode, scale and hash.
     with PhotoSource(Path(params.source)) as source, ThreadPoolExecutor(os.cpu_count()) as pool:
         photos = source.photos()
+        check_labels(photos, params)
         hash_photos(source, photos, pool)
         groups = draw_order(photos, params.prepare.seed)
         with ExitStack() as stack:  # the three files get their names only if all goes well to its end
@@ -52,6 +54,18 @@ def main() -> None:
     write_split_table(photos)
     write_contact_sheet()
     write_summary(photos)
+
+
+def check_labels(photos: list[Photo], params: Params) -> None:
+    """Raise UserError at once where even without a single bad photo there are too few."""
+    split = params.prepare.split
+    least = math.ceil((split.validation + split.test + LEAST_TRAIN_SHARE * split.train) / len(CLASSES))
+    found = Counter(photo.label for photo in photos)
+    if min(found[label] for label in range(len(CLASSES))) < least:
+        raise UserError(
+            f"{params.source}: {found[0]} cats and {found[1]} dogs found by the names of files (cat.0.jpg) or folders "
+            f"(cats/); prepare.split in params.yaml asks for {least} of each: lower it, or bring more photos"
+        )
 
 
 def hash_photos(source: PhotoSource, photos: list[Photo], pool: ThreadPoolExecutor) -> None:
@@ -214,11 +228,8 @@ def write_summary(photos: list[Photo]) -> None:
         "left_out": dict(sorted(reasons.items())),
     }
     write_json(Path("metrics/prepare.json"), summary)
-    print(
-        f"{len(photos)} photos: "
-        + ", ".join(f"{splits[split]} {split}" for split in SPLITS)
-        + f", {splits['']} left out"
-    )
+    held = ", ".join(f"{splits[split]} {split}" for split in SPLITS)
+    print(f"{len(photos)} photos: {held}" + "".join(f"; {count} {reason}" for reason, count in sorted(reasons.items())))
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def main() -> None:
     scheduler = StepLR(optimizer, recipe.lr_step_size or steady, recipe.lr_gamma)
     augment = make_augmentation(train) if recipe.augment else None
     print(
-        f"{name}: {len(train)} photos, {recipe.epochs} epochs, {str(dtype).removeprefix('torch.')} on {device.type}",
+        f"{name}: {len(train)} photos, epochs: {recipe.epochs}, {str(dtype).removeprefix('torch.')} on {device.type}",
         flush=True,
     )
 
@@ -79,7 +79,7 @@ def main() -> None:
 
     with written_whole(Path(f"metrics/curves/{name}.csv")) as partial:
         pd.DataFrame(curves).to_csv(partial, index=False)
-    write_json(Path(f"metrics/train_{name}.json"), best)
+    write_json(Path(f"metrics/train_{name}.json"), {key: value for key, value in best.items() if key != "lr"})
     description = {"network": name, "head_width": recipe.head_width, "dropout": recipe.dropout, **train.description}
     save_network(Path(f"models/{name}.safetensors"), best_state, description)
 

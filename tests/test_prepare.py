@@ -141,7 +141,7 @@ def test_squeeze_is_pillows_bilinear_resize_of_the_whole_photo(prepared: Project
 def test_the_summary_counts_every_photo(prepared: Project) -> None:
     counts = {"photos": 20, "train": 8, "validation": 4, "test": 4, "left_out": {"not drawn": 4}}
     assert prepared.read_json("metrics/prepare.json") == counts
-    assert prepared.last_run.stdout == "20 photos: 8 train, 4 validation, 4 test, 4 left out\n"
+    assert prepared.last_run.stdout == "20 photos: 8 train, 4 validation, 4 test; 4 not drawn\n"
     assert prepared.last_run.stderr == ""
 
 
@@ -377,11 +377,12 @@ def test_train_gives_way_by_one_percent_with_a_warning_and_no_further(project: P
     summary = project.read_json("metrics/prepare.json")
     assert (summary["train"], sum(summary["left_out"].values())) == (198, 2)
 
-    (project.root / "photos/train/cat.0.jpg").unlink()
+    (project.root / "photos/train/cat.0.jpg").write_bytes(b"no photo")
     result = project.run("prepare.py")
     text = error_line(result)
-    assert text.startswith("too few photos: photos: of 207 photos, train got 196 of 200, validation got 4 of 4")
-    assert "102 cats and 105 dogs" in text
+    assert text.startswith("too few photos: photos: of 208 photos, train got 196 of 200, validation got 4 of 4")
+    assert "1 left out: unreadable" in text
+    assert "103 cats and 105 dogs" in text
     assert project.prepared_bytes() == before  # and so no *.partial either
     assert project.read_json("metrics/prepare.json") == summary
 
@@ -390,13 +391,12 @@ def test_train_gives_way_by_one_percent_with_a_warning_and_no_further(project: P
 def test_too_few_photos_of_a_class_end_with_the_counts_and_without_files(
     cats: int, dogs: int, project: Project
 ) -> None:
-    project.photos(kaggle_files(cats, dogs) | {"train/cat.99.jpg": b"no photo"})
+    project.photos(kaggle_files(cats, dogs))
     project.write_params()
     text = error_line(project.run("prepare.py"))
-    assert f"data/raw/train.zip: of {cats + dogs + 1} photos" in text
-    assert f"{cats + 1} cats and {dogs} dogs" in text
-    assert "1 left out: unreadable" in text
-    assert project.prepared_bytes() == {}
+    assert text.startswith(f"data/raw/train.zip: {cats} cats and {dogs} dogs found by the names of files")
+    assert "prepare.split in params.yaml asks for 8 of each" in text
+    assert not (project.root / "data/prepared").exists()
     assert not (project.root / "metrics").exists()
 
 

@@ -63,7 +63,7 @@ def test_training_writes_the_model_its_curves_and_its_best_epoch(evaluated: Proj
     assert list(curves) == ["epoch", "lr", "train_loss", "validation_loss", "validation_accuracy"]
     assert list(curves["epoch"]) == [1, 2, 3]
     best = evaluated.read_json("metrics/train_resnet18.json")
-    assert best == curves.loc[curves["validation_accuracy"].idxmax()].to_dict()
+    assert best == curves.loc[curves["validation_accuracy"].idxmax()].drop("lr").to_dict()
     assert load_file(evaluated.root / "models/resnet18.safetensors")["fc.0.weight"].shape == (512, 512)
 
 
@@ -195,6 +195,11 @@ def test_a_batch_larger_than_the_train_split_is_refused(small: Project) -> None:
     small.params["train"]["batch_size"] = 49
     small.write_params()
     assert error_line(small.run("train.py", "resnet18")) == (
+        "params.yaml: train.batch_size is 49; expected at most prepare.split.train, 48"
+    )
+    small.params["prepare"]["split"]["train"] = 60  # but the file that prepare wrote has fewer
+    small.write_params()
+    assert error_line(small.run("train.py", "resnet18")) == (
         "params.yaml: train.batch_size is 49; expected at most 48, all of train"
     )
 
@@ -251,6 +256,9 @@ def test_weights_are_taken_from_a_file_only_if_its_name_and_content_agree(tmp_pa
         build_network("resnet34", str(path), 512, 0.5, seed=1)
     with pytest.raises(UserError, match="another network's weights than mobilenet_v2's"):
         build_network("mobilenet_v2", str(path), 512, 0.5, seed=1)
+    larger = write_weights(tmp_path, "resnet34")  # all that resnet18 has, and more
+    with pytest.raises(UserError, match=r"another network's weights than resnet18's: they differ in layer1\.2"):
+        build_network("resnet18", str(larger), 512, 0.5, seed=1)
     wrong = path.rename(tmp_path / "resnet18-00000000.pth")
     with pytest.raises(UserError, match=r"its SHA-256 begins [0-9a-f]{8}, not 00000000"):
         build_network("resnet18", str(wrong), 512, 0.5, seed=1)
@@ -262,7 +270,7 @@ def test_weights_are_taken_from_a_file_only_if_its_name_and_content_agree(tmp_pa
 
 
 def test_names_that_torchvision_does_not_know_are_refused() -> None:
-    with pytest.raises(UserError, match=r"networks\.resnet19: torchvision has no classification network"):
+    with pytest.raises(UserError, match=r"networks\.resnet19: torchvision has no such network; it has resnet1"):
         build_network("resnet19", "none", 512, 0.5, seed=1)
     for weights in ("IMAGENET", "DEFAULT"):  # torchvision may give DEFAULT another meaning tomorrow
         with pytest.raises(UserError, match=rf"networks\.resnet18\.weights is '{weights}'.*IMAGENET1K_V1"):
@@ -281,7 +289,7 @@ def test_evaluate_refuses_models_that_do_not_fit(evaluated: Project, tmp_path: P
     assert "models/resnet18.safetensors: is not a model" in error_line(project.run("evaluate.py"))
 
     model.rename(project.root / "models/resnet34.safetensors")
-    assert "there is no models/resnet18.safetensors" in error_line(project.run("evaluate.py"))
+    assert "there is no models/resnet18.safetensors; train resnet18" in error_line(project.run("evaluate.py"))
     model.write_bytes(whole)
     assert "delete models/resnet34.safetensors" in error_line(project.run("evaluate.py"))
     (project.root / "models/resnet34.safetensors").unlink()

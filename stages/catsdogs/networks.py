@@ -1,5 +1,6 @@
 """torchvision's networks with a head for two classes: building, pretrained weights, saving and loading."""
 
+import difflib
 import hashlib
 import json
 import re
@@ -44,15 +45,20 @@ def build_network(name: str, weights: str, head_width: int, dropout: float, seed
     file named like torch.hub's, `<name>-<first digits of its SHA-256>.pth`, whose layers below the head are used.
     Raises UserError for an unknown name, and for weights that are missing, damaged or another network's.
     """
-    if name not in models.list_models(module=models):
-        raise UserError(f"networks.{name}: torchvision has no classification network of this name")
-    is_file = weights.endswith(".pth")
+    known = models.list_models(module=models)
+    if name not in known:
+        similar = ", ".join(difflib.get_close_matches(name, known)) or "resnet18"
+        raise UserError(f"params.yaml: networks.{name}: torchvision has no such network; it has {similar} and others")
     torch.manual_seed(seed)
-    network = _build(name) if is_file or weights == "none" else _build_with_torchvision_weights(name, weights)
+    if weights == "none":
+        network = _build(name)
+    elif weights.endswith(".pth"):
+        network = _build(name)
+        _load_file(network, name, Path(weights).expanduser())
+    else:
+        network = _build_with_torchvision_weights(name, weights)
     torch.manual_seed(seed)
     _replace_output(network, head_width, dropout)
-    if is_file:
-        _load_body(network, name, Path(weights))
     return network
 
 
@@ -110,13 +116,20 @@ def _build(name: str, weights: models.WeightsEnum | None = None) -> nn.Module:
     return network
 
 
-def _replace_output(network: nn.Module, head_width: int, dropout: float) -> None:
-    """Put a Head in place of the last linear layer; every network of torchvision but SqueezeNet ends in one."""
+def _output_name(network: nn.Module) -> str:
+    """The name of what a Head takes the place of: the last linear layer, but in SqueezeNet the whole classifier."""
     if isinstance(network, models.SqueezeNet):
-        network.classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), Head(512, head_width, dropout))
-        return
-    name, layer = [item for item in network.named_modules() if isinstance(item[1], nn.Linear)][-1]
-    network.set_submodule(name, Head(layer.in_features, head_width, dropout))
+        return "classifier"
+    return [name for name, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
+
+
+def _replace_output(network: nn.Module, head_width: int, dropout: float) -> None:
+    name = _output_name(network)
+    if isinstance(network, models.SqueezeNet):  # it ends in a convolution, and pools after it
+        replacement = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), Head(512, head_width, dropout))
+    else:
+        replacement = Head(network.get_submodule(name).in_features, head_width, dropout)
+    network.set_submodule(name, replacement)
 
 
 def _build_with_torchvision_weights(name: str, weights: str) -> nn.Module:
@@ -137,7 +150,8 @@ def _build_with_torchvision_weights(name: str, weights: str) -> nn.Module:
         ) from None
 
 
-def _load_body(network: nn.Module, name: str, path: Path) -> None:
+def _load_file(network: nn.Module, name: str, path: Path) -> None:
+    """Load all but the output layer, whose weights may be missing or for other classes."""
     digits = re.fullmatch(r".+-([0-9a-f]{8,64})", path.stem)
     if not digits:
         raise UserError(f"{path}: expected a name like {name}-<8 or more first digits of its SHA-256>.pth")
@@ -154,17 +168,17 @@ def _load_body(network: nn.Module, name: str, path: Path) -> None:
         state_dict = torch.load(path, weights_only=True, map_location="cpu")
     except (UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise UserError(f"{path}: is not a file of weights ({_first_line(error)})") from None
-    head = next(prefix for prefix, module in network.named_modules() if isinstance(module, Head))
-    body = {key for key in network.state_dict() if not key.startswith(f"{head}.")}
     if isinstance(network, models.DenseNet):  # its published files write norm.1 for norm1
         state_dict = {re.sub(r"(denselayer\d+\.(?:norm|conv))\.", r"\1", key): state_dict[key] for key in state_dict}
+    unused = (f"{_output_name(network)}.", "aux1.", "aux2.", "AuxLogits.")
     try:
-        known = {key: value for key, value in state_dict.items() if key in body}
-        missing = [key for key in network.load_state_dict(known, strict=False).missing_keys if key in body]
+        body = {key: tensor for key, tensor in state_dict.items() if not key.startswith(unused)}
+        missing, unexpected = network.load_state_dict(body, strict=False)
+        differing = unexpected + [key for key in missing if not key.startswith(unused)]
     except (RuntimeError, AttributeError) as error:
         raise UserError(f"{path}: holds another network's weights than {name}'s ({_first_line(error)})") from None
-    if missing:
-        raise UserError(f"{path}: holds another network's weights than {name}'s: {min(missing)} is missing")
+    if differing:
+        raise UserError(f"{path}: holds another network's weights than {name}'s: they differ in {differing[0]}")
 
 
 def _first_line(error: Exception) -> str:

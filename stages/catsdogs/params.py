@@ -101,6 +101,10 @@ def read_params(path: Path = Path("params.yaml")) -> Params:
     for name, size in vars(params.prepare.split).items():
         if size % 2:
             raise _wrong(f"prepare.split.{name}", size, "an even number, half cats and half dogs")
+    if params.train.batch_size > params.prepare.split.train:
+        raise _wrong(
+            "train.batch_size", params.train.batch_size, f"at most prepare.split.train, {params.prepare.split.train}"
+        )
     if not params.networks:
         raise _wrong("networks", params.networks, "at least one network")
     return params
