@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import io
 import json
 import re
 import warnings
@@ -133,9 +134,8 @@ def _replace_output(network: nn.Module, head_width: int, dropout: float) -> None
 
 
 def _build_with_torchvision_weights(name: str, weights: str) -> nn.Module:
-    known = {
-        entry.name: entry for entry in models.get_model_weights(name)
-    }  # without DEFAULT, which changes its meaning
+    # By their own names: DEFAULT is an alias, and stands for other weights in another torchvision.
+    known = {entry.name: entry for entry in models.get_model_weights(name)}
     if weights not in known:
         raise UserError(
             f"params.yaml: networks.{name}.weights is {weights!r}; expected none, a file named "
@@ -165,7 +165,7 @@ def _load_file(network: nn.Module, name: str, path: Path) -> None:
     if not sha256.startswith(digits[1]):
         raise UserError(f"{path}: its SHA-256 begins {sha256[:8]}, not {digits[1]} as its name says; download it again")
     try:
-        state_dict = torch.load(path, weights_only=True, map_location="cpu")
+        state_dict = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
     except (UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise UserError(f"{path}: is not a file of weights ({_first_line(error)})") from None
     if isinstance(network, models.DenseNet):  # its published files write norm.1 for norm1
