@@ -54,15 +54,20 @@ def make_project(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     (folder / MARK).touch()
-    shutil.copytree(PROJECT / "stages", folder / "stages", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("dvc.yaml", ".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore"):
-        (folder / name).parent.mkdir(exist_ok=True)
-        shutil.copy(PROJECT / name, folder / name)
+    copy_pipeline(folder)
     params = yaml.safe_load((PROJECT / "params.yaml").read_text())
     params |= yaml.safe_load(DEMO_PARAMS.read_text())
     params["networks"] = {name: {"weights": "none"} for name in params["networks"]}
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     (folder / "data/raw").mkdir(parents=True)
+
+
+def copy_pipeline(folder: Path) -> None:
+    """The stages and what DVC and git know of them, into a folder that exists; no params, data or cache."""
+    shutil.copytree(PROJECT / "stages", folder / "stages", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("dvc.yaml", ".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copy(PROJECT / name, folder / name)
 
 
 def git(folder: Path, *arguments: str) -> None:

@@ -66,7 +66,8 @@ def predict(
         expected = {"network": name, **packed.description}
         if differing := [key for key in expected if description.get(key) != expected[key]]:
             raise UserError(f"{path}: was trained with another {differing[0]} than that of {split}; train it again")
-        network.to(packed.device, memory_format=torch.channels_last)
+    network.to(splits["test"].device, memory_format=torch.channels_last)
+    for split, packed in splits.items():
         logits = predict_logits(network, packed, dtype, f"{name} {split}").numpy().astype("float64")
         logits = logits.round(LOGIT_DIGITS)
         rows = photos.loc[photos["split"] == split, ["split", "photo", "label"]]

@@ -104,7 +104,7 @@ def draw_order(photos: list[Photo], seed: int) -> list[list[Photo]]:
 
 def open_writer(stack: ExitStack, split: str, prepare: Prepare) -> SplitWriter:
     partial = stack.enter_context(written_whole(PREPARED / f"{split}.safetensors"))
-    return stack.enter_context(SplitWriter(partial, split, getattr(prepare.split, split), prepare.image_size))
+    return stack.enter_context(SplitWriter(partial, split, getattr(prepare.split, split)))
 
 
 def pack(

@@ -21,7 +21,7 @@ STAGES = REPOSITORY / "stages"
 SPLITS = ("train", "validation", "test")
 CLASSES = ("cat", "dog")
 
-sys.path.insert(0, str(STAGES))  # for the tests that call `catsdogs` directly
+sys.path[:0] = [str(STAGES), str(REPOSITORY / "demo")]  # for the tests that call `catsdogs` or the demo directly
 
 # No GPU, and one thread a process: with pictures this small, more only stand in each other's way.
 os.environ |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}

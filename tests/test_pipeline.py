@@ -13,7 +13,7 @@ import pytest
 import yaml
 from conftest import REPOSITORY, Project, kaggle_files
 
-PIPELINE_FILES = ("dvc.yaml", ".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore")
+from run import clean_environment, copy_pipeline
 
 
 class Repository(Project):
@@ -21,14 +21,7 @@ class Repository(Project):
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
-        self.environment = {key: value for key, value in os.environ.items() if not key.startswith(("GIT_", "DVC_"))}
-
-    def install_pipeline(self) -> None:
-        shutil.copytree(REPOSITORY / "stages", self.root / "stages", ignore=shutil.ignore_patterns("__pycache__"))
-        (self.root / ".dvc").mkdir()
-        for name in PIPELINE_FILES:
-            shutil.copy(REPOSITORY / name, self.root / name)
-        self.git("init", "--quiet")
+        self.environment = clean_environment()
 
     def git(self, *arguments: str) -> str:
         identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
@@ -64,7 +57,8 @@ class Repository(Project):
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Repository:
     """A repository in which `dvc repro` has run and its results are committed. To be read only."""
     repository = Repository(tmp_path_factory.mktemp("finished") / "repository")
-    repository.install_pipeline()
+    copy_pipeline(repository.root)
+    repository.git("init", "--quiet")
     repository.photos(kaggle_files(cats=24, dogs=24))
     repository.split(train=24, validation=12, test=12)
     repository.params["train"] |= {"layers": "all", "batch_size": 8}

@@ -23,12 +23,11 @@ class SplitWriter:
     `room[label]` is the number of photos of that class that may still be added, `rows` the number written.
     """
 
-    def __init__(self, path: Path, split: str, total: int, image_size: int) -> None:
+    def __init__(self, path: Path, split: str, total: int) -> None:
         self.rows = 0
         self.room = [total // len(CLASSES) for _ in CLASSES]
         self._split = split
         self._waiting: list[deque[tuple[Photo, np.ndarray]]] = [deque() for _ in CLASSES]
-        self._image_size = image_size
         self._file = path.open("wb")
         self._file.write(bytes(HEADER_BYTES))
 
@@ -54,8 +53,8 @@ class SplitWriter:
         return [photo for queue in self._waiting for photo, _ in queue]
 
     def finish(self, description: dict) -> None:
-        """Write labels and header, and in it the description of the photos."""
-        size = self._image_size
+        """Write labels and header, and in it the description of the photos, `image_size` among it."""
+        size = description["image_size"]
         pixel_bytes = self.rows * size**2 * 3
         header = {
             # One entry, a JSON string: with more, safetensors' own writer puts them in random order.
