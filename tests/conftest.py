@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -13,15 +15,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from filelock import FileLock
 from PIL import Image
 from safetensors import safe_open
+
+from run import clean_environment, copy_pipeline
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 STAGES = REPOSITORY / "stages"
 SPLITS = ("train", "validation", "test")
 CLASSES = ("cat", "dog")
-
-sys.path[:0] = [str(STAGES), str(REPOSITORY / "demo")]  # for the tests that call `catsdogs` or the demo directly
+STAGE_NAMES = ("prepare", "train_resnet18", "train_resnet34", "evaluate", "ensemble")  # as dvc.yaml orders them
 
 # No GPU, and one thread a process: with pictures this small, more only stand in each other's way.
 os.environ |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
@@ -180,6 +184,43 @@ class Project:
         return {path.name: path.read_bytes() for path in sorted((self.root / "data/prepared").iterdir())}
 
 
+class Repository(Project):
+    """A project with the pipeline in it, under git and DVC."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.environment = clean_environment()
+
+    def git(self, *arguments: str) -> str:
+        identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
+        command = ["git", *identity, *arguments]
+        done = subprocess.run(command, cwd=self.root, env=self.environment, capture_output=True, text=True, check=True)
+        return done.stdout
+
+    def commit(self) -> None:
+        self.git("add", "--all")
+        self.git("commit", "--quiet", "--message", "a state")
+
+    def try_dvc(self, *arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess:
+        """Run the `dvc` of the Python that runs the tests."""
+        return subprocess.run(
+            [sys.executable, "-m", "dvc", *arguments],
+            cwd=self.root,
+            env=self.environment | (env or {}),
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    def dvc(self, *arguments: str, env: Mapping[str, str] | None = None) -> str:
+        done = self.try_dvc(*arguments, env=env)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def stages_run_by(self, *arguments: str) -> list[str]:
+        return re.findall(r"Running stage '(\w+)'", self.dvc(*arguments))
+
+
 def error_line(result: subprocess.CompletedProcess) -> str:
     """The text after `error: ` of a stage that ended as it must for a user's mistake: status 1, one line, no more."""
     assert result.returncode == 1, f"exit status {result.returncode}: {result.stderr}"
@@ -208,3 +249,37 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project.photos(kaggle_files(cats=10, dogs=10))
     project.prepare()
     return project
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Repository:
+    """A repository in which `dvc repro` has run and its results are committed. To be read only.
+
+    The test processes share it: the first that asks for it makes it.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    repository = Repository(folder / "finished")
+    with FileLock(folder / "finished.lock"):
+        if (folder / "finished.done").exists():
+            return repository
+        copy_pipeline(repository.root)
+        repository.git("init", "--quiet")
+        repository.photos(kaggle_files(cats=24, dogs=24))
+        repository.split(train=24, validation=12, test=12)
+        repository.params["train"] |= {"layers": "all", "batch_size": 8}
+        repository.write_params()
+        repository.commit()
+        assert repository.stages_run_by("repro") == list(STAGE_NAMES)
+        repository.commit()
+        (folder / "finished.done").touch()
+    return repository
+
+
+@pytest.fixture
+def repository(finished: Repository, tmp_path: Path) -> Repository:
+    """A copy of the finished repository, free to be changed."""
+    root = tmp_path / "repository"
+    shutil.copytree(finished.root, root)
+    return Repository(root)

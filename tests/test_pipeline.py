@@ -3,79 +3,10 @@
 import json
 import os
 import re
-import shutil
-import subprocess
-import sys
-from collections.abc import Mapping
 from pathlib import Path
 
-import pytest
 import yaml
-from conftest import REPOSITORY, Project, kaggle_files
-
-from run import clean_environment, copy_pipeline
-
-
-class Repository(Project):
-    """A project with the pipeline in it, under git and DVC."""
-
-    def __init__(self, root: Path) -> None:
-        super().__init__(root)
-        self.environment = clean_environment()
-
-    def git(self, *arguments: str) -> str:
-        identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
-        command = ["git", *identity, *arguments]
-        done = subprocess.run(command, cwd=self.root, env=self.environment, capture_output=True, text=True, check=True)
-        return done.stdout
-
-    def commit(self) -> None:
-        self.git("add", "--all")
-        self.git("commit", "--quiet", "--message", "a state")
-
-    def try_dvc(self, *arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess:
-        """Run the `dvc` of the Python that runs the tests."""
-        return subprocess.run(
-            [sys.executable, "-m", "dvc", *arguments],
-            cwd=self.root,
-            env=self.environment | (env or {}),
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-
-    def dvc(self, *arguments: str, env: Mapping[str, str] | None = None) -> str:
-        done = self.try_dvc(*arguments, env=env)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    def stages_run_by(self, *arguments: str) -> list[str]:
-        return re.findall(r"Running stage '(\w+)'", self.dvc(*arguments))
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Repository:
-    """A repository in which `dvc repro` has run and its results are committed. To be read only."""
-    repository = Repository(tmp_path_factory.mktemp("finished") / "repository")
-    copy_pipeline(repository.root)
-    repository.git("init", "--quiet")
-    repository.photos(kaggle_files(cats=24, dogs=24))
-    repository.split(train=24, validation=12, test=12)
-    repository.params["train"] |= {"layers": "all", "batch_size": 8}
-    repository.write_params()
-    repository.commit()
-    stages = repository.stages_run_by("repro")
-    assert stages == ["prepare", "train_resnet18", "train_resnet34", "evaluate", "ensemble"]
-    repository.commit()
-    return repository
-
-
-@pytest.fixture
-def repository(finished: Repository, tmp_path: Path) -> Repository:
-    """A copy of the finished repository, free to be changed."""
-    root = tmp_path / "repository"
-    shutil.copytree(finished.root, root)
-    return Repository(root)
+from conftest import REPOSITORY, STAGE_NAMES, Repository
 
 
 def test_a_second_repro_has_nothing_to_do(finished: Repository) -> None:
@@ -84,8 +15,7 @@ def test_a_second_repro_has_nothing_to_do(finished: Repository) -> None:
 
 def test_git_holds_the_metrics_and_no_photos_predictions_or_models(finished: Repository) -> None:
     tracked = set(finished.git("ls-files").splitlines())
-    metrics = {"prepare", "train_resnet18", "train_resnet34", "evaluate", "ensemble"}
-    assert {f"metrics/{name}.json" for name in metrics} <= tracked
+    assert {f"metrics/{name}.json" for name in STAGE_NAMES} <= tracked
     assert not any(path.endswith((".safetensors", "predictions.csv", "split.csv", ".png", ".zip")) for path in tracked)
     assert finished.git("status", "--porcelain") == ""
 
