@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from catsdogs.compute import choose_device, choose_precision, predict_logits
+from catsdogs.compute import choose_device, choose_precision, make_deterministic, predict_logits
 from catsdogs.dataset import PackedSplit, open_split
 from catsdogs.errors import UserError, run_stage
 from catsdogs.files import PREPARED, write_json, written_whole
@@ -28,6 +28,7 @@ LOGIT_DIGITS = 6  # after the point; rounded before scoring, so that scores from
 def main() -> None:
     params = read_params()
     check_models(set(params.networks))
+    make_deterministic()
     device = choose_device()
     dtype = choose_precision(params.precision, device)
     photos = pd.read_csv(PREPARED / "split.csv", keep_default_na=False)

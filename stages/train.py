@@ -2,12 +2,13 @@
 
 Usage, from the project's root: python stages/train.py NETWORK, for example resnet18
 Reads data/prepared/{train,validation}.safetensors; writes models/NETWORK.safetensors, metrics/train_NETWORK.json and
-metrics/curves/NETWORK.csv.
+metrics/curves/NETWORK.csv. While it trains, models/NETWORK.checkpoint holds what a stopped training goes on from.
 """
 
 import math
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -17,7 +18,8 @@ from torch.optim.lr_scheduler import StepLR
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from catsdogs.compute import autocast, choose_device, choose_precision, predict_logits
+from catsdogs.checkpoint import Checkpoint
+from catsdogs.compute import autocast, choose_device, choose_precision, make_deterministic, predict_logits
 from catsdogs.dataset import PackedSplit, open_split
 from catsdogs.errors import UserError, run_stage
 from catsdogs.files import PREPARED, write_json, written_whole
@@ -33,9 +35,11 @@ def main() -> None:
     if name not in params.networks:
         raise UserError(f"{name} is not under networks in params.yaml; there: {', '.join(params.networks)}")
     recipe = params.train
+    make_deterministic()
     device = choose_device()
     dtype = choose_precision(params.precision, device)
-    train, validation = (open_split(PREPARED / f"{split}.safetensors", device) for split in ("train", "validation"))
+    files = [PREPARED / f"{split}.safetensors" for split in ("train", "validation")]
+    train, validation = (open_split(file, device) for file in files)
     if recipe.batch_size > len(train):
         raise UserError(
             f"params.yaml: train.batch_size is {recipe.batch_size}; expected at most {len(train)}, all of train"
@@ -53,10 +57,18 @@ def main() -> None:
         flush=True,
     )
 
+    settings = {"weights": params.networks[name].weights, "lr": params.lr, "precision": str(dtype), **asdict(recipe)}
+    checkpoint = Checkpoint(Path(f"models/{name}.checkpoint"), settings, files, device)
+    stateful = {"network": network, "optimizer": optimizer, "scheduler": scheduler}
     curves: list[dict] = []
-    best: dict = {}
     best_state: dict[str, Tensor] = {}
-    for epoch in range(1, recipe.epochs + 1):
+    if state := checkpoint.load():
+        for key, part in stateful.items():
+            part.load_state_dict(state[key])
+        curves, best_state = state["curves"], state["best_state"]
+        print(f"{name}: goes on after epoch {len(curves)}", flush=True)
+
+    for epoch in range(len(curves) + 1, recipe.epochs + 1):
         torch.manual_seed(recipe.seed * 1000 + epoch)  # an epoch's draws depend on its number, not on those before it
         learning_rate = scheduler.get_last_lr()[0]
         start = time.perf_counter()
@@ -67,9 +79,10 @@ def main() -> None:
 
         scores = {"epoch": epoch, "lr": learning_rate, **train_scores, **validation_scores}
         curves.append(scores)
-        if not best or scores["validation_accuracy"] > best["validation_accuracy"]:
-            best = scores
+        if best_epoch(curves) is scores:
             best_state = {key: tensor.cpu().clone() for key, tensor in network.state_dict().items()}
+        states = {key: part.state_dict() for key, part in stateful.items()}
+        checkpoint.save({**states, "curves": curves, "best_state": best_state})
         print(
             f"{name} epoch {epoch}/{recipe.epochs}: train loss {scores['train_loss']:.4f}, "
             f"validation loss {scores['validation_loss']:.4f}, "
@@ -79,9 +92,16 @@ def main() -> None:
 
     with written_whole(Path(f"metrics/curves/{name}.csv")) as partial:
         pd.DataFrame(curves).to_csv(partial, index=False)
-    write_json(Path(f"metrics/train_{name}.json"), {key: value for key, value in best.items() if key != "lr"})
+    best = {key: value for key, value in best_epoch(curves).items() if key != "lr"}  # which params.yaml tells
+    write_json(Path(f"metrics/train_{name}.json"), best)
     description = {"network": name, "head_width": recipe.head_width, "dropout": recipe.dropout, **train.description}
     save_network(Path(f"models/{name}.safetensors"), best_state, description)
+    checkpoint.delete()
+
+
+def best_epoch(curves: list[dict]) -> dict:
+    """The epoch with the highest validation accuracy, the first of several."""
+    return max(curves, key=lambda scores: scores["validation_accuracy"])
 
 
 def network_name(arguments: list[str]) -> str:

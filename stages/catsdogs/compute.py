@@ -1,5 +1,7 @@
 """Where and how precisely a network runs, and running it over a split."""
 
+import os
+
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -7,6 +9,17 @@ from tqdm import tqdm
 from catsdogs.dataset import PackedSplit
 
 INFERENCE_BATCH_SIZE = 64
+
+
+def make_deterministic() -> None:
+    """Have PyTorch compute the same bits from the same input, run after run; to be called before a GPU is used.
+
+    Warns, on a GPU, of an operation that has no deterministic form: `backward` of AdaptiveAvgPool2d to more than one
+    pixel (VGG, AlexNet) is one. (https://docs.pytorch.org/docs/stable/notes/randomness.html)
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a safeguard that costs time; nothing here reads any
 
 
 def choose_device() -> torch.device:

@@ -1,0 +1,70 @@
+"""Going on with a training that was stopped, from its last finished epoch."""
+
+import hashlib
+import io
+import json
+import sys
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+import torchvision
+
+from catsdogs.files import written_whole
+
+STAGES = Path(__file__).resolve().parents[1]
+
+
+class Checkpoint:
+    """A training's state after its last finished epoch, in a file that only the same training reads.
+
+    The same: equal `settings` (anything that JSON can hold), `files` of equal size and time of change, the same code,
+    library versions, device and number of threads. To go on with any other's state would end in other bytes.
+    """
+
+    def __init__(self, path: Path, settings: dict, files: list[Path], device: torch.device) -> None:
+        self._path = path
+        identity = {
+            "settings": settings,
+            "files": [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files],
+            "code": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in _code_files()},
+            "versions": [torch.__version__, torchvision.__version__],
+            "device": torch.cuda.get_device_name(device)
+            if device.type == "cuda"
+            else torch.backends.cpu.get_cpu_capability(),
+            "threads": torch.get_num_threads(),
+        }
+        self._training = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+    def load(self) -> dict | None:
+        """The state that was saved last, its tensors on the CPU; None where there is none of this training."""
+        try:
+            content = torch.load(self._path, map_location="cpu", weights_only=True)
+            if content["training"] == self._training:
+                return content["state"]
+        except FileNotFoundError:
+            return None
+        except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError):  # damaged
+            pass
+        print(f"{self._path}: from other params, data, code or hardware, or damaged; training starts anew", flush=True)
+        return None
+
+    def save(self, state: dict) -> None:
+        """Keep `state`: lists and dicts of tensors, numbers and text."""
+        content = io.BytesIO()
+        torch.save({"training": self._training, "state": state}, content)
+        with written_whole(self._path) as partial:
+            partial.write_bytes(content.getbuffer())
+
+    def delete(self) -> None:
+        self._path.unlink(missing_ok=True)
+
+
+def _code_files() -> list[Path]:
+    """The files below stages/ that this process has imported."""
+    files = {Path(file).resolve() for module in sys.modules.values() if (file := getattr(module, "__file__", None))}
+    return sorted(file for file in files if STAGES in file.parents)
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
