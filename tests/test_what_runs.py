@@ -1,0 +1,166 @@
+"""What runs again after a change: every key of params.yaml and every file under stages/ has its row.
+
+`dvc` decides here as it always does, over the repository's own dvc.yaml and files. The stages themselves are stood in
+for by a script that writes something new each time, so that whatever depends on a change is seen to run.
+"""
+
+import sys
+from collections.abc import Iterator
+from modulefinder import ModuleFinder
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import REPOSITORY, STAGE_NAMES, STAGES, Repository, kaggle_files
+from dvc.repo import Repo
+
+from run import copy_pipeline
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # DVC's own
+
+EVERYTHING = set(STAGE_NAMES)
+NETWORKS = EVERYTHING - {"prepare"}  # both of them, and what follows
+EVALUATION = {"evaluate", "ensemble"}
+NOTHING: set[str] = set()
+
+# Each key of params.yaml: another value, and what runs then.
+PARAMS = {
+    "source": ("data/raw/other.zip", EVERYTHING),
+    "lr": (0.0005, NETWORKS),
+    "precision": ("bfloat16", NETWORKS),
+    "prepare.image_size": (64, EVERYTHING),
+    "prepare.resize": ("center_crop", EVERYTHING),
+    "prepare.split.train": (22, EVERYTHING),
+    "prepare.split.validation": (10, EVERYTHING),
+    "prepare.split.test": (10, EVERYTHING),
+    "prepare.seed": (2, EVERYTHING),
+    "networks.resnet18.weights": ("other-01234567.pth", {"train_resnet18"} | EVALUATION),
+    "networks.resnet34.weights": ("other-01234567.pth", {"train_resnet34"} | EVALUATION),
+    "train.layers": ("head", NETWORKS),
+    "train.head_width": (256, NETWORKS),
+    "train.dropout": (0.2, NETWORKS),
+    "train.optimizer": ("sgd", NETWORKS),
+    "train.momentum": (0.5, NETWORKS),
+    "train.lr_step_size": (7, NETWORKS),
+    "train.lr_gamma": (0.5, NETWORKS),
+    "train.augment": (True, NETWORKS),
+    "train.batch_size": (16, NETWORKS),
+    "train.epochs": (3, NETWORKS),
+    "train.seed": (2, NETWORKS),
+    "ensemble.method": ("majority_vote", {"ensemble"}),
+}
+
+# Each file under stages/, and what runs when it changes.
+FILES = {
+    "python": NOTHING,  # chooses the interpreter, and has no part in any result
+    "verify.py": NOTHING,  # no stage
+    "prepare.py": EVERYTHING,
+    "train.py": NETWORKS,
+    "evaluate.py": EVALUATION,
+    "ensemble.py": {"ensemble"},
+    "catsdogs/__init__.py": EVERYTHING,
+    "catsdogs/checkpoint.py": NETWORKS,
+    "catsdogs/compute.py": NETWORKS,
+    "catsdogs/dataset.py": NETWORKS,
+    "catsdogs/errors.py": EVERYTHING,
+    "catsdogs/files.py": EVERYTHING,
+    "catsdogs/networks.py": NETWORKS,
+    "catsdogs/packing.py": EVERYTHING,
+    "catsdogs/params.py": EVERYTHING,
+    "catsdogs/photos.py": EVERYTHING,
+    "catsdogs/scores.py": EVALUATION,
+}
+
+STAND_IN = f"""#!{sys.executable}
+import sys
+import time
+from pathlib import Path
+
+import yaml
+
+[stage] = [
+    stage
+    for stage in yaml.safe_load(Path("dvc.yaml").read_text())["stages"].values()
+    if stage["cmd"].split()[1:] == sys.argv[1:]
+]
+for out in [*stage["outs"], *stage["metrics"]]:
+    path = Path(out if isinstance(out, str) else next(iter(out)))
+    if not path.suffix:
+        path = path / "content"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(str(time.time_ns()))
+"""
+
+
+@pytest.fixture(scope="module")
+def stood_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Repository]:
+    """A repository whose stages write something new each time they run; the tests change it one after the other."""
+    repository = Repository(tmp_path_factory.mktemp("stood_in") / "repository")
+    copy_pipeline(repository.root)
+    repository.git("init", "--quiet")
+    (repository.root / "stages/python").write_text(STAND_IN)
+    repository.photos(kaggle_files(cats=2, dogs=2), "data/raw/other.zip")
+    repository.photos(kaggle_files(cats=1, dogs=1))
+    repository.write_params()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(repository.root)
+        assert run_by_repro() == EVERYTHING
+        yield repository
+
+
+def run_by_repro() -> set[str]:
+    """What `dvc repro` does, in this process (the command's start takes longer than all else here)."""
+    with Repo() as repo:
+        return {stage.name for stage in repo.reproduce()}
+
+
+def flatten(params: dict, above: str = "") -> Iterator[str]:
+    for key, value in params.items():
+        if isinstance(value, dict):
+            yield from flatten(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}"
+
+
+def test_every_param_and_every_file_has_its_row() -> None:
+    assert set(PARAMS) == set(flatten(yaml.safe_load((REPOSITORY / "params.yaml").read_text())))
+    files = {path.relative_to(STAGES).as_posix() for path in STAGES.rglob("*") if path.is_file()}
+    assert set(FILES) == {file for file in files if "__pycache__" not in file}
+
+
+@pytest.mark.parametrize("key", PARAMS)
+def test_a_param_runs_what_reads_it_and_nothing_else(stood_in: Repository, key: str) -> None:
+    value, stages = PARAMS[key]
+    *sections, name = key.split(".")
+    section = stood_in.params
+    for part in sections:
+        section = section[part]
+    assert section[name] != value
+    section[name] = value
+    stood_in.write_params()
+    assert run_by_repro() == stages
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_file_of_code_runs_what_imports_it_and_nothing_else(stood_in: Repository, file: str) -> None:
+    with (stood_in.root / "stages" / file).open("a") as code:
+        code.write("\n# a change\n")
+    assert run_by_repro() == FILES[file]
+
+
+def test_the_photos_run_everything_and_a_comment_in_the_params_nothing(stood_in: Repository) -> None:
+    stood_in.photos(kaggle_files(cats=3, dogs=3), stood_in.params["source"])
+    assert run_by_repro() == EVERYTHING
+    with (stood_in.root / "params.yaml").open("a") as params:
+        params.write("# a comment\n")
+    assert run_by_repro() == NOTHING
+
+
+@pytest.mark.parametrize("name", STAGE_NAMES)
+def test_a_stage_depends_on_exactly_the_files_that_it_imports(name: str) -> None:
+    stage = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"][name]
+    finder = ModuleFinder(path=[str(STAGES)])  # all else is not followed
+    finder.run_script(str(REPOSITORY / stage["cmd"].split()[1]))
+    files = {module.__file__ for module in finder.modules.values()} - {None}  # None: built into Python
+    imported = {Path(file).relative_to(REPOSITORY).as_posix() for file in files}
+    assert {dep for dep in stage["deps"] if dep.startswith("stages/")} == imported
