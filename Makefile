@@ -1,6 +1,6 @@
 PYTHON ?= python3
 
-.PHONY: demo test
+.PHONY: demo test verify
 
 # The whole pipeline over drawn pictures, in a folder of its own (.demo): it touches nothing else.
 demo: .venv/installed
@@ -10,6 +10,10 @@ test: .venv/installed
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/python -m pytest
+
+# Every result rebuilt in a scratch folder and compared with what is here.
+verify: .venv/installed
+	.venv/bin/python stages/verify.py
 
 .venv/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; name one: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'

@@ -1,0 +1,72 @@
+"""Rebuild every result in a scratch folder, from the same photos, params and code, and compare it byte by byte.
+
+Usage, from the project's root, after `dvc repro`: python stages/verify.py
+Writes .verify/, and deletes it if all is the same; ends with status 1 if not. Nothing else is touched.
+"""
+
+import filecmp
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from catsdogs.errors import UserError, run_stage
+
+SCRATCH = Path(".verify")
+
+
+def main() -> None:
+    if run_dvc("status", "--quiet", folder=Path()) != 0:
+        raise UserError("what is here is not what params, code and photos now lead to; run `dvc repro` first")
+    copy_pipeline()
+    for arguments in (["init", "--quiet", "--no-scm"], ["config", "cache.type", "reflink,hardlink,copy"], ["repro"]):
+        if run_dvc(*arguments, folder=SCRATCH) != 0:
+            raise UserError("the results could not be built anew; the reason stands above")
+
+    findings = {path: compare(path) for path in outputs()}
+    print("\n" + "\n".join(f"{finding:<9}  {path}" for path, finding in findings.items()))
+    if differing := [path for path, finding in findings.items() if finding != "same"]:
+        raise UserError(f"{len(differing)} of {len(findings)} outputs are not the same; the new ones lie in {SCRATCH}/")
+    print(f"All {len(findings)} outputs are the same, byte by byte.")
+    shutil.rmtree(SCRATCH)
+
+
+def run_dvc(*arguments: str, folder: Path) -> int:
+    return subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=folder).returncode
+
+
+def copy_pipeline() -> None:
+    """The pipeline, its params and no results; photos and weights are read where they lie."""
+    shutil.rmtree(SCRATCH, ignore_errors=True)
+    shutil.copytree("stages", SCRATCH / "stages", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy("dvc.yaml", SCRATCH)
+    params = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    params["source"] = str(Path(params["source"]).resolve())
+    for network in params["networks"].values():
+        if network["weights"].endswith(".pth"):
+            network["weights"] = str(Path(network["weights"]).expanduser().resolve())
+    (SCRATCH / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+
+
+def outputs() -> list[Path]:
+    """Every file that the stages have written, here or in the scratch folder."""
+    stages = yaml.safe_load((SCRATCH / "dvc.lock").read_text(encoding="utf-8"))["stages"]
+    found: dict[Path, None] = {}  # a set that keeps its order
+    for out in (Path(out["path"]) for stage in stages.values() for out in stage["outs"]):
+        for root in (Path(), SCRATCH):
+            files = sorted((root / out).rglob("*")) if (root / out).is_dir() else [root / out]
+            found |= dict.fromkeys(file.relative_to(root) for file in files)
+    return list(found)
+
+
+def compare(path: Path) -> str:
+    here, anew = path, SCRATCH / path
+    if not (here.exists() and anew.exists()):
+        return "only anew" if anew.exists() else "only here"
+    return "same" if filecmp.cmp(here, anew, shallow=False) else "different"
+
+
+if __name__ == "__main__":
+    run_stage(main)
