@@ -6,7 +6,7 @@ PYTHON ?= python3
 demo: .venv/installed
 	.venv/bin/python demo/run.py .demo
 
-test: .venv/installed
+test: .venv/installed-for-tests
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/python -m pytest
@@ -19,4 +19,8 @@ verify: .venv/installed
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; name one: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --disable-pip-version-check --requirement requirements.txt
+	touch $@
+
+.venv/installed-for-tests: .venv/installed requirements-test.txt requirements-s3.txt
+	.venv/bin/python -m pip install --disable-pip-version-check --requirement requirements-test.txt
 	touch $@

@@ -221,6 +221,40 @@ class Repository(Project):
         return re.findall(r"Running stage '(\w+)'", self.dvc(*arguments))
 
 
+# A stage's script that takes no time: it writes something new to each of the stage's outputs.
+STAND_IN = """
+import sys
+import time
+from pathlib import Path
+
+import yaml
+
+stages = yaml.safe_load(Path("dvc.yaml").read_text())["stages"].values()
+[stage] = [stage for stage in stages if stage["cmd"].split()[1:] == sys.argv]
+for out in [*stage["outs"], *stage["metrics"]]:
+    path = Path(out if isinstance(out, str) else next(iter(out)))
+    if not path.suffix:
+        path = path / "content"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f'{{"number": {time.time_ns()}}}')
+"""
+
+
+def stand_in_repository(root: Path) -> Repository:
+    """A committed repository with the pipeline, whose scripts are stand-ins; nothing has run in it yet."""
+    repository = Repository(root)
+    copy_pipeline(root)
+    for script in {
+        stage["cmd"].split()[1] for stage in yaml.safe_load((root / "dvc.yaml").read_text())["stages"].values()
+    }:
+        (root / script).write_text(STAND_IN)
+    repository.git("init", "--quiet")
+    repository.photos(kaggle_files(cats=1, dogs=1))
+    repository.write_params()
+    repository.commit()
+    return repository
+
+
 def error_line(result: subprocess.CompletedProcess) -> str:
     """The text after `error: ` of a stage that ended as it must for a user's mistake: status 1, one line, no more."""
     assert result.returncode == 1, f"exit status {result.returncode}: {result.stderr}"
@@ -232,7 +266,15 @@ def error_line(result: subprocess.CompletedProcess) -> str:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The slow files last."""
-    slow = ("test_train", "test_pipeline", "test_demo")
+    slow = (
+        "test_what_runs",
+        "test_experiments",
+        "test_demo",
+        "test_train",
+        "test_pipeline",
+        "test_reproducible",
+        "test_remote",
+    )
     items.sort(key=lambda item: slow.index(item.path.stem) if item.path.stem in slow else -1)
 
 
@@ -280,6 +322,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Repository:
 @pytest.fixture
 def repository(finished: Repository, tmp_path: Path) -> Repository:
     """A copy of the finished repository, free to be changed."""
-    root = tmp_path / "repository"
-    shutil.copytree(finished.root, root)
-    return Repository(root)
+    copy = Repository(tmp_path / "repository")
+    shutil.copytree(finished.root, copy.root, dirs_exist_ok=True)
+    copy.params = yaml.safe_load((copy.root / "params.yaml").read_text())
+    return copy

@@ -71,8 +71,6 @@ def test_a_third_network_joins_by_what_the_readme_says(repository: Repository) -
     [line] = [line for line in blocks[0].splitlines() if "mobilenet_v2" in line]
     [stage] = [block for block in blocks if "train_mobilenet_v2:" in block]
 
-    params = repository.root / "params.yaml"
-    repository.params = yaml.safe_load(params.read_text())
     repository.params["networks"] |= yaml.safe_load(line.replace("IMAGENET1K_V1", "none"))
     repository.write_params()
     pipeline = repository.root / "dvc.yaml"
@@ -84,7 +82,6 @@ def test_a_third_network_joins_by_what_the_readme_says(repository: Repository) -
 
 
 def test_a_wrong_param_stops_repro_with_one_line(repository: Repository) -> None:
-    repository.params = yaml.safe_load((repository.root / "params.yaml").read_text())
     repository.params["ensemble"]["method"] = "mean"
     repository.write_params()
     done = repository.try_dvc("repro")

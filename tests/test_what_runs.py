@@ -1,20 +1,17 @@
 """What runs again after a change: every key of params.yaml and every file under stages/ has its row.
 
-`dvc` decides here as it always does, over the repository's own dvc.yaml and files. The stages themselves are stood in
-for by a script that writes something new each time, so that whatever depends on a change is seen to run.
+DVC decides here as it always does, over the repository's own dvc.yaml; the scripts are stood in for by one that writes
+something new each time, so that whatever depends on a change is seen to run.
 """
 
-import sys
 from collections.abc import Iterator
 from modulefinder import ModuleFinder
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import REPOSITORY, STAGE_NAMES, STAGES, Repository, kaggle_files
+from conftest import REPOSITORY, STAGE_NAMES, STAGES, Repository, kaggle_files, stand_in_repository, write_zip
 from dvc.repo import Repo
-
-from run import copy_pipeline
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # DVC's own
 
@@ -71,37 +68,12 @@ FILES = {
     "catsdogs/scores.py": EVALUATION,
 }
 
-STAND_IN = f"""#!{sys.executable}
-import sys
-import time
-from pathlib import Path
-
-import yaml
-
-[stage] = [
-    stage
-    for stage in yaml.safe_load(Path("dvc.yaml").read_text())["stages"].values()
-    if stage["cmd"].split()[1:] == sys.argv[1:]
-]
-for out in [*stage["outs"], *stage["metrics"]]:
-    path = Path(out if isinstance(out, str) else next(iter(out)))
-    if not path.suffix:
-        path = path / "content"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(str(time.time_ns()))
-"""
-
 
 @pytest.fixture(scope="module")
 def stood_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Repository]:
-    """A repository whose stages write something new each time they run; the tests change it one after the other."""
-    repository = Repository(tmp_path_factory.mktemp("stood_in") / "repository")
-    copy_pipeline(repository.root)
-    repository.git("init", "--quiet")
-    (repository.root / "stages/python").write_text(STAND_IN)
-    repository.photos(kaggle_files(cats=2, dogs=2), "data/raw/other.zip")
-    repository.photos(kaggle_files(cats=1, dogs=1))
-    repository.write_params()
+    """A repository in which all is up to date; the tests change one thing after the other."""
+    repository = stand_in_repository(tmp_path_factory.mktemp("stood_in") / "repository")
+    write_zip(repository.root / PARAMS["source"][0], kaggle_files(cats=2, dogs=2))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(repository.root)
         assert run_by_repro() == EVERYTHING

@@ -1,0 +1,94 @@
+"""Experiments as DVC's users run them: beside the workspace, in a queue, compared, and taken over.
+
+The stages' scripts are stand-ins that take no time; that the real ones run under `dvc exp run` is shown elsewhere.
+"""
+
+import csv
+import io
+import json
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import STAGE_NAMES, Repository, stand_in_repository
+
+RETRAINED = list(STAGE_NAMES[1:])
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Repository:
+    """A repository with committed results, whose archive DVC keeps as well. To be read only."""
+    repository = stand_in_repository(tmp_path_factory.mktemp("template") / "repository")
+    repository.dvc("add", "data/raw/train.zip")
+    repository.dvc("repro")
+    repository.commit()
+    return repository
+
+
+@pytest.fixture
+def repository(template: Repository, tmp_path: Path) -> Repository:
+    shutil.copytree(template.root, tmp_path / "repository")
+    return Repository(tmp_path / "repository")
+
+
+def results(repository: Repository) -> dict[str, bytes]:
+    """Every file that the stages wrote, dvc.lock and the params."""
+    folders = ("data/prepared", "models", "metrics")
+    files = [path for folder in folders for path in (repository.root / folder).rglob("*") if path.is_file()]
+    files += [repository.root / name for name in ("dvc.lock", "params.yaml")]
+    return {str(path.relative_to(repository.root)): path.read_bytes() for path in files}
+
+
+def shown(repository: Repository) -> dict[str, float]:
+    """Each experiment that `dvc exp show` lists, and its learning rate."""
+    rows = csv.DictReader(io.StringIO(repository.dvc("exp", "show", "--csv")))
+    return {row["Experiment"]: float(row["lr"]) for row in rows if row["typ"].startswith("branch")}
+
+
+def test_an_experiment_beside_the_workspace_is_compared_and_taken_over(repository: Repository) -> None:
+    before = results(repository)
+    assert repository.stages_run_by("exp", "run", "--temp", "--name", "slower", "-S", "lr=0.0005") == RETRAINED
+    assert results(repository) == before
+    assert repository.git("status", "--porcelain") == ""
+    assert shown(repository) == {"slower": 0.0005}
+
+    difference = json.loads(repository.dvc("exp", "diff", "HEAD", "slower", "--json"))
+    assert difference["params"] == {"params.yaml": {"lr": {"old": 0.001, "new": 0.0005, "diff": -0.0005}}}
+    changed = {f"metrics/{name}.json" for name in RETRAINED}
+    assert set(difference["metrics"]) == changed
+
+    repository.dvc("exp", "apply", "slower")
+    assert yaml.safe_load((repository.root / "params.yaml").read_text())["lr"] == 0.0005
+    assert "models/resnet18.safetensors" in {
+        path for path, content in results(repository).items() if before[path] != content
+    }
+    assert set(json.loads(repository.dvc("metrics", "diff", "--json"))) == changed  # against HEAD
+    assert json.loads(repository.dvc("params", "diff", "--json")) == difference["params"]
+    assert "Data and pipelines are up to date" in repository.dvc("repro")
+
+
+def test_a_queue_tries_one_learning_rate_after_the_other(repository: Repository) -> None:
+    assert repository.dvc("exp", "run", "--queue", "-S", "lr=0.0005,0.001,0.002").count("Queued experiment") == 3
+    repository.dvc("queue", "start")
+    try:
+        end = time.monotonic() + 120
+        while "Queued" in (status := repository.dvc("queue", "status")) or "Running" in status:
+            assert time.monotonic() < end, status
+            time.sleep(1)
+    finally:
+        repository.dvc("queue", "stop", "--kill")
+    assert status.count("Success") == 3
+    assert sorted(shown(repository).values()) == [0.0005, 0.001, 0.002]
+    assert repository.git("status", "--porcelain") == ""
+
+
+def test_going_back_to_an_earlier_learning_rate_trains_nothing(repository: Repository) -> None:
+    first = results(repository)
+    assert repository.stages_run_by("exp", "run", "-S", "lr=0.0005") == RETRAINED
+    second = results(repository)
+    assert repository.stages_run_by("exp", "run", "-S", "lr=0.001") == []
+    assert results(repository) == first
+    assert repository.stages_run_by("exp", "run", "-S", "lr=0.0005") == []
+    assert results(repository) == second

@@ -1,0 +1,135 @@
+"""The same commit, params and photos give the same bytes: elsewhere, under other settings, and after being killed."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import STAGE_NAMES, Repository, error_line, stand_in_repository
+
+from catsdogs.checkpoint import Checkpoint
+
+OTHER_SETTINGS = {"PYTHONHASHSEED": "4711", "TZ": "Asia/Kathmandu", "LC_ALL": "C", "LANG": "tr_TR.UTF-8"}
+MODEL, CHECKPOINT = Path("models/resnet18.safetensors"), Path("models/resnet18.checkpoint")
+
+
+def start_repro(repository: Repository, *arguments: str) -> subprocess.Popen:
+    """`dvc repro` in a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "dvc", "repro", *arguments],
+        cwd=repository.root,
+        env=repository.environment | OTHER_SETTINGS,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def kill(process: subprocess.Popen) -> None:
+    """`kill -9` for it and all that it started."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def test_a_clone_elsewhere_ends_in_the_same_lock_however_often_it_is_killed(
+    finished: Repository, tmp_path: Path
+) -> None:
+    finished.git("clone", "--quiet", str(finished.root), str(tmp_path / "a clone"))
+    clone = Repository(tmp_path / "a clone")
+    shutil.copytree(finished.root / "data/raw", clone.root / "data/raw", dirs_exist_ok=True)
+    (clone.root / "dvc.lock").unlink()
+    for stage in STAGE_NAMES:
+        process = start_repro(clone)
+        for line in process.stdout:
+            if f"Running stage '{stage}'" in line:
+                time.sleep(random.uniform(0, 2))  # truly random: any moment will do
+                break
+        kill(process)
+    clone.dvc("repro", env=OTHER_SETTINGS)
+    assert (clone.root / "dvc.lock").read_bytes() == (finished.root / "dvc.lock").read_bytes()
+    assert clone.git("status", "--porcelain") == ""  # the metrics, too, are the same
+    left_over = [path for suffix in ("partial", "checkpoint") for path in clone.root.rglob(f"*.{suffix}")]
+    assert left_over == []
+
+
+def test_a_training_goes_on_after_its_last_epoch_and_only_with_the_same_code(repository: Repository) -> None:
+    repository.params["train"]["epochs"] = 4
+    repository.write_params()
+    repository.dvc("repro", "train_resnet18")
+    never_stopped = (repository.root / MODEL).read_bytes()
+
+    process = start_repro(repository, "--force", "--single-item", "train_resnet18")
+    while not (repository.root / CHECKPOINT).exists():
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.01)
+    kill(process)
+    checkpoint = (repository.root / CHECKPOINT).read_bytes()
+    output = repository.dvc("repro", "--force", "--single-item", "train_resnet18")
+    assert "resnet18: goes on after epoch" in output
+    assert "epoch 1/4" not in output
+    assert (repository.root / MODEL).read_bytes() == never_stopped
+    assert not (repository.root / CHECKPOINT).exists()
+
+    (repository.root / CHECKPOINT).write_bytes(checkpoint)
+    with (repository.root / "stages/catsdogs/compute.py").open("a") as code:
+        code.write("# a change\n")
+    output = repository.dvc("repro", "train_resnet18")
+    assert "training starts anew" in output
+    assert "epoch 1/4" in output
+    assert (repository.root / MODEL).read_bytes() == never_stopped
+
+
+def test_a_checkpoint_is_read_by_the_same_training_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, photos = tmp_path / "network.checkpoint", tmp_path / "photos"
+    photos.write_bytes(b"photos")
+
+    def checkpoint(lr: float = 0.001) -> Checkpoint:
+        return Checkpoint(path, {"lr": lr}, [photos], torch.device("cpu"))
+
+    assert checkpoint().load() is None
+    state = {"weights": torch.arange(3.0), "curves": [{"epoch": 1, "loss": 0.5}]}
+    checkpoint().save(state)
+    loaded = checkpoint().load()
+    assert torch.equal(loaded["weights"], state["weights"])
+    assert loaded["curves"] == state["curves"]
+
+    assert checkpoint(lr=0.002).load() is None
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    assert checkpoint().load() is None
+    monkeypatch.undo()
+    assert checkpoint().load()
+    path.write_bytes(path.read_bytes()[:100])
+    assert checkpoint().load() is None
+    checkpoint().save(state)
+    os.utime(photos, ns=(0, 0))
+    assert checkpoint().load() is None
+
+
+def test_verify_rebuilds_everything_and_finds_it_the_same(repository: Repository) -> None:
+    before = repository.git("status", "--porcelain", "--ignored")
+    done = repository.run("verify.py", env=OTHER_SETTINGS)
+    assert done.returncode == 0, done.stderr
+    folders = [repository.root / name for name in ("data/prepared", "metrics", "models")]
+    files = {path.relative_to(repository.root) for folder in folders for path in folder.rglob("*") if path.is_file()}
+    assert {Path(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("same ")} == files
+    assert f"All {len(files)} outputs are the same, byte by byte." in done.stdout
+    assert repository.git("status", "--porcelain", "--ignored") == before
+
+
+def test_verify_names_what_is_different(tmp_path: Path) -> None:
+    repository = stand_in_repository(tmp_path / "repository")  # its stages write something else each time
+    assert error_line(repository.run("verify.py")) == (
+        "what is here is not what params, code and photos now lead to; run `dvc repro` first"
+    )
+    repository.dvc("repro")
+    done = repository.run("verify.py")
+    assert done.returncode == 1
+    assert "different  models/resnet18.safetensors\n" in done.stdout
+    assert done.stderr.endswith("error: 17 of 17 outputs are not the same; the new ones lie in .verify/\n")
