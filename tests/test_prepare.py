@@ -21,6 +21,7 @@ from conftest import (
     kaggle_files,
     petimages_files,
     photo_bytes,
+    write_zip,
 )
 from PIL import Image
 
@@ -190,6 +191,13 @@ def unusual_photos() -> dict[str, tuple[bytes, np.ndarray]]:
     grey = np.asarray(photo.convert("L"))
     palette = photo.quantize(16)
     sixteen_bit = np.arange(40 * 30, dtype=np.uint16).reshape(30, 40) * 54 + 7
+    see_through = photo.convert("RGBA")
+    see_through.putalpha(Image.fromarray(np.where(np.arange(30)[:, None] < 15, 255, 0).repeat(40, 1).astype(np.uint8)))
+    on_white = np.where(np.arange(30)[:, None, None] < 15, rgb, 255)
+    transparent_palette = Image.new("P", (40, 30), 0)
+    transparent_palette.putpalette([9, 9, 9, 200, 30, 60])
+    transparent_palette.paste(1, (0, 0, 20, 30))
+    on_white_palette = np.where(np.arange(40)[None, :, None] < 20, [200, 30, 60], 255) * np.ones((30, 1, 1), int)
     kinds = {
         "grey.png": (encode(photo.convert("L"), "PNG"), np.dstack([grey] * 3)),
         "palette.gif": (encode(palette, "GIF"), np.asarray(palette.convert("RGB"))),
@@ -200,7 +208,10 @@ def unusual_photos() -> dict[str, tuple[bytes, np.ndarray]]:
             np.dstack([np.asarray(photo.convert("1")) * 255] * 3),
         ),
         "sixteen bit.png": (encode(Image.fromarray(sixteen_bit), "PNG"), np.dstack([(sixteen_bit // 256)] * 3)),
+        "transparent.png": (encode(see_through, "PNG"), on_white),
+        "transparent palette.gif": (encode(transparent_palette, "GIF", transparency=0), on_white_palette),
         "upper case.PNG": (encode(photo, "PNG"), rgb),
+        "a png by its content.jpg": (encode(photo, "PNG"), rgb),
         "lossless.webp": (encode(photo, "WEBP", lossless=True), rgb),
         "bitmap.bmp": (encode(photo, "BMP"), rgb),
         "scan.tiff": (encode(photo, "TIFF"), rgb),
@@ -361,6 +372,80 @@ def test_a_damaged_compressed_entry_is_left_out_like_any_unreadable_photo(projec
     assert [row["split"] for row in project.split_table()].count("") == 1
 
 
+@pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_whatever_unpacking_raises_leaves_out_the_photo_alone(compression: int, project: Project) -> None:
+    files = kaggle_files(cats=9, dogs=8)
+    write_zip(project.root / "photos.zip", files, compression)
+    content = bytearray((project.root / "photos.zip").read_bytes())
+    with zipfile.ZipFile(project.root / "photos.zip") as archive:
+        start = archive.getinfo("train/cat.8.jpg").header_offset + 30 + len("train/cat.8.jpg")
+    content[start + 20 : start + 60] = bytes(range(40))
+    (project.root / "photos.zip").write_bytes(content)
+    project.params["source"] = "photos.zip"
+    project.prepare()
+    assert project.row_of("cat.8.jpg")["left_out"].startswith("unreadable in its source")
+
+
+def test_shapes_and_sizes_that_no_camera_makes(project: Project) -> None:
+    black = {size: encode(Image.new("L", size), "PNG") for size in ((1, 1), (20_000, 1), (20_000, 20_000))}
+    files = kaggle_files(cats=8, dogs=10) | {
+        "train/cat.90.jpg": black[1, 1],
+        "train/cat.91.jpg": black[20_000, 1],
+        "train/cat.92.jpg": black[20_000, 20_000],  # a decompression bomb: small as a file, and 400 million pixels
+    }
+    project.photos(files)
+    project.split(train=12, validation=4, test=4)
+    project.prepare()
+    assert {project.row_of(f"cat.{number}.jpg")["split"] != "" for number in (90, 91)} == {True}
+    assert project.row_of("cat.92.jpg")["left_out"] == "unreadable (DecompressionBombError)"
+
+
+def test_an_entry_that_would_unpack_to_more_than_a_photo_is_not_unpacked(project: Project) -> None:
+    files = kaggle_files(cats=8, dogs=8) | {"train/cat.90.jpg": bytes(2**28 + 1)}
+    project.photos(files)
+    project.prepare()
+    assert project.row_of("cat.90.jpg")["left_out"] == "unreadable (more than 256 MiB)"
+
+
+def test_odd_names_and_links_in_an_archive_are_read_and_written_nowhere(project: Project) -> None:
+    usable = kaggle_files(cats=8, dogs=8)
+    odd = {"../../above/cat.90.jpg": photo_bytes("cat", 90), "/absolute/dog.90.jpg": photo_bytes("dog", 90)}
+    project.photos(usable | odd)
+    with zipfile.ZipFile(project.root / "data/raw/train.zip", "a") as archive:
+        link = zipfile.ZipInfo("train/cat.91.jpg")
+        link.external_attr = 0o120777 << 16  # a symbolic link
+        archive.writestr(link, "/etc/passwd")
+    outside = {path for path in project.root.parent.rglob("*") if project.root not in path.parents}
+    project.prepare()
+    assert {path for path in project.root.parent.rglob("*") if project.root not in path.parents} == outside
+    [link] = [row for row in project.split_table() if row["photo"].endswith("cat.91.jpg")]
+    assert link["left_out"].startswith("unreadable")
+    labels = {row["photo"]: row["label"] for row in project.split_table() if "90" in row["photo"]}
+    assert sorted(labels.values()) == ["cat", "dog"]
+
+
+def test_two_layouts_in_one_archive_are_both_understood(project: Project) -> None:
+    mixed = kaggle_files(cats=4, dogs=4) | petimages_files(cats=4, dogs=4)
+    mixed = {name: content + name.encode() for name, content in mixed.items()}  # else the same photos twice
+    project.photos(mixed)
+    project.prepare()
+    assert Counter(row["label"] for row in project.split_table()) == {"cat": 8, "dog": 8}
+
+
+def test_an_encrypted_archive_says_so(project: Project) -> None:
+    project.photos(kaggle_files(cats=8, dogs=8))
+    path = project.root / "data/raw/train.zip"
+    content = path.read_bytes()
+    for signature, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):  # each entry's header, and its copy in the directory
+        parts = content.split(signature)
+        content = parts[0] + b"".join(
+            signature + part[: flags - 4] + bytes([part[flags - 4] | 1]) + part[flags - 3 :] for part in parts[1:]
+        )
+    path.write_bytes(content)
+    project.write_params()
+    assert "16 left out: encrypted in its source" in error_line(project.run("prepare.py"))
+
+
 # --- too few photos
 
 
@@ -424,6 +509,12 @@ def an_empty_file(path: Path) -> None:
     path.touch()
 
 
+def a_zip_of_tomorrow(path: Path) -> None:
+    """Its first entry asks for a version of the format that does not exist."""
+    write_zip(path, kaggle_files(cats=2, dogs=2))
+    path.write_bytes(path.read_bytes().replace(b"PK\1\2\x14\x03\x14", b"PK\1\2\x14\x03\xff", 1))
+
+
 def half_a_zip(path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in kaggle_files(cats=2, dogs=2).items():
@@ -440,6 +531,7 @@ def half_a_zip(path: Path) -> None:
         (a_text, "zip"),
         (an_empty_file, "zip"),
         (half_a_zip, "zip"),
+        (a_zip_of_tomorrow, "zip file version 25.5"),
     ],
 )
 def test_a_source_without_photos_is_one_line_that_names_it(

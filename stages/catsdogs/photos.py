@@ -4,7 +4,6 @@ import io
 import posixpath
 import re
 import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -18,6 +17,10 @@ PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", 
 
 # Center crop, as torchvision's ImageNet recipes do: the shorter side to 256/224 of the size, then the centre.
 CENTER_CROP_SHARE = 224 / 256
+
+
+LARGEST_FILE = 2**28  # bytes; a zip may hold a few that unpack to more than all memory
+ENCRYPTED = 1  # a bit of a zip entry's flags
 
 
 class UnreadablePhoto(Exception):
@@ -53,7 +56,9 @@ class PhotoSource:
             raise UserError(f"{path}: no such file or folder; put the photos' archive there, or name yours as `source`")
         try:
             self._archive = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, OSError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # reading may raise anything on damaged bytes
             raise UserError(f"{path}: cannot be read as a zip archive ({error}); download it again") from None
 
     def __enter__(self) -> "PhotoSource":
@@ -74,15 +79,25 @@ class PhotoSource:
         return [Photo(name, path, _label(path)) for name, path in zip(names, paths, strict=True)]
 
     def read(self, photo: Photo) -> bytes:
-        """The photo's bytes. Raises UnreadablePhoto where they are damaged, encrypted or forbidden."""
+        """The photo's bytes. Raises UnreadablePhoto where they are damaged, encrypted, forbidden or far too many."""
         try:
-            content = self._archive.read(photo.path) if self._archive else (self.path / photo.path).read_bytes()
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, PermissionError) as error:
+            if self._archive:
+                entry = self._archive.getinfo(photo.path)
+                if entry.flag_bits & ENCRYPTED:
+                    raise UnreadablePhoto("encrypted in its source")
+                size, read = entry.file_size, lambda: self._archive.read(entry)
+            else:
+                file = self.path / photo.path
+                size, read = file.stat().st_size, file.read_bytes
+            if size > LARGEST_FILE:
+                raise UnreadablePhoto(f"unreadable (more than {LARGEST_FILE >> 20} MiB)")
+            content = read()
+        except (UnreadablePhoto, MemoryError):
+            raise
+        except Exception as error:  # unpacking may raise anything on damaged bytes
+            if isinstance(error, OSError) and error.errno is not None and not isinstance(error, PermissionError):
+                raise  # the disk or the network, not the photo: going on would draw another split
             raise UnreadablePhoto(f"unreadable in its source ({type(error).__name__})") from None
-        except OSError as error:
-            if error.errno is None:  # bzip2's way to say that the data are damaged
-                raise UnreadablePhoto("unreadable in its source (OSError)") from None
-            raise  # the disk or the network, not the photo: going on would draw another split
         if not content:
             raise UnreadablePhoto("unreadable (empty)")
         return content
@@ -117,11 +132,14 @@ def decode(content: bytes, size: int, resize: str) -> np.ndarray:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):  # Pillow would clip 16-bit grey at 255 instead of scaling it
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:  # as on a white page; what lies under it may be any colour
+        picture = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
     return image.convert("RGB")
 
 
 def _is_picture(path: PurePosixPath) -> bool:
-    hidden = any(part.startswith((".", "__MACOSX")) for part in path.parts)
+    hidden = any(part.startswith((".", "__MACOSX")) and part != ".." for part in path.parts)
     return not hidden and path.suffix.lower() in PICTURE_SUFFIXES
 
 
