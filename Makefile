@@ -1,10 +1,14 @@
 PYTHON ?= python3
 
-.PHONY: demo test verify
+.PHONY: demo photos test verify
 
 # The whole pipeline over drawn pictures, in a folder of its own (.demo): it touches nothing else.
 demo: .venv/installed
 	.venv/bin/python demo/run.py .demo
+
+# Microsoft's public copy of the photos, at data/raw/train.zip.
+photos: .venv/installed
+	.venv/bin/python stages/download.py
 
 test: .venv/installed-for-tests
 	.venv/bin/ruff check

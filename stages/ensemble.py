@@ -47,9 +47,9 @@ def main() -> None:
         "best_member": best_member,
         **compare(expit(test[best_member]), combined, test_labels),
     }
-    write_json(Path("metrics/ensemble.json"), scores)
-    with written_whole(Path("metrics/confusion_ensemble.csv")) as partial:
-        confusion(combined, test_labels).to_csv(partial, index=False)
+    with written_whole() as write_to:
+        write_json(write_to(Path("metrics/ensemble.json")), scores)
+        confusion(combined, test_labels).to_csv(write_to(Path("metrics/confusion_ensemble.csv")), index=False)
 
     members = {name: score(expit(test[name]), test_labels) for name in test}
     print(scores_table({**members, f"ensemble ({method})": scores}))

@@ -5,7 +5,6 @@ Reads models/ and data/prepared/; writes metrics/predictions.csv (a row for each
 metrics/evaluate.json and metrics/confusion/. All that comes after is arithmetic on the predictions.
 """
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,11 +34,16 @@ def main() -> None:
     splits = {split: open_split(PREPARED / f"{split}.safetensors", device) for split in ("validation", "test")}
 
     predictions = pd.concat(rows for name in params.networks for rows in predict(name, splits, photos, dtype))
-    with written_whole(Path("metrics/predictions.csv")) as partial:
-        predictions.to_csv(partial, index=False)
     scores = {name: score_network(rows) for name, rows in predictions.groupby("network", sort=False)}
-    write_json(Path("metrics/evaluate.json"), scores)
-    write_confusion(predictions)
+    with written_whole() as write_to:
+        predictions.to_csv(write_to(Path("metrics/predictions.csv")), index=False)
+        write_json(write_to(Path("metrics/evaluate.json")), scores)
+        for name, rows in predictions[predictions["split"] == "test"].groupby("network", sort=False):
+            matrix = confusion(probability_of_dog(rows), label_numbers(rows))
+            matrix.to_csv(write_to(CONFUSION / f"{name}.csv"), index=False)  # a file for each, for DVC's plot
+    for path in CONFUSION.iterdir():
+        if path.stem not in scores:  # of a network that was taken out
+            path.unlink()
     print(scores_table(scores))
 
 
@@ -83,14 +87,6 @@ def score_network(rows: pd.DataFrame) -> dict:
         **score(probability_of_dog(test), label_numbers(test)),
         **{f"validation_{key}": validation_scores[key] for key in ("accuracy", "log_loss")},
     }
-
-
-def write_confusion(predictions: pd.DataFrame) -> None:
-    """A file for each network, of its test photos, for DVC's confusion plot."""
-    shutil.rmtree(CONFUSION, ignore_errors=True)
-    for name, rows in predictions[predictions["split"] == "test"].groupby("network", sort=False):
-        with written_whole(CONFUSION / f"{name}.csv") as partial:
-            confusion(probability_of_dog(rows), label_numbers(rows)).to_csv(partial, index=False)
 
 
 if __name__ == "__main__":

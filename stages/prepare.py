@@ -5,6 +5,7 @@ Reads the archive or folder that `source` in params.yaml names; writes data/prep
 """
 
 import hashlib
+import logging
 import math
 import os
 import sys
@@ -36,24 +37,31 @@ DECODED_AHEAD = 256  # photos in memory between the threads that decode and the 
 
 def main() -> None:
     params = read_params()
-    warnings.simplefilter("ignore")  # Pillow's remarks on odd files; what matters is whether they decode
+    # Pillow remarks on odd files, in warnings and in its log; what matters is whether they decode.
+    warnings.simplefilter("ignore")
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
     # Threads, not processes: Pillow and hashlib let go of Python's lock while they decode, scale and hash.
     with PhotoSource(Path(params.source)) as source, ThreadPoolExecutor(os.cpu_count()) as pool:
         photos = source.photos()
         check_labels(photos, params)
         hash_photos(source, photos, pool)
         groups = draw_order(photos, params.prepare.seed)
-        with ExitStack() as stack:  # the three files get their names only if all goes well to its end
-            writers = {split: open_writer(stack, split, params.prepare) for split in FILL_ORDER}
-            pack(source, groups, writers, params.prepare, pool)
-            note_rest(photos, writers)
-            check_totals(photos, writers, params)
-            description = describe(photos, params.prepare)
-            for writer in writers.values():
-                writer.finish(description)
-    write_split_table(photos)
-    write_contact_sheet()
-    write_summary(photos)
+        with written_whole() as write_to:
+            files = {split: write_to(PREPARED / f"{split}.safetensors") for split in SPLITS}
+            with ExitStack() as stack:
+                writers = {
+                    split: stack.enter_context(SplitWriter(files[split], split, getattr(params.prepare.split, split)))
+                    for split in FILL_ORDER
+                }
+                pack(source, groups, writers, params.prepare, pool)
+                note_rest(photos, writers)
+                check_totals(photos, writers, params)
+                description = describe(photos, params.prepare)
+                for writer in writers.values():
+                    writer.finish(description)
+            write_split_table(write_to(PREPARED / "split.csv"), photos)
+            write_contact_sheet(write_to(PREPARED / "contact_sheet.png"), files)
+            write_summary(write_to(Path("metrics/prepare.json")), photos)
 
 
 def check_labels(photos: list[Photo], params: Params) -> None:
@@ -100,11 +108,6 @@ def draw_order(photos: list[Photo], seed: int) -> list[list[Photo]]:
         groups[sha256]
         for sha256 in sorted(groups, key=lambda sha256: hashlib.sha256(f"{seed} {sha256}".encode()).digest())
     ]
-
-
-def open_writer(stack: ExitStack, split: str, prepare: Prepare) -> SplitWriter:
-    partial = stack.enter_context(written_whole(PREPARED / f"{split}.safetensors"))
-    return stack.enter_context(SplitWriter(partial, split, getattr(prepare.split, split)))
 
 
 def pack(
@@ -183,7 +186,7 @@ def check_totals(photos: list[Photo], writers: dict[str, SplitWriter], params: P
     print(f"warning: {text}", file=sys.stderr)
 
 
-def write_split_table(photos: list[Photo]) -> None:
+def write_split_table(path: Path, photos: list[Photo]) -> None:
     """One row a photo: each split's in the order of its pixels, then those that no split holds, and why."""
     place = {split: number for number, split in enumerate(SPLITS)}
     rows = [
@@ -196,17 +199,18 @@ def write_split_table(photos: list[Photo]) -> None:
         }
         for photo in sorted(photos, key=lambda photo: (place.get(photo.split, len(SPLITS)), photo.row, photo.name))
     ]
-    with written_whole(PREPARED / "split.csv") as partial:
-        pd.DataFrame(rows).to_csv(partial, index=False, errors="backslashreplace")
+    pd.DataFrame(rows).to_csv(path, index=False, errors="backslashreplace")
 
 
-def write_contact_sheet(columns: int = 12, lines: int = 3, side: int = 96, gap: int = 4, title: int = 24) -> None:
-    """Draw the first photos of train, validation and test, cats and dogs in turn; `side`, `gap`, `title` in pixels."""
+def write_contact_sheet(path: Path, files: dict[str, Path]) -> None:
+    """Draw the first photos of train, validation and test, cats and dogs in turn, from the packed files."""
+    columns, lines = 12, 3
+    side, gap, title = 96, 4, 24  # pixels
     step, height = side + gap, title + lines * (side + gap)
     sheet = Image.new("RGB", (columns * step + gap, len(SPLITS) * height), "white")
     draw = ImageDraw.Draw(sheet)
     for top, split in zip(range(0, sheet.height, height), SPLITS, strict=True):
-        with safe_open(PREPARED / f"{split}.safetensors", framework="numpy") as file:
+        with safe_open(files[split], framework="numpy") as file:
             photos = file.get_slice("pixels")
             total = photos.get_shape()[0]
             draw.text((gap, top + gap), f"{split}: {total} photos", "black", ImageFont.load_default(16))
@@ -214,11 +218,10 @@ def write_contact_sheet(columns: int = 12, lines: int = 3, side: int = 96, gap: 
                 line, column = divmod(number, columns)
                 thumbnail = Image.fromarray(pixels).resize((side, side))
                 sheet.paste(thumbnail, (gap + column * step, top + title + line * step))
-    with written_whole(PREPARED / "contact_sheet.png") as partial:
-        sheet.save(partial, format="PNG")
+    sheet.save(path, format="PNG")
 
 
-def write_summary(photos: list[Photo]) -> None:
+def write_summary(path: Path, photos: list[Photo]) -> None:
     """metrics/prepare.json: how many photos each split holds, and how many are left out for which reason."""
     splits = Counter(photo.split for photo in photos)
     reasons = Counter(photo.left_out for photo in photos if photo.left_out)
@@ -227,7 +230,7 @@ def write_summary(photos: list[Photo]) -> None:
         **{split: splits[split] for split in SPLITS},
         "left_out": dict(sorted(reasons.items())),
     }
-    write_json(Path("metrics/prepare.json"), summary)
+    write_json(path, summary)
     held = ", ".join(f"{splits[split]} {split}" for split in SPLITS)
     print(f"{len(photos)} photos: {held}" + "".join(f"; {count} {reason}" for reason, count in sorted(reasons.items())))
 

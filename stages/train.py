@@ -90,12 +90,12 @@ def main() -> None:
             flush=True,
         )
 
-    with written_whole(Path(f"metrics/curves/{name}.csv")) as partial:
-        pd.DataFrame(curves).to_csv(partial, index=False)
     best = {key: value for key, value in best_epoch(curves).items() if key != "lr"}  # which params.yaml tells
-    write_json(Path(f"metrics/train_{name}.json"), best)
     description = {"network": name, "head_width": recipe.head_width, "dropout": recipe.dropout, **train.description}
-    save_network(Path(f"models/{name}.safetensors"), best_state, description)
+    with written_whole() as write_to:
+        pd.DataFrame(curves).to_csv(write_to(Path(f"metrics/curves/{name}.csv")), index=False)
+        write_json(write_to(Path(f"metrics/train_{name}.json")), best)
+        save_network(write_to(Path(f"models/{name}.safetensors")), best_state, description)
     checkpoint.delete()
 
 

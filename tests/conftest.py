@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -129,10 +130,17 @@ class Project:
     def write_params(self) -> None:
         (self.root / "params.yaml").write_text(yaml.safe_dump(self.params, sort_keys=False), encoding="utf-8")
 
-    def run(self, script: str, *arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess:
+    def run(
+        self,
+        script: str,
+        *arguments: str,
+        env: Mapping[str, str] | None = None,
+        largest_file: int = resource.RLIM_INFINITY,
+    ) -> subprocess.CompletedProcess:
         """Run `python stages/<script> <arguments>` in the project, without a GPU; its output comes as text.
 
-        `env` adds to the environment. params.yaml is used as it lies there: call `write_params` before.
+        `env` adds to the environment; `largest_file` is the number of bytes after which writing to a file fails, as on
+        a full disk. params.yaml is used as it lies there: call `write_params` before.
         """
         self.last_run = subprocess.run(
             [sys.executable, str(STAGES / script), *arguments],
@@ -142,6 +150,7 @@ class Project:
             text=True,
             encoding="utf-8",
             timeout=120,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY)),
         )
         return self.last_run
 

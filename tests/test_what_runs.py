@@ -50,6 +50,7 @@ PARAMS = {
 # Each file under stages/, and what runs when it changes.
 FILES = {
     "python": NOTHING,  # chooses the interpreter, and has no part in any result
+    "download.py": NOTHING,  # no stage
     "verify.py": NOTHING,  # no stage
     "prepare.py": EVERYTHING,
     "train.py": NETWORKS,

@@ -53,8 +53,8 @@ class Checkpoint:
         """Keep `state`: lists and dicts of tensors, numbers and text."""
         content = io.BytesIO()
         torch.save({"training": self._training, "state": state}, content)
-        with written_whole(self._path) as partial:
-            partial.write_bytes(content.getbuffer())
+        with written_whole() as write_to:
+            write_to(self._path).write_bytes(content.getbuffer())
 
     def delete(self) -> None:
         self._path.unlink(missing_ok=True)

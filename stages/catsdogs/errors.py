@@ -1,6 +1,10 @@
-"""How a stage ends when something is wrong that its user can mend."""
+"""How a stage ends: with its results; with one line where its user can mend what is wrong; or because it is told to."""
 
+import os
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
 
 
@@ -9,14 +13,40 @@ class UserError(Exception):
 
 
 def run_stage(main: Callable[[], None]) -> None:
-    """Call `main()`; turn a UserError or OSError into one line on stderr and status 1, Ctrl-C into status 130."""
+    """Call `main()`; turn what a user can mend into one line on stderr and status 1.
+
+    Ctrl-C ends in status 130 and SIGTERM in 143, after what was half written is deleted. Under `dvc` the stage also
+    ends when that is gone: it would go on writing beside the next `dvc repro`.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if "DVC_STAGE" in os.environ:
+        threading.Thread(target=_end_without_parent, daemon=True).start()
     try:
         main()
     except UserError as error:
-        sys.exit(f"error: {error}")
+        _exit(str(error))
     except OSError as error:  # no permission, no space left, a file where a folder should be
-        sys.exit(f"error: {error.filename or 'input or output'}: {error.strerror or error}")
-    except MemoryError:
-        sys.exit("error: out of memory")
+        _exit(f"{error.filename or 'input or output'}: {error.strerror or error}")
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        _exit("out of memory; close other programs, or lower train.batch_size or prepare.image_size")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _exit(text: str) -> None:
+    sys.exit("error: " + " ".join(text.splitlines()))  # names of files may hold any character
+
+
+def _end_without_parent() -> None:
+    parent = os.getppid()
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """PyTorch has an exception of its own for a GPU (a RuntimeError), and none for the CPU."""
+    texts = ("CUDA out of memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or any(text in str(error) for text in texts)

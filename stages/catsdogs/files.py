@@ -1,7 +1,7 @@
-"""Writing results so that they appear whole or not at all."""
+"""Writing results so that they appear whole and together, or not at all."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -9,18 +9,27 @@ PREPARED = Path("data/prepared")  # what `prepare` hands on
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """Give a path beside `path` to write to; rename it to `path` on success, delete it on any exception."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
+def written_whole() -> Iterator[Callable[[Path], Path]]:
+    """Give a function from a result's path to a path beside it to write to; its folder is made.
+
+    On success all that were asked for get their own names; on any exception they are deleted.
+    """
+    partials: dict[Path, Path] = {}
+
+    def write_to(path: Path) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partials[path] = path.with_name(f"{path.name}.partial")
+        return partials[path]
+
     try:
-        yield partial
-        partial.replace(path)
+        yield write_to
+        for path, partial in partials.items():
+            partial.replace(path)
     finally:
-        partial.unlink(missing_ok=True)
+        for partial in partials.values():
+            partial.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: dict) -> None:
     """Write `content` as indented JSON, its keys in the order given."""
-    with written_whole(path) as partial:
-        partial.write_text(json.dumps(content, indent=2) + "\n")
+    path.write_text(json.dumps(content, indent=2) + "\n")

@@ -5,10 +5,15 @@ import hashlib
 import io
 import json
 import re
+import socket
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from pickle import UnpicklingError
-from urllib.error import URLError
+from urllib.parse import urlparse
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,7 +23,8 @@ from torchvision import models
 
 from catsdogs import CLASSES
 from catsdogs.errors import UserError
-from catsdogs.files import written_whole
+
+DOWNLOAD_TIMEOUT_S = 30  # of waiting for a connection, and for each further part
 
 
 class Head(nn.Sequential):
@@ -51,13 +57,10 @@ def build_network(name: str, weights: str, head_width: int, dropout: float, seed
         similar = ", ".join(difflib.get_close_matches(name, known)) or "resnet18"
         raise UserError(f"params.yaml: networks.{name}: torchvision has no such network; it has {similar} and others")
     torch.manual_seed(seed)
-    if weights == "none":
-        network = _build(name)
-    elif weights.endswith(".pth"):
-        network = _build(name)
-        _load_file(network, name, Path(weights).expanduser())
-    else:
-        network = _build_with_torchvision_weights(name, weights)
+    network = _build(name)
+    if weights != "none":
+        path = Path(weights).expanduser() if weights.endswith(".pth") else _downloaded(name, weights)
+        _load_file(network, name, path)
     torch.manual_seed(seed)
     _replace_output(network, head_width, dropout)
     return network
@@ -87,8 +90,7 @@ def set_training(network: nn.Module, layers: str) -> None:
 def save_network(path: Path, state_dict: dict[str, Tensor], description: dict) -> None:
     """Write a state_dict with all that `load_network` needs to know beside it; equal content gives equal bytes."""
     tensors = {key: tensor.contiguous() for key, tensor in state_dict.items()}
-    with written_whole(path) as partial:
-        partial.write_bytes(save(tensors, metadata={"network": json.dumps(description, sort_keys=True)}))
+    path.write_bytes(save(tensors, metadata={"network": json.dumps(description, sort_keys=True)}))
 
 
 def load_network(path: Path) -> tuple[nn.Module, dict]:
@@ -105,10 +107,10 @@ def load_network(path: Path) -> tuple[nn.Module, dict]:
     return network, description
 
 
-def _build(name: str, weights: models.WeightsEnum | None = None) -> nn.Module:
+def _build(name: str) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of weight initialisation, googlenet and inception_v3
-        network = models.get_model(name, weights=weights)
+        network = models.get_model(name, weights=None)
     if getattr(network, "aux_logits", False):  # the side heads of googlenet and inception_v3
         network.aux_logits = False
         network.aux1 = network.aux2 = network.AuxLogits = None
@@ -133,7 +135,8 @@ def _replace_output(network: nn.Module, head_width: int, dropout: float) -> None
     network.set_submodule(name, replacement)
 
 
-def _build_with_torchvision_weights(name: str, weights: str) -> nn.Module:
+def _downloaded(name: str, weights: str) -> Path:
+    """torchvision's file of the `weights` of that name, in torch.hub's cache; downloaded if it is not there yet."""
     # By their own names: DEFAULT is an alias, and stands for other weights in another torchvision.
     known = {entry.name: entry for entry in models.get_model_weights(name)}
     if weights not in known:
@@ -141,13 +144,32 @@ def _build_with_torchvision_weights(name: str, weights: str) -> nn.Module:
             f"params.yaml: networks.{name}.weights is {weights!r}; expected none, a file named "
             f"{name}-<first digits of its SHA-256>.pth, or torchvision's {', '.join(known)}"
         )
+    url = known[weights].url
+    path = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(url).path).name)
+    if not path.exists():
+        print(f"downloading {url}", flush=True)
+        digits = torch.hub.HASH_REGEX.search(path.name)[1]
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _waiting_at_most(DOWNLOAD_TIMEOUT_S):
+                torch.hub.download_url_to_file(url, str(path), digits, progress=sys.stderr.isatty())
+        except (OSError, HTTPException, ValueError, RuntimeError) as error:  # the last: a wrong hash, or cut off
+            raise UserError(
+                f"networks.{name}: {url} could not be downloaded ({_first_line(error)}); run this again, or put that "
+                f"file anywhere and give its path as networks.{name}.weights, or set that to none"
+            ) from None
+    return path
+
+
+@contextmanager
+def _waiting_at_most(seconds: float) -> Iterator[None]:
+    """Bound every wait of connections made meanwhile, since torch.hub gives its own no timeout."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
     try:
-        return _build(name, known[weights])  # torchvision checks the hash of what it downloads
-    except (URLError, OSError, RuntimeError, UnpicklingError) as error:
-        raise UserError(
-            f"networks.{name}: {known[weights].url} could not be fetched ({_first_line(error)}); put that file "
-            f"anywhere and give its path as networks.{name}.weights, or set that to none"
-        ) from None
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def _load_file(network: nn.Module, name: str, path: Path) -> None:
@@ -163,7 +185,9 @@ def _load_file(network: nn.Module, name: str, path: Path) -> None:
         ) from None
     sha256 = hashlib.sha256(content).hexdigest()
     if not sha256.startswith(digits[1]):
-        raise UserError(f"{path}: its SHA-256 begins {sha256[:8]}, not {digits[1]} as its name says; download it again")
+        raise UserError(
+            f"{path}: its SHA-256 begins {sha256[:8]}, not {digits[1]} as its name says; delete it, and get it again"
+        )
     try:
         state_dict = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
     except (UnpicklingError, RuntimeError, EOFError, ValueError) as error:

@@ -1,0 +1,341 @@
+"""Downloads, of the photos and of pretrained weights, from a server of the tests' own that can be made to fail."""
+
+import hashlib
+import io
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import STAGES, Project, error_line
+from torchvision import models
+
+import download
+from catsdogs import networks
+from catsdogs.errors import UserError
+from catsdogs.networks import build_network
+
+CONTENT = np.random.default_rng(1).bytes(300_001)
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+ARCHIVE, PARTIAL = "data/raw/train.zip", "data/raw/train.zip.partial"
+WAYS = ("`make photos`", "train.zip from https://www.kaggle.com/c/dogs-vs-cats/data into data/raw/", "`make demo`")
+
+
+class Server(ThreadingHTTPServer):
+    """Gives `content` under every path, and notes the Range header of each request."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.content = CONTENT
+        self.status = 200  # of every answer; 200 stands for 206 and 416 as well
+        self.knows_ranges = True
+        self.cuts: list[int] = []  # how many bytes the first answer sends before it ends, the second, ...
+        self.stalls = False  # an answer that is cut stays open, and silent, instead
+        self.ranges: list[str | None] = []
+        self.released = threading.Event()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/photos.zip"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        asked = self.headers["Range"]
+        self.server.ranges.append(asked)
+        start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) if asked and self.server.knows_ranges else 0
+        rest, status = self.server.content[start:], self.server.status
+        if status == 200 and asked and self.server.knows_ranges:
+            status = 206 if rest else 416
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(rest)))
+        self.end_headers()
+        cut = self.server.cuts.pop(0) if self.server.cuts else None
+        self.wfile.write(rest[:cut])
+        if cut is not None and self.server.stalls:
+            self.server.released.wait(5)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield server
+        server.released.set()
+        server.shutdown()
+        thread.join()
+
+
+def raw_files(project: Project) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (project.root / "data/raw").iterdir()}
+
+
+def download_here(project: Project, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The script in this process, without a pause between its tries."""
+    monkeypatch.chdir(project.root)
+    monkeypatch.setattr(sys, "argv", ["download.py", url, SHA256])
+    monkeypatch.setattr(download, "PAUSE_S", 0)
+    download.main()
+
+
+def write_partial(project: Project, content: bytes) -> None:
+    (project.root / "data/raw").mkdir(parents=True)
+    (project.root / PARTIAL).write_bytes(content)
+
+
+def test_photos_are_downloaded_and_checked(project: Project, server: Server) -> None:
+    result = project.run("download.py", server.url, SHA256.upper())
+    assert (result.returncode, result.stderr) == (0, ""), result.stderr
+    assert result.stdout == f"{ARCHIVE}: downloaded; its SHA-256 is the expected one\n"
+    assert raw_files(project) == {"train.zip": CONTENT}
+    assert server.ranges == [None]
+
+
+def test_a_cut_connection_is_resumed_where_it_stopped(project: Project, server: Server) -> None:
+    server.cuts = [100_003, 150_001]
+    result = project.run("download.py", server.url, SHA256)
+    assert (result.returncode, result.stderr) == (0, ""), result.stderr
+    assert raw_files(project) == {"train.zip": CONTENT}
+    assert server.ranges == [None, "bytes=100003-", "bytes=250004-"]  # no byte twice
+
+
+def test_tries_that_bring_something_new_are_not_limited(
+    project: Project, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.cuts = [30_000] * 9
+    download_here(project, server.url, monkeypatch)
+    assert raw_files(project) == {"train.zip": CONTENT}
+    assert len(server.ranges) == 10 > download.TRIES
+
+
+@pytest.mark.parametrize("size", [1, 123_456, len(CONTENT)])
+def test_an_earlier_run_is_continued(project: Project, server: Server, size: int) -> None:
+    write_partial(project, CONTENT[:size])
+    result = project.run("download.py", server.url, SHA256)
+    assert (result.returncode, result.stderr) == (0, ""), result.stderr
+    assert raw_files(project) == {"train.zip": CONTENT}
+    assert server.ranges == [f"bytes={size}-"]
+
+
+def test_a_server_without_ranges_starts_anew(project: Project, server: Server) -> None:
+    server.knows_ranges = False
+    server.cuts = [200_000]
+    result = project.run("download.py", server.url, SHA256)
+    assert (result.returncode, result.stderr) == (0, ""), result.stderr
+    assert raw_files(project) == {"train.zip": CONTENT}
+    assert server.ranges == [None, "bytes=200000-"]
+
+
+def test_a_server_without_ranges_that_always_breaks_is_given_up(
+    project: Project, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.knows_ranges = False
+    server.cuts = [200_000] * 20
+    with pytest.raises(UserError, match="could not be downloaded"):
+        download_here(project, server.url, monkeypatch)
+    assert len(server.ranges) == 1 + download.TRIES
+
+
+def test_a_wrong_hash_keeps_nothing(project: Project, server: Server) -> None:
+    server.content = CONTENT[:-1] + b"?"
+    line = error_line(project.run("download.py", server.url, SHA256))
+    assert f"expected SHA-256 {SHA256}, got {hashlib.sha256(server.content).hexdigest()}" in line
+    assert raw_files(project) == {}
+
+
+def test_a_refusal_is_one_line_that_names_the_three_ways(project: Project, server: Server) -> None:
+    server.status = 404
+    write_partial(project, CONTENT[:1000])
+    line = error_line(project.run("download.py", server.url, SHA256))
+    assert line.startswith(f"{server.url}: could not be downloaded (404 Not Found); ")
+    assert all(way in line for way in WAYS)
+    assert len(server.ranges) == 1
+    assert raw_files(project) == {"train.zip.partial": CONTENT[:1000]}
+
+
+def test_a_server_out_of_order_is_tried_again(
+    project: Project, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.status = 503
+    with pytest.raises(UserError, match=r"could not be downloaded \(503 Service Unavailable\)"):
+        download_here(project, server.url, monkeypatch)
+    assert len(server.ranges) == download.TRIES
+
+
+def test_a_stalled_connection_ends(project: Project, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.stalls = True
+    server.cuts = [70_000] + [0] * 20
+    monkeypatch.setattr(download, "READ_TIMEOUT_S", 0.5)
+    started = time.monotonic()
+    with pytest.raises(UserError, match=r"could not be downloaded \(timed out\)"):
+        download_here(project, server.url, monkeypatch)
+    assert time.monotonic() - started < 10
+    assert server.ranges == [None] + ["bytes=70000-"] * download.TRIES
+    assert raw_files(project) == {"train.zip.partial": CONTENT[:70_000]}
+
+
+def test_without_a_network_the_three_ways_are_named(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with socket.socket() as unused, pytest.raises(UserError) as error:
+        unused.bind(("127.0.0.1", 0))  # and does not listen
+        download_here(project, f"http://127.0.0.1:{unused.getsockname()[1]}/photos.zip", monkeypatch)
+    assert "/photos.zip: could not be downloaded (Connection refused); " in str(error.value)
+    assert all(way in str(error.value) for way in WAYS)
+    assert raw_files(project) == {}
+
+
+def test_ctrl_c_ends_quietly_and_keeps_what_has_come(project: Project, server: Server) -> None:
+    server.stalls = True
+    server.cuts = [50_000]
+    partial = project.root / PARTIAL
+    command = [sys.executable, str(STAGES / "download.py"), server.url, SHA256]
+    with subprocess.Popen(command, cwd=project.root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as running:
+        deadline = time.monotonic() + 4  # the server keeps silent for 5 s
+        while not (partial.exists() and partial.stat().st_size) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        running.send_signal(signal.SIGINT)
+        output, _ = running.communicate(timeout=30)
+    assert (running.returncode, output) == (130, b"")
+    assert CONTENT.startswith(partial.read_bytes())
+    assert partial.stat().st_size
+
+
+def test_an_archive_that_is_there_is_left_alone(project: Project, server: Server) -> None:
+    (project.root / "data/raw").mkdir(parents=True)
+    (project.root / ARCHIVE).write_bytes(b"Kaggle's")
+    result = project.run("download.py", server.url, SHA256)
+    assert (result.returncode, result.stderr) == (0, ""), result.stderr
+    assert result.stdout.startswith(f"{ARCHIVE} is there and is left as it is")
+    assert result.stdout.count("\n") == 1
+    assert raw_files(project) == {"train.zip": b"Kaggle's"}
+    assert server.ranges == []
+
+
+# Pretrained weights
+
+
+@pytest.fixture
+def checkpoints(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """torch.hub's folder, empty; squeezenet1_1's weights, small and random, lie on the server under their hash."""
+    torch.manual_seed(7)
+    content = io.BytesIO()
+    torch.save(models.squeezenet1_1(weights=None).state_dict(), content)
+    server.content = content.getvalue()
+    name = f"squeezenet1_1-{hashlib.sha256(server.content).hexdigest()[:8]}.pth"
+    url = f"http://127.0.0.1:{server.server_port}/models/{name}"
+    monkeypatch.setattr(models.SqueezeNet1_1_Weights.IMAGENET1K_V1.value, "url", url)
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    return tmp_path / "torch/hub/checkpoints"
+
+
+def build() -> dict[str, torch.Tensor]:
+    return build_network("squeezenet1_1", "IMAGENET1K_V1", 512, 0.5, seed=1).state_dict()
+
+
+def url_of_weights() -> str:
+    return models.SqueezeNet1_1_Weights.IMAGENET1K_V1.url
+
+
+def test_weights_are_downloaded_once(
+    checkpoints: Path, server: Server, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = torch.load(io.BytesIO(server.content), weights_only=True)
+    for _ in range(2):
+        network = build()
+        body = [key for key in weights if not key.startswith("classifier.")]
+        assert all(torch.equal(network[key], weights[key]) for key in body)
+    assert [path.read_bytes() for path in checkpoints.iterdir()] == [server.content]
+    assert server.ranges == [None]
+    assert capfd.readouterr() == (f"downloading {url_of_weights()}\n", "")  # no progress bar but on a terminal
+
+
+def break_by_status(server: Server) -> None:
+    server.status = 404
+
+
+def break_by_cut(server: Server) -> None:
+    server.cuts = [1_000_000]
+
+
+def break_by_stall(server: Server) -> None:
+    server.cuts, server.stalls = [1_000_000], True
+
+
+def break_by_silence(server: Server) -> None:
+    server.cuts, server.stalls = [0], True
+
+
+def break_by_content(server: Server) -> None:
+    server.content = server.content[:-1] + b"?"
+
+
+@pytest.mark.parametrize(
+    ("break_server", "reason"),
+    [
+        (break_by_status, "HTTP Error 404: Not Found"),
+        (break_by_cut, 'invalid hash value (expected "'),
+        (break_by_stall, "timed out"),
+        (break_by_silence, "timed out"),
+        (break_by_content, 'invalid hash value (expected "'),
+    ],
+)
+def test_weights_that_cannot_be_downloaded_leave_nothing_behind(
+    checkpoints: Path,
+    server: Server,
+    break_server: Callable[[Server], None],
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    break_server(server)
+    if server.stalls:
+        monkeypatch.setattr(networks, "DOWNLOAD_TIMEOUT_S", 0.5)
+    started = time.monotonic()
+    with pytest.raises(UserError) as error:
+        build()
+    assert time.monotonic() - started < 10
+    assert str(error.value).startswith(f"networks.squeezenet1_1: {url_of_weights()} could not be downloaded ({reason}")
+    assert str(error.value).endswith(
+        "; run this again, or put that file anywhere and give its path as networks.squeezenet1_1.weights, "
+        "or set that to none"
+    )
+    assert "\n" not in str(error.value)
+    assert list(checkpoints.iterdir()) == []
+    assert socket.getdefaulttimeout() is None
+
+
+@pytest.mark.parametrize("damage", ["cut off", "other weights"])
+def test_a_bad_file_in_torchs_folder_is_named(checkpoints: Path, server: Server, damage: str) -> None:
+    build()
+    [file] = checkpoints.iterdir()
+    if damage == "cut off":
+        file.write_bytes(server.content[:1_000_000])
+    else:
+        torch.save(models.squeezenet1_1(weights=None).state_dict(), file)
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    with pytest.raises(UserError) as error:
+        build()
+    digits = file.stem.split("-")[1]
+    assert str(error.value) == (
+        f"{file}: its SHA-256 begins {sha256[:8]}, not {digits} as its name says; delete it, and get it again"
+    )
+    file.unlink()
+    build()
