@@ -273,18 +273,14 @@ def error_line(result: subprocess.CompletedProcess) -> str:
     return result.stderr.removeprefix("error: ").rstrip("\n")
 
 
+# Files of several seconds or minutes, the longest first, so that the test processes end at about the same time.
+SLOW = ("train", "demo", "reproducible", "interruptions", "pipeline", "experiments", "what_runs", "remote")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The slow files last."""
-    slow = (
-        "test_what_runs",
-        "test_experiments",
-        "test_demo",
-        "test_train",
-        "test_pipeline",
-        "test_reproducible",
-        "test_remote",
-    )
-    items.sort(key=lambda item: slow.index(item.path.stem) if item.path.stem in slow else -1)
+    """The fast files first."""
+    order = {f"test_{name}": place for place, name in enumerate(SLOW)}
+    items.sort(key=lambda item: order.get(item.path.stem, -1))
 
 
 @pytest.fixture

@@ -50,11 +50,14 @@ class Checkpoint:
         return None
 
     def save(self, state: dict) -> None:
-        """Keep `state`: lists and dicts of tensors, numbers and text."""
+        """Keep `state`: lists and dicts of tensors, numbers and text. Where the disk has no room, warn and go on."""
         content = io.BytesIO()
         torch.save({"training": self._training, "state": state}, content)
-        with written_whole() as write_to:
-            write_to(self._path).write_bytes(content.getbuffer())
+        try:
+            with written_whole() as write_to:
+                write_to(self._path).write_bytes(content.getbuffer())
+        except OSError as error:
+            print(f"warning: {self._path}: {error.strerror}; a stopped training will start anew", file=sys.stderr)
 
     def delete(self) -> None:
         self._path.unlink(missing_ok=True)

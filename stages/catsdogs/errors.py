@@ -1,11 +1,14 @@
 """How a stage ends: with its results; with one line where its user can mend what is wrong; or because it is told to."""
 
+import errno
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class UserError(Exception):
@@ -26,7 +29,8 @@ def run_stage(main: Callable[[], None]) -> None:
     except UserError as error:
         _exit(str(error))
     except OSError as error:  # no permission, no space left, a file where a folder should be
-        _exit(f"{error.filename or 'input or output'}: {error.strerror or error}")
+        way_out = "; make room and run this again" if error.errno in DISK_FULL else ""
+        _exit(f"{error.filename or 'input or output'}: {error.strerror or error}{way_out}")
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise

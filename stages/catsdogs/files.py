@@ -25,6 +25,10 @@ def written_whole() -> Iterator[Callable[[Path], Path]]:
         yield write_to
         for path, partial in partials.items():
             partial.replace(path)
+    except OSError as error:
+        if error.errno and not error.filename:  # a full disk names no file
+            error.filename = ", ".join(sorted({str(path.parent) for path in partials})) or None
+        raise
     finally:
         for partial in partials.values():
             partial.unlink(missing_ok=True)
