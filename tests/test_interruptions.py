@@ -90,15 +90,16 @@ def test_a_signal_ends_a_training_at_once(number: int, status: int, repository: 
     assert {path: content for path, content in results(repository).items() if path != checkpoint} == before
 
 
-def test_a_stage_ends_when_dvc_is_gone(repository: Repository) -> None:
+@pytest.mark.parametrize("has_begun", [False, True])
+def test_a_stage_ends_when_dvc_is_gone(repository: Repository, has_begun: bool) -> None:
     repository.params["train"]["epochs"] = 1000
     repository.write_params()
-    process = start(repository, "-m", "dvc", "repro")
+    dvc = start(repository, "-m", "dvc", "repro", "--single-item", "train_resnet18")
     checkpoint = repository.root / "models/resnet18.checkpoint"
-    wait_for(checkpoint.exists)
-    stages = psutil.Process(process.pid).children(recursive=True)
-    process.kill()
-    process.communicate()
+    wait_for(checkpoint.exists if has_begun else lambda: psutil.Process(dvc.pid).children(recursive=True) != [])
+    stages = psutil.Process(dvc.pid).children(recursive=True)
+    dvc.kill()
+    dvc.communicate()
     _, running = psutil.wait_procs(stages, timeout=20)
     assert running == []
 

@@ -1,6 +1,8 @@
 """The train and evaluate stages, over photos that the tests draw."""
 
 import hashlib
+import os
+import pickle
 import re
 import shutil
 from pathlib import Path
@@ -267,6 +269,32 @@ def test_weights_are_taken_from_a_file_only_if_its_name_and_content_agree(tmp_pa
         build_network("resnet18", str(unnamed), 512, 0.5, seed=1)
     with pytest.raises(UserError, match="cannot be read"):
         build_network("resnet18", str(tmp_path / "resnet18-0123abcd.pth"), 512, 0.5, seed=1)
+
+
+class Harmful:
+    """What a pickle may hold: loading it calls a function, here one that makes a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.folder),)
+
+
+def test_code_in_a_file_of_weights_is_not_run(tmp_path: Path) -> None:
+    path = save_weights(tmp_path, "resnet18", {"conv1.weight": Harmful(tmp_path / "harm")})
+    with pytest.raises(UserError, match="is not a file of weights"):
+        build_network("resnet18", str(path), 512, 0.5, seed=1)
+    assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\3\4 and no zip", pickle.dumps({"conv1.weight": 1})])
+def test_files_that_hold_no_weights_are_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / f"resnet18-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"resnet18-[0-9a-f]{8}\.pth: ") as error:
+        build_network("resnet18", str(path), 512, 0.5, seed=1)
+    assert "\n" not in str(error.value)
 
 
 def test_names_that_torchvision_does_not_know_are_refused() -> None:

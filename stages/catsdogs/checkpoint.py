@@ -5,7 +5,6 @@ import io
 import json
 import sys
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 import torchvision
@@ -44,7 +43,9 @@ class Checkpoint:
                 return content["state"]
         except FileNotFoundError:
             return None
-        except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError):  # damaged
+        except MemoryError:
+            raise
+        except Exception:  # a damaged file may raise anything
             pass
         print(f"{self._path}: from other params, data, code or hardware, or damaged; training starts anew", flush=True)
         return None

@@ -52,6 +52,6 @@ def open_split(path: Path, device: torch.device) -> PackedSplit:
         with safe_open(path, framework="pt") as file:
             pixels, labels = file.get_tensor("pixels"), file.get_tensor("labels")
             description = json.loads(file.metadata()["description"])
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); `dvc repro prepare` writes it") from None
     return PackedSplit(pixels.to(device), labels.long().to(device), description)

@@ -22,8 +22,8 @@ def run_stage(main: Callable[[], None]) -> None:
     ends when that is gone: it would go on writing beside the next `dvc repro`.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    if "DVC_STAGE" in os.environ:
-        threading.Thread(target=_end_without_parent, daemon=True).start()
+    if parent := os.environ.get("STAGE_PARENT"):  # from stages/python
+        threading.Thread(target=_end_without, args=(int(parent),), daemon=True).start()
     try:
         main()
     except UserError as error:
@@ -43,8 +43,7 @@ def _exit(text: str) -> None:
     sys.exit("error: " + " ".join(text.splitlines()))  # names of files may hold any character
 
 
-def _end_without_parent() -> None:
-    parent = os.getppid()
+def _end_without(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1)
     os.kill(os.getpid(), signal.SIGTERM)

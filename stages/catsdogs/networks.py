@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
-from pickle import UnpicklingError
 from urllib.parse import urlparse
 
 import torch
@@ -102,7 +101,7 @@ def load_network(path: Path) -> tuple[nn.Module, dict]:
         network = _build(description["network"])
         _replace_output(network, description["head_width"], description["dropout"])
         network.load_state_dict(state_dict)
-    except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(f"{path}: is not a model of this pipeline ({_first_line(error)}); train it again") from None
     return network, description
 
@@ -189,8 +188,11 @@ def _load_file(network: nn.Module, name: str, path: Path) -> None:
             f"{path}: its SHA-256 begins {sha256[:8]}, not {digits[1]} as its name says; delete it, and get it again"
         )
     try:
-        state_dict = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
-    except (UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        with warnings.catch_warnings(action="ignore"):  # of odd pickles, which the error names
+            state_dict = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+    except MemoryError:
+        raise
+    except Exception as error:  # a pickle that is none may raise anything
         raise UserError(f"{path}: is not a file of weights ({_first_line(error)})") from None
     if isinstance(network, models.DenseNet):  # its published files write norm.1 for norm1
         state_dict = {re.sub(r"(denselayer\d+\.(?:norm|conv))\.", r"\1", key): state_dict[key] for key in state_dict}
