@@ -17,6 +17,11 @@ import yaml
 
 PROJECT = Path(__file__).resolve().parent.parent
 DEMO_PARAMS = PROJECT / "demo/params.yaml"
+# The user's own settings might ask for a signature, or run hooks.
+GIT = [
+    *("git", "-c", "user.name=demo", "-c", "user.email=demo@localhost"),
+    *("-c", "commit.gpgsign=false", "-c", f"core.hooksPath={os.devnull}"),
+]
 MARK = "made-by-demo"  # a file in the folder: what holds it may be deleted
 
 
@@ -71,15 +76,17 @@ def copy_pipeline(folder: Path) -> None:
 
 
 def git(folder: Path, *arguments: str) -> None:
-    identity = ["-c", "user.name=demo", "-c", "user.email=demo@localhost"]
-    subprocess.run(["git", *identity, *arguments], cwd=folder, env=clean_environment(), check=True)
+    run(folder, [*GIT, *arguments])
 
 
 def python(folder: Path, *arguments: str | Path, quiet: bool = False) -> None:
+    run(folder, [sys.executable, *map(str, arguments)], quiet)
+
+
+def run(folder: Path, command: list[str], quiet: bool = False) -> None:
     output = subprocess.DEVNULL if quiet else None
-    done = subprocess.run([sys.executable, *arguments], cwd=folder, env=clean_environment(), stdout=output)
-    if done.returncode:
-        sys.exit(f"error: the demo stopped at `{' '.join(map(str, arguments))}`; the reason stands above")
+    if subprocess.run(command, cwd=folder, env=clean_environment(), stdout=output).returncode:
+        sys.exit(f"error: the demo stopped at `{' '.join(command)}`; the reason stands above")
 
 
 def clean_environment() -> dict[str, str]:

@@ -37,7 +37,11 @@ def main() -> None:
         print(f"{ARCHIVE} is there and is left as it is, Kaggle's or another; delete it first to download Microsoft's")
         return
     ARCHIVE.parent.mkdir(parents=True, exist_ok=True)
-    fetch(url)
+    try:
+        fetch(url)
+    except OSError as error:  # a full disk names no file
+        error.filename = error.filename or str(PARTIAL)
+        raise
     check(url, sha256.lower())
     PARTIAL.replace(ARCHIVE)
     print(f"{ARCHIVE}: downloaded; its SHA-256 is the expected one")

@@ -91,7 +91,7 @@ COMBINATIONS = {
 
 
 def compare(member: np.ndarray, combined: np.ndarray, labels: np.ndarray) -> dict:
-    """What the ensemble changed against a member, from both one's probabilities of dog.
+    """What the ensemble changed against a member, from the probabilities of dog of both.
 
     `mcnemar_p` is the exact probability of changes at least as one-sided if right and wrong were equally likely
     (McNemar's test as a two-sided binomial test; 1.0 where nothing changed).

@@ -61,7 +61,11 @@ def main() -> None:
                     writer.finish(description)
             write_split_table(write_to(PREPARED / "split.csv"), photos)
             write_contact_sheet(write_to(PREPARED / "contact_sheet.png"), files)
-            write_summary(write_to(Path("metrics/prepare.json")), photos)
+            summary = summarize(photos)
+            write_json(write_to(Path("metrics/prepare.json")), summary)
+    held = ", ".join(f"{summary[split]} {split}" for split in SPLITS)
+    left_out = "".join(f"; {count} {reason}" for reason, count in summary["left_out"].items())
+    print(f"{summary['photos']} photos: {held}{left_out}")
 
 
 def check_labels(photos: list[Photo], params: Params) -> None:
@@ -72,7 +76,7 @@ def check_labels(photos: list[Photo], params: Params) -> None:
     if min(found[label] for label in range(len(CLASSES))) < least:
         raise UserError(
             f"{params.source}: {found[0]} cats and {found[1]} dogs found by the names of files (cat.0.jpg) or folders "
-            f"(cats/); prepare.split in params.yaml asks for {least} of each: lower it, or bring more photos"
+            f"(cats/); prepare.split in params.yaml needs {least} of each: lower it, or bring more photos"
         )
 
 
@@ -156,17 +160,6 @@ def note_rest(photos: list[Photo], writers: dict[str, SplitWriter]) -> None:
             photo.left_out = "not drawn"
 
 
-def describe(photos: list[Photo], prepare: Prepare) -> dict:
-    """What every split's file says of itself; `draw` is another wherever any split holds another photo."""
-    drawn = sorted(f"{photo.split} {photo.row} {photo.sha256}" for photo in photos if photo.split)
-    return {
-        "classes": CLASSES,
-        "image_size": prepare.image_size,
-        "resize": prepare.resize,
-        "draw": hashlib.sha256("\n".join(drawn).encode()).hexdigest()[:16],
-    }
-
-
 def check_totals(photos: list[Photo], writers: dict[str, SplitWriter], params: Params) -> None:
     """Refuse splits that are too small, and warn of a train split a little smaller than asked; both with the counts."""
     asked = vars(params.prepare.split)
@@ -184,6 +177,17 @@ def check_totals(photos: list[Photo], writers: dict[str, SplitWriter], params: P
         labels = Counter(photo.label for photo in photos)
         raise UserError(f"too few photos: {text} ({labels[0]} cats and {labels[1]} dogs found); lower prepare.split")
     print(f"warning: {text}", file=sys.stderr)
+
+
+def describe(photos: list[Photo], prepare: Prepare) -> dict:
+    """What every split's file says of itself; `draw` is another wherever any split holds another photo."""
+    drawn = sorted(f"{photo.split} {photo.row} {photo.sha256}" for photo in photos if photo.split)
+    return {
+        "classes": CLASSES,
+        "image_size": prepare.image_size,
+        "resize": prepare.resize,
+        "draw": hashlib.sha256("\n".join(drawn).encode()).hexdigest()[:16],
+    }
 
 
 def write_split_table(path: Path, photos: list[Photo]) -> None:
@@ -221,18 +225,15 @@ def write_contact_sheet(path: Path, files: dict[str, Path]) -> None:
     sheet.save(path, format="PNG")
 
 
-def write_summary(path: Path, photos: list[Photo]) -> None:
-    """metrics/prepare.json: how many photos each split holds, and how many are left out for which reason."""
+def summarize(photos: list[Photo]) -> dict:
+    """How many photos each split holds, and how many are left out for which reason."""
     splits = Counter(photo.split for photo in photos)
     reasons = Counter(photo.left_out for photo in photos if photo.left_out)
-    summary = {
+    return {
         "photos": len(photos),
         **{split: splits[split] for split in SPLITS},
         "left_out": dict(sorted(reasons.items())),
     }
-    write_json(path, summary)
-    held = ", ".join(f"{splits[split]} {split}" for split in SPLITS)
-    print(f"{len(photos)} photos: {held}" + "".join(f"; {count} {reason}" for reason, count in sorted(reasons.items())))
 
 
 if __name__ == "__main__":

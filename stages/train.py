@@ -90,7 +90,7 @@ def main() -> None:
             flush=True,
         )
 
-    best = {key: value for key, value in best_epoch(curves).items() if key != "lr"}  # which params.yaml tells
+    best = {key: value for key, value in best_epoch(curves).items() if key != "lr"}  # a param's name
     description = {"network": name, "head_width": recipe.head_width, "dropout": recipe.dropout, **train.description}
     with written_whole() as write_to:
         pd.DataFrame(curves).to_csv(write_to(Path(f"metrics/curves/{name}.csv")), index=False)

@@ -5,6 +5,7 @@ Writes .verify/, and deletes it if all is the same; ends with status 1 if not. N
 """
 
 import filecmp
+import json
 import shutil
 import subprocess
 import sys
@@ -15,13 +16,13 @@ import yaml
 from catsdogs.errors import UserError, run_stage
 
 SCRATCH = Path(".verify")
+REPRO = ["repro", "--force"]  # even where a cache that several projects share holds what would come out
 
 
 def main() -> None:
-    if run_dvc("status", "--quiet", folder=Path()) != 0:
-        raise UserError("what is here is not what params, code and photos now lead to; run `dvc repro` first")
+    check_status()
     copy_pipeline()
-    for arguments in (["init", "--quiet", "--no-scm"], ["config", "cache.type", "reflink,hardlink,copy"], ["repro"]):
+    for arguments in (["init", "--quiet", "--no-scm"], ["config", "cache.type", "reflink,hardlink,copy"], REPRO):
         if run_dvc(*arguments, folder=SCRATCH) != 0:
             raise UserError("the results could not be built anew; the reason stands above")
 
@@ -31,6 +32,18 @@ def main() -> None:
         raise UserError(f"{len(differing)} of {len(findings)} outputs are not the same; the new ones lie in {SCRATCH}/")
     print(f"All {len(findings)} outputs are the same, byte by byte.")
     shutil.rmtree(SCRATCH)
+
+
+def check_status() -> None:
+    """Raise UserError unless all that is to be compared is here, and of the params, code and photos as they are."""
+    done = subprocess.run([sys.executable, "-m", "dvc", "status", "--json"], stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise UserError("`dvc status` does not work here; the reason stands above")
+    source = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))["source"]
+    if not Path(source).exists():
+        raise UserError(f"{source}: no such file or folder; it is what all results are to be built from")
+    if json.loads(done.stdout):
+        raise UserError("what is here is not what params, code and photos now lead to; run `dvc repro` first")
 
 
 def run_dvc(*arguments: str, folder: Path) -> int:

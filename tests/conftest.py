@@ -20,7 +20,7 @@ from filelock import FileLock
 from PIL import Image
 from safetensors import safe_open
 
-from run import clean_environment, copy_pipeline
+from run import GIT, clean_environment, copy_pipeline
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 STAGES = REPOSITORY / "stages"
@@ -188,6 +188,12 @@ class Project:
             for row, pixels in zip((row for row in table if row["split"] == split), self.packed(split)[0], strict=True)
         }
 
+    def results(self) -> dict[str, bytes]:
+        """Every file that the stages wrote, half written ones among them, with its bytes."""
+        folders = [self.root / name for name in ("data/prepared", "models", "metrics")]
+        files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+        return {path.relative_to(self.root).as_posix(): path.read_bytes() for path in files}
+
     def prepared_bytes(self) -> dict[str, bytes]:
         """Every file below data/prepared/ with its bytes."""
         return {path.name: path.read_bytes() for path in sorted((self.root / "data/prepared").iterdir())}
@@ -201,8 +207,7 @@ class Repository(Project):
         self.environment = clean_environment()
 
     def git(self, *arguments: str) -> str:
-        identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
-        command = ["git", *identity, *arguments]
+        command = [*GIT, *arguments]
         done = subprocess.run(command, cwd=self.root, env=self.environment, capture_output=True, text=True, check=True)
         return done.stdout
 

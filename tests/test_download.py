@@ -109,6 +109,11 @@ def test_photos_are_downloaded_and_checked(project: Project, server: Server) -> 
     assert server.ranges == [None]
 
 
+def test_a_full_disk_is_named(project: Project, server: Server) -> None:
+    result = project.run("download.py", server.url, SHA256, largest_file=100_000)
+    assert error_line(result) == f"{PARTIAL}: File too large; make room and run this again"
+
+
 def test_a_cut_connection_is_resumed_where_it_stopped(project: Project, server: Server) -> None:
     server.cuts = [100_003, 150_001]
     result = project.run("download.py", server.url, SHA256)
@@ -335,7 +340,8 @@ def test_a_bad_file_in_torchs_folder_is_named(checkpoints: Path, server: Server,
         build()
     digits = file.stem.split("-")[1]
     assert str(error.value) == (
-        f"{file}: its SHA-256 begins {sha256[:8]}, not {digits} as its name says; delete it, and get it again"
+        f"networks.squeezenet1_1.weights: {file} is damaged (its SHA-256 begins {sha256[:8]}, not {digits} as its name "
+        "says); delete it, and get it again"
     )
     file.unlink()
     build()

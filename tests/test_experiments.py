@@ -33,14 +33,6 @@ def repository(template: Repository, tmp_path: Path) -> Repository:
     return Repository(tmp_path / "repository")
 
 
-def results(repository: Repository) -> dict[str, bytes]:
-    """Every file that the stages wrote, dvc.lock and the params."""
-    folders = ("data/prepared", "models", "metrics")
-    files = [path for folder in folders for path in (repository.root / folder).rglob("*") if path.is_file()]
-    files += [repository.root / name for name in ("dvc.lock", "params.yaml")]
-    return {str(path.relative_to(repository.root)): path.read_bytes() for path in files}
-
-
 def shown(repository: Repository) -> dict[str, float]:
     """Each experiment that `dvc exp show` lists, and its learning rate."""
     rows = csv.DictReader(io.StringIO(repository.dvc("exp", "show", "--csv")))
@@ -48,9 +40,9 @@ def shown(repository: Repository) -> dict[str, float]:
 
 
 def test_an_experiment_beside_the_workspace_is_compared_and_taken_over(repository: Repository) -> None:
-    before = results(repository)
+    before = repository.results()
     assert repository.stages_run_by("exp", "run", "--temp", "--name", "slower", "-S", "lr=0.0005") == RETRAINED
-    assert results(repository) == before
+    assert repository.results() == before
     assert repository.git("status", "--porcelain") == ""
     assert shown(repository) == {"slower": 0.0005}
 
@@ -62,7 +54,7 @@ def test_an_experiment_beside_the_workspace_is_compared_and_taken_over(repositor
     repository.dvc("exp", "apply", "slower")
     assert yaml.safe_load((repository.root / "params.yaml").read_text())["lr"] == 0.0005
     assert "models/resnet18.safetensors" in {
-        path for path, content in results(repository).items() if before[path] != content
+        path for path, content in repository.results().items() if before[path] != content
     }
     assert set(json.loads(repository.dvc("metrics", "diff", "--json"))) == changed  # against HEAD
     assert json.loads(repository.dvc("params", "diff", "--json")) == difference["params"]
@@ -85,10 +77,10 @@ def test_a_queue_tries_one_learning_rate_after_the_other(repository: Repository)
 
 
 def test_going_back_to_an_earlier_learning_rate_trains_nothing(repository: Repository) -> None:
-    first = results(repository)
+    first = repository.results()
     assert repository.stages_run_by("exp", "run", "-S", "lr=0.0005") == RETRAINED
-    second = results(repository)
+    second = repository.results()
     assert repository.stages_run_by("exp", "run", "-S", "lr=0.001") == []
-    assert results(repository) == first
+    assert repository.results() == first
     assert repository.stages_run_by("exp", "run", "-S", "lr=0.0005") == []
-    assert results(repository) == second
+    assert repository.results() == second

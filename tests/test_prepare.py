@@ -424,6 +424,15 @@ def test_odd_names_and_links_in_an_archive_are_read_and_written_nowhere(project:
     assert sorted(labels.values()) == ["cat", "dog"]
 
 
+def test_a_name_is_one_row_of_the_table_whatever_it_holds(project: Project) -> None:
+    odd = {"train/a\rb/cat.90.jpg": photo_bytes("cat", 90), "./train/dog.0.jpg": photo_bytes("dog", 90)}
+    project.photos(kaggle_files(cats=8, dogs=8) | odd)
+    project.prepare()
+    names = [row["photo"] for row in project.split_table()]
+    assert len(names) == len(set(names)) == 17  # ./train/dog.0.jpg is train/dog.0.jpg
+    assert "a\\rb/cat.90.jpg" in names
+
+
 def test_two_layouts_in_one_archive_are_both_understood(project: Project) -> None:
     mixed = kaggle_files(cats=4, dogs=4) | petimages_files(cats=4, dogs=4)
     mixed = {name: content + name.encode() for name, content in mixed.items()}  # else the same photos twice
@@ -480,7 +489,7 @@ def test_too_few_photos_of_a_class_end_with_the_counts_and_without_files(
     project.write_params()
     text = error_line(project.run("prepare.py"))
     assert text.startswith(f"data/raw/train.zip: {cats} cats and {dogs} dogs found by the names of files")
-    assert "prepare.split in params.yaml asks for 8 of each" in text
+    assert "prepare.split in params.yaml needs 8 of each" in text
     assert not (project.root / "data/prepared").exists()
     assert not (project.root / "metrics").exists()
 

@@ -175,14 +175,16 @@ def test_the_first_posts_recipe_runs_and_its_learning_rate_falls(small: Project)
     }
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_precision_can_be_set(small: Project, precision: str) -> None:
-    small.params["precision"] = precision
-    small.params["train"]["epochs"] = 1
-    small.write_params()
-    result = small.run("train.py", "resnet18")
-    assert f"{precision} on cpu" in result.stdout
-    assert load_file(small.root / "models/resnet18.safetensors")["conv1.weight"].dtype == torch.float32
+def test_precision_can_be_set(small: Project) -> None:
+    models = []
+    for precision in ("float32", "bfloat16"):
+        small.params["precision"] = precision
+        small.params["train"]["epochs"] = 1
+        small.write_params()
+        assert f"{precision} on cpu" in small.run("train.py", "resnet18").stdout
+        models.append(load_file(small.root / "models/resnet18.safetensors")["conv1.weight"])
+    assert models[0].dtype == models[1].dtype == torch.float32
+    assert not torch.equal(*models)
 
 
 def test_a_loss_that_is_not_finite_ends_the_stage_without_a_model(small: Project) -> None:
@@ -254,18 +256,18 @@ def test_weights_are_taken_from_a_file_only_if_its_name_and_content_agree(tmp_pa
     network = build_network("resnet18", str(path), 512, 0.5, seed=1)
     assert torch.equal(network.state_dict()["conv1.weight"], torch.load(path, weights_only=True)["conv1.weight"])
 
-    with pytest.raises(UserError, match="another network's weights than resnet34's"):
+    with pytest.raises(UserError, match=r"networks\.resnet34\.weights: .* holds another network's weights"):
         build_network("resnet34", str(path), 512, 0.5, seed=1)
-    with pytest.raises(UserError, match="another network's weights than mobilenet_v2's"):
+    with pytest.raises(UserError, match=r"networks\.mobilenet_v2\.weights: .* holds another network's weights"):
         build_network("mobilenet_v2", str(path), 512, 0.5, seed=1)
     larger = write_weights(tmp_path, "resnet34")  # all that resnet18 has, and more
-    with pytest.raises(UserError, match=r"another network's weights than resnet18's: they differ in layer1\.2"):
+    with pytest.raises(UserError, match=r"another network's weights: they differ in layer1\.2"):
         build_network("resnet18", str(larger), 512, 0.5, seed=1)
     wrong = path.rename(tmp_path / "resnet18-00000000.pth")
     with pytest.raises(UserError, match=r"its SHA-256 begins [0-9a-f]{8}, not 00000000"):
         build_network("resnet18", str(wrong), 512, 0.5, seed=1)
     unnamed = wrong.rename(tmp_path / "resnet18.pth")
-    with pytest.raises(UserError, match="expected a name like resnet18-"):
+    with pytest.raises(UserError, match=r"like resnet18-<8 or more first digits of its SHA-256>\.pth; rename it"):
         build_network("resnet18", str(unnamed), 512, 0.5, seed=1)
     with pytest.raises(UserError, match="cannot be read"):
         build_network("resnet18", str(tmp_path / "resnet18-0123abcd.pth"), 512, 0.5, seed=1)
@@ -292,7 +294,7 @@ def test_code_in_a_file_of_weights_is_not_run(tmp_path: Path) -> None:
 def test_files_that_hold_no_weights_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / f"resnet18-{hashlib.sha256(content).hexdigest()[:8]}.pth"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"resnet18-[0-9a-f]{8}\.pth: ") as error:
+    with pytest.raises(UserError, match=r"^networks\.resnet18\.weights: .*resnet18-[0-9a-f]{8}\.pth ") as error:
         build_network("resnet18", str(path), 512, 0.5, seed=1)
     assert "\n" not in str(error.value)
 

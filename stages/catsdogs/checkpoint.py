@@ -12,6 +12,7 @@ import torchvision
 from catsdogs.files import written_whole
 
 STAGES = Path(__file__).resolve().parents[1]
+DIGEST_BYTES = 32  # of SHA-256, at the head of the file
 
 
 class Checkpoint:
@@ -26,11 +27,9 @@ class Checkpoint:
         identity = {
             "settings": settings,
             "files": [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files],
-            "code": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in _code_files()},
+            "code": {str(file): hashlib.sha256((STAGES / file).read_bytes()).hexdigest() for file in _code_files()},
             "versions": [torch.__version__, torchvision.__version__],
-            "device": torch.cuda.get_device_name(device)
-            if device.type == "cuda"
-            else torch.backends.cpu.get_cpu_capability(),
+            "device": _name(device),
             "threads": torch.get_num_threads(),
         }
         self._training = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
@@ -38,25 +37,25 @@ class Checkpoint:
     def load(self) -> dict | None:
         """The state that was saved last, its tensors on the CPU; None where there is none of this training."""
         try:
-            content = torch.load(self._path, map_location="cpu", weights_only=True)
-            if content["training"] == self._training:
-                return content["state"]
+            file = self._path.read_bytes()
         except FileNotFoundError:
             return None
-        except MemoryError:
-            raise
-        except Exception:  # a damaged file may raise anything
-            pass
+        digest, content = file[:DIGEST_BYTES], file[DIGEST_BYTES:]
+        if hashlib.sha256(content).digest() == digest:  # torch.load would take damaged numbers as they are
+            checkpoint = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            if checkpoint["training"] == self._training:
+                return checkpoint["state"]
         print(f"{self._path}: from other params, data, code or hardware, or damaged; training starts anew", flush=True)
         return None
 
     def save(self, state: dict) -> None:
         """Keep `state`: lists and dicts of tensors, numbers and text. Where the disk has no room, warn and go on."""
-        content = io.BytesIO()
-        torch.save({"training": self._training, "state": state}, content)
+        buffer = io.BytesIO()
+        torch.save({"training": self._training, "state": state}, buffer)
+        content = buffer.getvalue()
         try:
             with written_whole() as write_to:
-                write_to(self._path).write_bytes(content.getbuffer())
+                write_to(self._path).write_bytes(hashlib.sha256(content).digest() + content)
         except OSError as error:
             print(f"warning: {self._path}: {error.strerror}; a stopped training will start anew", file=sys.stderr)
 
@@ -65,9 +64,9 @@ class Checkpoint:
 
 
 def _code_files() -> list[Path]:
-    """The files below stages/ that this process has imported."""
+    """The files that this process has imported from stages/, as paths below it."""
     files = {Path(file).resolve() for module in sys.modules.values() if (file := getattr(module, "__file__", None))}
-    return sorted(file for file in files if STAGES in file.parents)
+    return sorted(file.relative_to(STAGES) for file in files if STAGES in file.parents)
 
 
 def _name(device: torch.device) -> str:

@@ -18,12 +18,12 @@ class UserError(Exception):
 def run_stage(main: Callable[[], None]) -> None:
     """Call `main()`; turn what a user can mend into one line on stderr and status 1.
 
-    Ctrl-C ends in status 130 and SIGTERM in 143, after what was half written is deleted. Under `dvc` the stage also
-    ends when that is gone: it would go on writing beside the next `dvc repro`.
+    Ctrl-C ends `main` with status 130 and SIGTERM with 143, after what was half written is deleted. Under `dvc` the
+    stage also ends when that is gone: it would go on writing beside the next `dvc repro`.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    if parent := os.environ.get("STAGE_PARENT"):  # from stages/python
-        threading.Thread(target=_end_without, args=(int(parent),), daemon=True).start()
+    if "STAGE_DVC" in os.environ:  # from stages/python
+        threading.Thread(target=_end_with_dvc, daemon=True).start()
     try:
         main()
     except UserError as error:
@@ -34,7 +34,7 @@ def run_stage(main: Callable[[], None]) -> None:
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        _exit("out of memory; close other programs, or lower train.batch_size or prepare.image_size")
+        _exit("out of memory; close other programs, or lower prepare.image_size or (in training) train.batch_size")
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -43,9 +43,15 @@ def _exit(text: str) -> None:
     sys.exit("error: " + " ".join(text.splitlines()))  # names of files may hold any character
 
 
-def _end_without(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
+def _end_with_dvc() -> None:
+    import psutil  # comes with DVC, and is needed with DVC alone
+
+    try:
+        dvc = psutil.Process(int(os.environ["STAGE_DVC"]))
+        while dvc.is_running() and dvc.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(1)
+    except psutil.NoSuchProcess:
+        pass
     os.kill(os.getpid(), signal.SIGTERM)
 
 

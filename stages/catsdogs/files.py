@@ -1,4 +1,4 @@
-"""Writing results so that they appear whole and together, or not at all."""
+"""Writing results so that each appears whole, and none where a stage fails."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ PREPARED = Path("data/prepared")  # what `prepare` hands on
 def written_whole() -> Iterator[Callable[[Path], Path]]:
     """Give a function from a result's path to a path beside it to write to; its folder is made.
 
-    On success all that were asked for get their own names; on any exception they are deleted.
+    On success all that were asked for get their own names, one right after the other; on any exception none does.
     """
     partials: dict[Path, Path] = {}
 

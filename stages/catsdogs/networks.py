@@ -173,19 +173,22 @@ def _waiting_at_most(seconds: float) -> Iterator[None]:
 
 def _load_file(network: nn.Module, name: str, path: Path) -> None:
     """Load all but the output layer, whose weights may be missing or for other classes."""
-    digits = re.fullmatch(r".+-([0-9a-f]{8,64})", path.stem)
-    if not digits:
-        raise UserError(f"{path}: expected a name like {name}-<8 or more first digits of its SHA-256>.pth")
+    key = f"networks.{name}.weights"
     try:
         content = path.read_bytes()
     except OSError as error:
+        raise UserError(f"{key}: {path} cannot be read ({error.strerror})") from None
+    digits = re.fullmatch(r".+-([0-9a-f]{8,64})", path.stem)
+    if not digits:
         raise UserError(
-            f"{path}: cannot be read ({error.strerror}); it is the value of networks.{name}.weights"
-        ) from None
+            f"{key}: {path} should bear the name that it was published under, like {name}-<8 or more first digits of "
+            "its SHA-256>.pth; rename it"
+        )
     sha256 = hashlib.sha256(content).hexdigest()
     if not sha256.startswith(digits[1]):
         raise UserError(
-            f"{path}: its SHA-256 begins {sha256[:8]}, not {digits[1]} as its name says; delete it, and get it again"
+            f"{key}: {path} is damaged (its SHA-256 begins {sha256[:8]}, not {digits[1]} as its name says); "
+            "delete it, and get it again"
         )
     try:
         with warnings.catch_warnings(action="ignore"):  # of odd pickles, which the error names
@@ -193,7 +196,7 @@ def _load_file(network: nn.Module, name: str, path: Path) -> None:
     except MemoryError:
         raise
     except Exception as error:  # a pickle that is none may raise anything
-        raise UserError(f"{path}: is not a file of weights ({_first_line(error)})") from None
+        raise UserError(f"{key}: {path} is not a file of weights ({type(error).__name__})") from None
     if isinstance(network, models.DenseNet):  # its published files write norm.1 for norm1
         state_dict = {re.sub(r"(denselayer\d+\.(?:norm|conv))\.", r"\1", key): state_dict[key] for key in state_dict}
     unused = (f"{_output_name(network)}.", "aux1.", "aux2.", "AuxLogits.")
@@ -202,9 +205,9 @@ def _load_file(network: nn.Module, name: str, path: Path) -> None:
         missing, unexpected = network.load_state_dict(body, strict=False)
         differing = unexpected + [key for key in missing if not key.startswith(unused)]
     except (RuntimeError, AttributeError) as error:
-        raise UserError(f"{path}: holds another network's weights than {name}'s ({_first_line(error)})") from None
+        raise UserError(f"{key}: {path} holds another network's weights ({_first_line(error)})") from None
     if differing:
-        raise UserError(f"{path}: holds another network's weights than {name}'s: they differ in {differing[0]}")
+        raise UserError(f"{key}: {path} holds another network's weights: they differ in {differing[0]}")
 
 
 def _first_line(error: Exception) -> str:

@@ -92,7 +92,7 @@ def read_params(path: Path = Path("params.yaml")) -> Params:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"there is no {path} in {Path.cwd()}; run the stages from the project's root") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: bytes that are no text, a date that does not exist
+    except Exception as error:  # beside YAML's own errors those of bytes that are no text, dates that do not exist ...
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]

@@ -1,5 +1,6 @@
 """Finding labelled photos in a zip or a folder, and turning one photo's bytes into pixels."""
 
+import errno
 import io
 import posixpath
 import re
@@ -59,7 +60,11 @@ class PhotoSource:
         except MemoryError:
             raise
         except Exception as error:  # reading may raise anything on damaged bytes
-            raise UserError(f"{path}: cannot be read as a zip archive ({error}); download it again") from None
+            if _is_of_the_disk(error):
+                raise
+            raise UserError(
+                f"{path}: cannot be read as a zip archive ({error}); get it anew, or name another as `source`"
+            ) from None
 
     def __enter__(self) -> "PhotoSource":
         return self
@@ -72,11 +77,14 @@ class PhotoSource:
         """Every picture file, ordered by name; hidden and system files are passed over."""
         paths = sorted(path for path in set(self._files()) if _is_picture(PurePosixPath(path)))
         if not paths:
-            raise UserError(f"{self.path}: holds no pictures; expected a zip or folder with photos of cats and dogs")
+            raise UserError(
+                f"{self.path}: holds no pictures; expected, as `source`, a zip or folder with cats/ and dogs/"
+            )
         rooted = [PurePosixPath("/", path) for path in paths]
         shared = posixpath.commonpath([path.parent for path in rooted])
-        names = [str(path.relative_to(shared)) for path in rooted]
-        return [Photo(name, path, _label(path)) for name, path in zip(names, paths, strict=True)]
+        names = [_printable(str(path.relative_to(shared))) for path in rooted]
+        by_name = dict(zip(names, paths, strict=True))  # a zip may hold ./cat.0.jpg beside cat.0.jpg
+        return [Photo(name, path, _label(path)) for name, path in by_name.items()]
 
     def read(self, photo: Photo) -> bytes:
         """The photo's bytes. Raises UnreadablePhoto where they are damaged, encrypted, forbidden or far too many."""
@@ -95,8 +103,9 @@ class PhotoSource:
         except (UnreadablePhoto, MemoryError):
             raise
         except Exception as error:  # unpacking may raise anything on damaged bytes
-            if isinstance(error, OSError) and error.errno is not None and not isinstance(error, PermissionError):
-                raise  # the disk or the network, not the photo: going on would draw another split
+            if _is_of_the_disk(error) and not isinstance(error, PermissionError):
+                error.filename = error.filename or str(self.path)
+                raise  # not the photo's fault: going on would draw another split
             raise UnreadablePhoto(f"unreadable in its source ({type(error).__name__})") from None
         if not content:
             raise UnreadablePhoto("unreadable (empty)")
@@ -129,6 +138,11 @@ def decode(content: bytes, size: int, resize: str) -> np.ndarray:
     return np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR, box=box))
 
 
+def _is_of_the_disk(error: Exception) -> bool:
+    """Whether a disk or network failed, or a permission is missing; damaged bytes lead to OSErrors of another kind."""
+    return isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):  # Pillow would clip 16-bit grey at 255 instead of scaling it
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -136,6 +150,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         picture = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
     return image.convert("RGB")
+
+
+def _printable(name: str) -> str:
+    """`name` with line ends and the like written as in Python (\\r), for tables of text."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in name)
 
 
 def _is_picture(path: PurePosixPath) -> bool:
