@@ -74,9 +74,11 @@ def check_labels(photos: list[Photo], params: Params) -> None:
     least = math.ceil((split.validation + split.test + LEAST_TRAIN_SHARE * split.train) / len(CLASSES))
     found = Counter(photo.label for photo in photos)
     if min(found[label] for label in range(len(CLASSES))) < least:
+        neither = [photo.path for photo in photos if photo.label is None]
+        others = f", and {len(neither)} that are neither, such as {neither[0]}" if neither else ""
         raise UserError(
             f"{params.source}: {found[0]} cats and {found[1]} dogs found by the names of files (cat.0.jpg) or folders "
-            f"(cats/); prepare.split in params.yaml needs {least} of each: lower it, or bring more photos"
+            f"(cats/){others}; prepare.split in params.yaml needs {least} of each: lower it, or bring more photos"
         )
 
 

@@ -17,7 +17,7 @@ from catsdogs.errors import run_stage
 STAGE_COMMANDS = (("prepare.py",), ("train.py", "resnet18"), ("evaluate.py",), ("ensemble.py",))
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"waited for {seconds} seconds"
@@ -93,15 +93,21 @@ def test_a_stage_ends_when_dvc_is_gone(
     repository.params["train"]["epochs"] = 1000
     repository.write_params()
     dvc = start(repository, "-m", "dvc", "repro", "--single-item", "train_resnet18")
-    checkpoint = repository.root / "models/resnet18.checkpoint"
-    wait_for(checkpoint.exists if has_begun else lambda: psutil.Process(dvc.pid).children(recursive=True) != [])
-    stages = psutil.Process(dvc.pid).children(recursive=True)
+
+    def stages() -> list[psutil.Process]:
+        return [
+            child for child in psutil.Process(dvc.pid).children(recursive=True) if child.name().startswith("python")
+        ]
+
+    wait_for((repository.root / "models/resnet18.checkpoint").exists if has_begun else stages)
+    [stage] = stages()
     dvc.kill()
-    _, running = psutil.wait_procs(stages, timeout=20)
-    for stage in running:
-        stage.kill()
-    dvc.communicate()
-    assert running == []
+    try:
+        wait_for(lambda: not stage.is_running() or stage.status() == psutil.STATUS_ZOMBIE, seconds=20)
+    finally:
+        if stage.is_running():
+            stage.kill()
+        dvc.communicate()
 
 
 def test_of_two_repros_at_once_the_second_says_so_and_the_first_ends_well(repository: Repository) -> None:

@@ -494,6 +494,14 @@ def test_too_few_photos_of_a_class_end_with_the_counts_and_without_files(
     assert not (project.root / "metrics").exists()
 
 
+def test_photos_of_neither_class_are_counted_and_one_is_named(project: Project) -> None:
+    project.photos({f"birds/{number}.jpg": photo_bytes("cat", number) for number in range(12)})
+    project.write_params()
+    text = error_line(project.run("prepare.py"))
+    assert text.startswith("data/raw/train.zip: 0 cats and 0 dogs found by the names of files")
+    assert "and 12 that are neither, such as birds/0.jpg;" in text
+
+
 # --- sources that are none
 
 
