@@ -95,9 +95,8 @@ def test_a_stage_ends_when_dvc_is_gone(
     dvc = start(repository, "-m", "dvc", "repro", "--single-item", "train_resnet18")
 
     def stages() -> list[psutil.Process]:
-        return [
-            child for child in psutil.Process(dvc.pid).children(recursive=True) if child.name().startswith("python")
-        ]
+        children = psutil.Process(dvc.pid).children(recursive=True)
+        return [child for child in children if child.cmdline()[:1] == [sys.executable]]
 
     wait_for((repository.root / "models/resnet18.checkpoint").exists if has_begun else stages)
     [stage] = stages()
