@@ -386,6 +386,16 @@ def test_whatever_unpacking_raises_leaves_out_the_photo_alone(compression: int, 
     assert project.row_of("cat.8.jpg")["left_out"].startswith("unreadable in its source")
 
 
+def test_what_pillow_remarks_on_a_photo_is_not_shown(project: Project) -> None:
+    tiff = encode(draw_photo("cat", 90), "TIFF")
+    samples_per_pixel = b"\x15\x01\x03\x00\x01\x00\x00\x00"  # the tag, its type and count, before its value
+    assert tiff.count(samples_per_pixel + b"\x03\x00") == 1
+    damaged = tiff.replace(samples_per_pixel + b"\x03\x00", samples_per_pixel + b"\xff\xff")
+    project.photos(kaggle_files(cats=8, dogs=8) | {"train/cat.90.jpg": damaged})
+    project.split(train=8, validation=4, test=4)
+    assert project.prepare().stderr == ""
+
+
 def test_shapes_and_sizes_that_no_camera_makes(project: Project) -> None:
     black = {size: encode(Image.new("L", size), "PNG") for size in ((1, 1), (20_000, 1), (20_000, 20_000))}
     files = kaggle_files(cats=8, dogs=10) | {
