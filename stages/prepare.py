@@ -205,7 +205,7 @@ def write_split_table(path: Path, photos: list[Photo]) -> None:
         }
         for photo in sorted(photos, key=lambda photo: (place.get(photo.split, len(SPLITS)), photo.row, photo.name))
     ]
-    pd.DataFrame(rows).to_csv(path, index=False, errors="backslashreplace")
+    pd.DataFrame(rows).to_csv(path, index=False)
 
 
 def write_contact_sheet(path: Path, files: dict[str, Path]) -> None:

@@ -16,13 +16,16 @@ import yaml
 from catsdogs.errors import UserError, run_stage
 
 SCRATCH = Path(".verify")
-REPRO = ["repro", "--force"]  # even where a cache that several projects share holds what would come out
 
 
 def main() -> None:
     check_status()
     copy_pipeline()
-    for arguments in (["init", "--quiet", "--no-scm"], ["config", "cache.type", "reflink,hardlink,copy"], REPRO):
+    for arguments in (
+        ["init", "--quiet", "--no-scm"],
+        ["config", "cache.type", "reflink,hardlink,copy"],
+        ["repro", "--force"],  # even where a cache that several projects share holds what would come out
+    ):
         if run_dvc(*arguments, folder=SCRATCH) != 0:
             raise UserError("the results could not be built anew; the reason stands above")
 

@@ -40,7 +40,7 @@ class Checkpoint:
             file = self._path.read_bytes()
         except FileNotFoundError:
             return None
-        digest, content = file[:DIGEST_BYTES], file[DIGEST_BYTES:]
+        digest, content = file[:DIGEST_BYTES], memoryview(file)[DIGEST_BYTES:]
         if hashlib.sha256(content).digest() == digest:  # torch.load would take damaged numbers as they are
             checkpoint = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
             if checkpoint["training"] == self._training:
@@ -52,10 +52,11 @@ class Checkpoint:
         """Keep `state`: lists and dicts of tensors, numbers and text. Where the disk has no room, warn and go on."""
         buffer = io.BytesIO()
         torch.save({"training": self._training, "state": state}, buffer)
-        content = buffer.getvalue()
+        content = buffer.getbuffer()
         try:
-            with written_whole() as write_to:
-                write_to(self._path).write_bytes(hashlib.sha256(content).digest() + content)
+            with written_whole() as write_to, write_to(self._path).open("wb") as file:
+                file.write(hashlib.sha256(content).digest())
+                file.write(content)
         except OSError as error:
             print(f"warning: {self._path}: {error.strerror}; a stopped training will start anew", file=sys.stderr)
 
@@ -64,8 +65,9 @@ class Checkpoint:
 
 
 def _code_files() -> list[Path]:
-    """The files that this process has imported from stages/, as paths below it."""
-    files = {Path(file).resolve() for module in sys.modules.values() if (file := getattr(module, "__file__", None))}
+    """The stage's script, and what it has imported of the package beside it, as paths below stages/."""
+    ours = [module for name, module in sys.modules.items() if name == "__main__" or name.startswith("catsdogs")]
+    files = {Path(file).resolve() for module in ours if (file := getattr(module, "__file__", None))}
     return sorted(file.relative_to(STAGES) for file in files if STAGES in file.parents)
 
 
