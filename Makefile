@@ -1,6 +1,6 @@
 PYTHON ?= python3
 
-.PHONY: demo photos test verify
+.PHONY: bench demo photos test verify
 
 # The whole pipeline over drawn pictures, in a folder of its own (.demo): it touches nothing else.
 demo: .venv/installed
@@ -18,6 +18,10 @@ test: .venv/installed-for-tests
 # Every result rebuilt in a scratch folder and compared with what is here.
 verify: .venv/installed
 	.venv/bin/python stages/verify.py
+
+# The pipeline beside a notebook's recipe and beside what this computer can do, in a folder of its own (.bench).
+bench: .venv/installed
+	.venv/bin/python bench/compare.py .bench $(BENCH)
 
 .venv/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; name one: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'

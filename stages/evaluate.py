@@ -5,17 +5,18 @@ Reads models/ and data/prepared/; writes metrics/predictions.csv (a row for each
 metrics/evaluate.json and metrics/confusion/. All that comes after is arithmetic on the predictions.
 """
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 import torch
 
-from catsdogs.compute import choose_device, choose_precision, make_deterministic, predict_logits
+from catsdogs.compute import choose_device, choose_precision, keep_freed_memory, make_deterministic, predict_logits
 from catsdogs.dataset import PackedSplit, open_split
 from catsdogs.errors import UserError, run_stage
 from catsdogs.files import PREPARED, write_json, written_whole
-from catsdogs.networks import load_network
+from catsdogs.networks import fold_batchnorm, load_network
 from catsdogs.params import read_params
 from catsdogs.scores import confusion, label_numbers, probability_of_dog, score, scores_table
 
@@ -28,6 +29,7 @@ def main() -> None:
     params = read_params()
     check_models(set(params.networks))
     make_deterministic()
+    keep_freed_memory()
     device = choose_device()
     dtype = choose_precision(params.precision, device)
     photos = pd.read_csv(PREPARED / "split.csv", keep_default_na=False)
@@ -68,12 +70,15 @@ def predict(
         expected = {"network": name, **packed.description}
         if differing := [key for key in expected if description.get(key) != expected[key]]:
             raise UserError(f"{path}: was trained with another {differing[0]} than that of {split}; train it again")
-    network.to(splits["test"].device, memory_format=torch.channels_last)
+    network = fold_batchnorm(network).to(splits["test"].device, memory_format=torch.channels_last)
+    start = time.perf_counter()
     for split, packed in splits.items():
         logits = predict_logits(network, packed, dtype, f"{name} {split}").numpy().astype("float64")
         logits = logits.round(LOGIT_DIGITS)
         rows = photos.loc[photos["split"] == split, ["split", "photo", "label"]]
         yield rows.assign(network=name, logit_cat=logits[:, 0], logit_dog=logits[:, 1])
+    rate = sum(map(len, splits.values())) / (time.perf_counter() - start)
+    print(f"{name}: {rate:.1f} images/s", flush=True)
 
 
 def score_network(rows: pd.DataFrame) -> dict:

@@ -1,6 +1,7 @@
 """Train one network of torchvision to tell cats from dogs, and keep its best epoch.
 
 Usage, from the project's root: python stages/train.py NETWORK, for example resnet18
+or, in several processes: torchrun --standalone --nproc-per-node=4 stages/train.py NETWORK
 Reads data/prepared/{train,validation}.safetensors; writes models/NETWORK.safetensors, metrics/train_NETWORK.json and
 metrics/curves/NETWORK.csv. While it trains, models/NETWORK.checkpoint holds what a stopped training goes on from.
 """
@@ -14,17 +15,25 @@ from pathlib import Path
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import StepLR
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, StepLR
 from torchvision.transforms import v2
 from tqdm import tqdm
 
 from catsdogs.checkpoint import Checkpoint
-from catsdogs.compute import autocast, choose_device, choose_precision, make_deterministic, predict_logits
+from catsdogs.compute import (
+    autocast,
+    choose_device,
+    choose_precision,
+    keep_freed_memory,
+    make_deterministic,
+    predict_logits,
+)
 from catsdogs.dataset import PackedSplit, open_split
+from catsdogs.distributed import Processes, all_processes
 from catsdogs.errors import UserError, run_stage
 from catsdogs.files import PREPARED, write_json, written_whole
-from catsdogs.networks import build_network, save_network, set_trainable, set_training
-from catsdogs.params import Train, read_params
+from catsdogs.networks import build_network, fold_batchnorm, save_network, set_trainable, set_training
+from catsdogs.params import Params, Train, read_params
 
 STEPS_BETWEEN_CHECKS = 20  # reading the loss makes a GPU wait, so it is not done at every step
 
@@ -34,69 +43,89 @@ def main() -> None:
     params = read_params()
     if name not in params.networks:
         raise UserError(f"{name} is not under networks in params.yaml; there: {', '.join(params.networks)}")
-    recipe = params.train
     make_deterministic()
+    keep_freed_memory()
     device = choose_device()
+    with all_processes(device) as processes:
+        train_network(name, params, device, processes)
+
+
+def train_network(name: str, params: Params, device: torch.device, processes: Processes) -> None:
+    """Train, validate after each epoch, and write the best one's model, scores and curves."""
+    recipe = params.train
     dtype = choose_precision(params.precision, device)
     files = [PREPARED / f"{split}.safetensors" for split in ("train", "validation")]
     train, validation = (open_split(file, device) for file in files)
-    if recipe.batch_size > len(train):
-        raise UserError(
-            f"params.yaml: train.batch_size is {recipe.batch_size}; expected at most {len(train)}, all of train"
-        )
+    check_batch_size(recipe.batch_size, train, processes)
 
-    network = build_network(name, params.networks[name].weights, recipe.head_width, recipe.dropout, recipe.seed)
+    weights = params.networks[name].weights if processes.first else "none"  # the others get them from the first
+    network = build_network(name, weights, recipe.head_width, recipe.dropout, recipe.seed)
     check_image_size(network, name, train.description["image_size"])
     network.to(device, memory_format=torch.channels_last)
     optimizer = make_optimizer(recipe, set_trainable(network, recipe.layers), params.lr)
-    steady = recipe.epochs  # a step as long as the training: the learning rate never falls
-    scheduler = StepLR(optimizer, recipe.lr_step_size or steady, recipe.lr_gamma)
+    steps = len(train) // recipe.batch_size  # in an epoch; the few photos over wait for another epoch's order
+    scheduler = make_scheduler(recipe, optimizer, steps)
     augment = make_augmentation(train) if recipe.augment else None
-    print(
-        f"{name}: {len(train)} photos, epochs: {recipe.epochs}, {str(dtype).removeprefix('torch.')} on {device.type}",
-        flush=True,
+    processes.report(
+        f"{name}: {len(train)} photos, epochs: {recipe.epochs}, {str(dtype).removeprefix('torch.')} on {device.type}"
+        + (f", {processes.count} processes" if processes.count > 1 else "")
     )
 
-    settings = {"weights": params.networks[name].weights, "lr": params.lr, "precision": str(dtype), **asdict(recipe)}
+    settings = {
+        "weights": params.networks[name].weights,
+        "lr": params.lr,
+        "precision": str(dtype),
+        "processes": processes.count,
+        **asdict(recipe),
+    }
     checkpoint = Checkpoint(Path(f"models/{name}.checkpoint"), settings, files, device)
     stateful = {"network": network, "optimizer": optimizer, "scheduler": scheduler}
     curves: list[dict] = []
     best_state: dict[str, Tensor] = {}
-    if state := checkpoint.load():
+    if state := processes.from_first(checkpoint.load() if processes.first else None):
         for key, part in stateful.items():
             part.load_state_dict(state[key])
         curves, best_state = state["curves"], state["best_state"]
-        print(f"{name}: goes on after epoch {len(curves)}", flush=True)
+        processes.report(f"{name}: goes on after epoch {len(curves)}")
+    parallel = processes.parallel(network, device)
 
     for epoch in range(len(curves) + 1, recipe.epochs + 1):
-        torch.manual_seed(recipe.seed * 1000 + epoch)  # an epoch's draws depend on its number, not on those before it
+        seed = recipe.seed * 1000 + epoch  # an epoch's draws depend on its number, not on those before it
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed)).to(device)
+        batches = [processes.share(rows) for rows in order[: steps * recipe.batch_size].split(recipe.batch_size)]
+        torch.manual_seed(seed + (processes.rank << 48))  # of dropout and augmentation, another in each process
         learning_rate = scheduler.get_last_lr()[0]
+        set_training(network, recipe.layers)
         start = time.perf_counter()
-        train_scores = train_epoch(network, optimizer, train, recipe, dtype, augment, f"{name} epoch {epoch}")
-        rate = len(train) / (time.perf_counter() - start)
-        validation_scores = validate(network, validation, dtype, f"{name} validation")
-        scheduler.step()
+        train_loss = train_epoch(
+            parallel, optimizer, scheduler, train, batches, dtype, augment, f"{name} epoch {epoch}"
+        )
+        train_loss = processes.gather(torch.tensor([train_loss])).mean().item()
+        rate = steps * recipe.batch_size / (time.perf_counter() - start)
+        processes.same_statistics(network)
+        validation_scores = validate(network, validation, dtype, processes, f"{name} validation")
 
-        scores = {"epoch": epoch, "lr": learning_rate, **train_scores, **validation_scores}
+        scores = {"epoch": epoch, "lr": learning_rate, "train_loss": round(train_loss, 6), **validation_scores}
         curves.append(scores)
         if best_epoch(curves) is scores:
             best_state = {key: tensor.cpu().clone() for key, tensor in network.state_dict().items()}
-        states = {key: part.state_dict() for key, part in stateful.items()}
-        checkpoint.save({**states, "curves": curves, "best_state": best_state})
-        print(
+        if processes.first and epoch < recipe.epochs:  # after the last one the results follow at once
+            states = {key: part.state_dict() for key, part in stateful.items()}
+            checkpoint.save({**states, "curves": curves, "best_state": best_state})
+        processes.report(
             f"{name} epoch {epoch}/{recipe.epochs}: train loss {scores['train_loss']:.4f}, "
             f"validation loss {scores['validation_loss']:.4f}, "
-            f"validation accuracy {scores['validation_accuracy']:.6f}, {rate:.1f} images/s",
-            flush=True,
+            f"validation accuracy {scores['validation_accuracy']:.6f}, {rate:.1f} images/s"
         )
 
-    best = {key: value for key, value in best_epoch(curves).items() if key != "lr"}  # a param's name
-    description = {"network": name, "head_width": recipe.head_width, "dropout": recipe.dropout, **train.description}
-    with written_whole() as write_to:
-        pd.DataFrame(curves).to_csv(write_to(Path(f"metrics/curves/{name}.csv")), index=False)
-        write_json(write_to(Path(f"metrics/train_{name}.json")), best)
-        save_network(write_to(Path(f"models/{name}.safetensors")), best_state, description)
-    checkpoint.delete()
+    if processes.first:
+        best = {key: value for key, value in best_epoch(curves).items() if key != "lr"}  # a param's name
+        description = {"network": name, "head_width": recipe.head_width, "dropout": recipe.dropout, **train.description}
+        with written_whole() as write_to:
+            pd.DataFrame(curves).to_csv(write_to(Path(f"metrics/curves/{name}.csv")), index=False)
+            write_json(write_to(Path(f"metrics/train_{name}.json")), best)
+            save_network(write_to(Path(f"models/{name}.safetensors")), best_state, description)
+        checkpoint.delete()
 
 
 def best_epoch(curves: list[dict]) -> dict:
@@ -121,10 +150,28 @@ def check_image_size(network: nn.Module, name: str, size: int) -> None:
         ) from None
 
 
+def check_batch_size(batch_size: int, train: PackedSplit, processes: Processes) -> None:
+    if batch_size > len(train):
+        raise UserError(f"params.yaml: train.batch_size is {batch_size}; expected at most {len(train)}, all of train")
+    if batch_size % processes.count:
+        raise UserError(
+            f"params.yaml: train.batch_size is {batch_size}; expected a multiple of {processes.count}, the number of "
+            "processes that share each batch"
+        )
+
+
 def make_optimizer(recipe: Train, parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
     if recipe.optimizer == "adam":
         return torch.optim.Adam(parameters, lr)
     return torch.optim.SGD(parameters, lr, recipe.momentum)
+
+
+def make_scheduler(recipe: Train, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:
+    """The learning rate's course; it goes on with every one of an epoch's `steps`."""
+    if recipe.lr_schedule == "one_cycle":
+        peak = optimizer.param_groups[0]["lr"]
+        return OneCycleLR(optimizer, peak, total_steps=recipe.epochs * steps + 1, cycle_momentum=False)
+    return StepLR(optimizer, (recipe.lr_step_size or math.inf) * steps, recipe.lr_gamma)
 
 
 def make_augmentation(train: PackedSplit) -> v2.Transform:
@@ -134,21 +181,19 @@ def make_augmentation(train: PackedSplit) -> v2.Transform:
 def train_epoch(
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
+    scheduler: LRScheduler,
     train: PackedSplit,
-    recipe: Train,
+    batches: list[Tensor],
     dtype: torch.dtype,
     augment: v2.Transform | None,
     title: str,
-) -> dict:
-    """One pass over shuffled whole batches (the few photos over wait for another epoch's order).
+) -> float:
+    """One step for each of `batches`, rows of `train`; gives the mean cross-entropy.
 
-    Gives `train_loss`, the mean cross-entropy. Raises UserError as soon as it is seen not to be finite.
+    Raises UserError as soon as that is seen not to be finite.
     """
-    set_training(network, recipe.layers)
-    batches = torch.randperm(len(train)).to(train.device).split(recipe.batch_size)
-    batches = batches[: len(train) // recipe.batch_size]
     total_loss = torch.zeros((), device=train.device)
-    with tqdm(total=len(batches) * recipe.batch_size, desc=title, unit=" images", disable=None) as bar:
+    with tqdm(total=sum(map(len, batches)), desc=title, unit=" images", disable=None) as bar:
         for step, rows in enumerate(batches, start=1):
             with autocast(train.device, dtype):
                 logits = network(train.images(rows, augment))
@@ -156,6 +201,7 @@ def train_epoch(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            scheduler.step()
             total_loss += loss.detach()
             if step % STEPS_BETWEEN_CHECKS == 0 or step == len(batches):
                 mean_loss = total_loss.item() / step
@@ -163,11 +209,13 @@ def train_epoch(
                     raise UserError(f"{title}: the loss is {mean_loss} after {step} steps; try a smaller lr")
                 bar.set_postfix(loss=f"{mean_loss:.4f}")
             bar.update(len(rows))
-    return {"train_loss": round(mean_loss, 6)}
+    return mean_loss
 
 
-def validate(network: nn.Module, validation: PackedSplit, dtype: torch.dtype, title: str) -> dict:
-    logits, labels = predict_logits(network, validation, dtype, title), validation.labels.cpu()
+def validate(network: nn.Module, validation: PackedSplit, dtype: torch.dtype, processes: Processes, title: str) -> dict:
+    share = validation.part(slice(processes.rank, None, processes.count))
+    logits = processes.gather(predict_logits(fold_batchnorm(network), share, dtype, title))
+    labels = validation.labels.cpu()
     loss = nn.functional.cross_entropy(logits, labels).item()
     if not math.isfinite(loss):
         raise UserError(f"{title}: the loss is {loss}; try a smaller lr")

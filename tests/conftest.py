@@ -235,23 +235,7 @@ class Repository(Project):
         return re.findall(r"Running stage '(\w+)'", self.dvc(*arguments))
 
 
-# A stage's script that takes no time: it writes something new to each of the stage's outputs.
-STAND_IN = """
-import sys
-import time
-from pathlib import Path
-
-import yaml
-
-stages = yaml.safe_load(Path("dvc.yaml").read_text())["stages"].values()
-[stage] = [stage for stage in stages if stage["cmd"].split()[1:] == sys.argv]
-for out in [*stage["outs"], *stage["metrics"]]:
-    path = Path(out if isinstance(out, str) else next(iter(out)))
-    if not path.suffix:
-        path = path / "content"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f'{{"number": {time.time_ns()}}}')
-"""
+STAND_IN = (REPOSITORY / "bench/stand_in.py").read_text()
 
 
 def stand_in_repository(root: Path) -> Repository:
@@ -259,7 +243,7 @@ def stand_in_repository(root: Path) -> Repository:
     repository = Repository(root)
     copy_pipeline(root)
     for script in {
-        stage["cmd"].split()[1] for stage in yaml.safe_load((root / "dvc.yaml").read_text())["stages"].values()
+        stage["cmd"].split()[2] for stage in yaml.safe_load((root / "dvc.yaml").read_text())["stages"].values()
     }:
         (root / script).write_text(STAND_IN)
     repository.git("init", "--quiet")
@@ -279,7 +263,18 @@ def error_line(result: subprocess.CompletedProcess) -> str:
 
 
 # Files of several seconds or minutes, the longest first, so that the test processes end at about the same time.
-SLOW = ("train", "demo", "reproducible", "interruptions", "pipeline", "experiments", "what_runs", "remote")
+SLOW = (
+    "train",
+    "demo",
+    "bench",
+    "reproducible",
+    "interruptions",
+    "pipeline",
+    "experiments",
+    "what_runs",
+    "parallel",
+    "remote",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -211,7 +211,9 @@ def test_an_unknown_key_is_named_with_the_known_ones(section: str, params: dict,
 def test_a_file_that_holds_no_mapping_is_refused_with_the_keys_it_should_have(text: str, tmp_path: Path) -> None:
     told = refusal(text, tmp_path)
     assert told.startswith("params.yaml: the file is ")
-    assert told.endswith("expected a mapping with the keys source, lr, precision, prepare, networks, train, ensemble")
+    assert told.endswith(
+        "expected a mapping with the keys source, lr, precision, launcher, prepare, networks, train, ensemble"
+    )
 
 
 @pytest.mark.parametrize(

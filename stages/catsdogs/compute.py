@@ -1,5 +1,6 @@
 """Where and how precisely a network runs, and running it over a split."""
 
+import ctypes
 import os
 
 import torch
@@ -9,6 +10,7 @@ from tqdm import tqdm
 from catsdogs.dataset import PackedSplit
 
 INFERENCE_BATCH_SIZE = 64
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt(3)
 
 
 def make_deterministic() -> None:
@@ -22,9 +24,25 @@ def make_deterministic() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # a safeguard that costs time; nothing here reads any
 
 
+def keep_freed_memory() -> None:
+    """Have glibc keep the memory of freed tensors for the next ones; where there is another C library, do nothing.
+
+    It hands large blocks back to the system, which clears every page before it gives it out again: on a CPU a sixth of
+    a training step. A process that keeps them is about a third larger.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)
+
+
 def choose_device() -> torch.device:
-    """The GPU where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The GPU where there is one (of several processes, each has its own), else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))  # set by torchrun
+    torch.cuda.set_device(device)
+    return device
 
 
 def choose_precision(precision: str, device: torch.device) -> torch.dtype:

@@ -1,5 +1,6 @@
 """Reading a packed split, and making batches of it."""
 
+import functools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,9 +12,8 @@ from torch import Tensor
 
 from catsdogs.errors import UserError
 
-# Of ImageNet's photos, as torchvision's weights expect them, for pixels from 0 to 255.
-IMAGENET_MEAN = 255 * torch.tensor([0.485, 0.456, 0.406])
-IMAGENET_STD = 255 * torch.tensor([0.229, 0.224, 0.225])
+IMAGENET_MEAN = [0.485, 0.456, 0.406]  # red, green and blue, from 0 to 1, as torchvision's weights expect them
+IMAGENET_STD = [0.229, 0.224, 0.225]
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,18 @@ class PackedSplit:
         pixels = self.pixels[rows].permute(0, 3, 1, 2)
         if augment:
             pixels = torch.stack([augment(photo) for photo in pixels]).contiguous(memory_format=torch.channels_last)
-        mean, std = (value.to(self.device).view(3, 1, 1) for value in (IMAGENET_MEAN, IMAGENET_STD))
+        mean, std = _mean_and_std(self.device)
         return pixels.float().sub_(mean).div_(std)
+
+    def part(self, rows: slice) -> "PackedSplit":
+        """Some of the photos; nothing is copied."""
+        return PackedSplit(self.pixels[rows], self.labels[rows], self.description)
+
+
+@functools.cache  # once on each device: to copy them there for every batch makes a GPU wait
+def _mean_and_std(device: torch.device) -> tuple[Tensor, Tensor]:
+    mean, std = (torch.tensor(value, device=device).view(3, 1, 1) for value in (IMAGENET_MEAN, IMAGENET_STD))
+    return 255 * mean, 255 * std
 
 
 def open_split(path: Path, device: torch.device) -> PackedSplit:

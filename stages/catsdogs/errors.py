@@ -22,7 +22,7 @@ def run_stage(main: Callable[[], None]) -> None:
     stage also ends when that is gone: it would go on writing beside the next `dvc repro`.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    if "STAGE_DVC" in os.environ:  # from stages/python
+    if "STAGE_DVC" in os.environ:  # from stages/run
         threading.Thread(target=_end_with_dvc, daemon=True).start()
     try:
         main()

@@ -17,7 +17,8 @@ from urllib.parse import urlparse
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.fx.experimental.optimization import fuse
 from torchvision import models
 
 from catsdogs import CLASSES
@@ -84,6 +85,22 @@ def set_training(network: nn.Module, layers: str) -> None:
     """Training mode for what is trained: with `head` alone, the frozen layers keep their running statistics."""
     network.train(layers != "head")
     head_of(network).train()
+
+
+def fold_batchnorm(network: nn.Module) -> nn.Module:
+    """`network` for inference: a copy in eval mode in which a BatchNorm is a part of the convolution before it.
+
+    It computes the same, but for the last digits. A network without BatchNorm is given back itself.
+    """
+    network.eval()
+    if not any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
+        return network
+    return fuse(fx.GraphModule(network, _HeadAsLeaf().trace(network)), no_trace=True)
+
+
+class _HeadAsLeaf(fx.Tracer):
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return isinstance(module, Head) or super().is_leaf_module(module, name)  # autocast cannot be traced
 
 
 def save_network(path: Path, state_dict: dict[str, Tensor], description: dict) -> None:

@@ -44,7 +44,7 @@ class SplitWriter:
         while all(self._waiting):
             for queue in self._waiting:
                 photo, pixels = queue.popleft()
-                self._file.write(pixels.tobytes())
+                self._file.write(pixels.data)
                 photo.split, photo.row = self._split, self.rows
                 self.rows += 1
 

@@ -57,6 +57,7 @@ class Train:
     dropout: Annotated[float, Range(0, 0.99)]
     optimizer: Literal["adam", "sgd"]
     momentum: Annotated[float, Range(0, 0.9999)]
+    lr_schedule: Literal["step", "one_cycle"]
     lr_step_size: Annotated[int, Range(0)]
     lr_gamma: Annotated[float, Range(0, 1, above=True)]
     augment: bool
@@ -77,6 +78,7 @@ class Params:
     source: str
     lr: Annotated[float, Range(0, above=True)]
     precision: Literal["auto", "float32", "bfloat16"]
+    launcher: str
     prepare: Prepare
     networks: dict[str, Network]
     train: Train

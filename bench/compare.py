@@ -1,0 +1,330 @@
+"""Measure the pipeline beside what people run otherwise and beside what this computer can do.
+
+Usage: python bench/compare.py FOLDER [--photos ARCHIVE] [--split TRAIN VALIDATION TEST] [--epochs 1] [--rounds 3]
+FOLDER is made anew; nothing outside it is touched. Without --photos the pictures are drawn and the networks start from
+random weights, which shows speed alone; with it, the weights are those that params.yaml names.
+
+In each round, with another seed, `dvc repro` and the notebook's recipe (notebook.py; where fastai is installed, its as
+well) go from the same archive to the ensemble's accuracy, one after the other, and what the computer can do is measured
+anew. The table gives medians.
+"""
+
+import argparse
+import importlib.util
+import io
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import torch
+import yaml
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
+
+PROJECT = Path(__file__).resolve().parent.parent
+sys.path += [str(PROJECT / "demo"), str(PROJECT / "stages")]
+
+from catsdogs.compute import autocast, choose_device, choose_precision  # noqa: E402
+from catsdogs.networks import build_network, set_trainable, set_training  # noqa: E402
+from catsdogs.photos import PhotoSource  # noqa: E402
+from draw import write_archive  # noqa: E402
+from run import clean_environment, copy_pipeline, git  # noqa: E402
+
+MARK = "made-by-bench"  # a file in the folder: what holds it may be deleted
+SAMPLING_S = 0.5
+DECODE_LIMIT_PHOTOS = 1000
+OURS, NOTEBOOK, FASTAI, LIMIT = "pipeline", "notebook", "fastai", "limit"
+
+Measured = dict[tuple[str, str], list[float]]  # (what, by whom) to a value of each round
+
+
+def main() -> None:
+    arguments = read_arguments()
+    folder = arguments.folder.resolve()
+    pipeline, others = folder / "pipeline", folder / "others"
+    make_folder(folder)
+    write_photos(folder / "photos.zip", arguments.photos, sum(arguments.split))
+    make_pipeline(pipeline, arguments)
+
+    measured: Measured = defaultdict(list)
+    for seed in range(1, arguments.rounds + 1):
+        write_params(pipeline, arguments, seed)
+        print(f"round {seed} of {arguments.rounds}", flush=True)
+        measure_limits(folder / "photos.zip", pipeline, measured)
+        measure_pipeline(pipeline, measured)
+        scripts = {NOTEBOOK: "notebook.py"}
+        if importlib.util.find_spec("fastai"):
+            scripts[FASTAI] = "fastai_recipe.py"
+        for name, script in scripts.items():
+            measure_other(name, script, folder / "photos.zip", others, pipeline, measured)
+    measure_dvc(pipeline, measured)
+    print_table(measured, pipeline)
+
+
+def read_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="The pipeline beside a notebook, and beside what the computer can do.")
+    parser.add_argument("folder", type=Path, help="made anew")
+    parser.add_argument("--photos", type=Path, help="a zip or folder of labelled photos (default: drawn ones)")
+    sizes = ("TRAIN", "VALIDATION", "TEST")
+    parser.add_argument("--split", type=int, nargs=3, default=[384, 128, 128], metavar=sizes, help="photos")
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
+    return parser.parse_args()
+
+
+def make_folder(folder: Path) -> None:
+    if folder.exists() and not (folder / MARK).exists() and any(folder.iterdir()):
+        sys.exit(f"error: {folder} is no earlier benchmark; it would be deleted: name another folder")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / MARK).touch()
+
+
+def write_photos(archive: Path, source: Path | None, total: int) -> None:
+    """A zip of `total` photos in Kaggle's layout, half cats and half dogs: drawn ones, or the first of `source`."""
+    if source is None:
+        write_archive(archive, photos=total, seed=1)
+        return
+    with PhotoSource(source) as photos, zipfile.ZipFile(archive, "w") as subset:
+        labelled = photos.photos()
+        for label, name in enumerate(("cat", "dog")):
+            chosen = [photo for photo in labelled if photo.label == label][: total // 2]
+            if len(chosen) < total // 2:
+                sys.exit(f"error: {source}: {len(chosen)} photos of a {name}, --split needs {total // 2}")
+            for number, photo in enumerate(chosen):
+                subset.writestr(f"train/{name}.{number}{Path(photo.path).suffix}", photos.read(photo))
+
+
+def make_pipeline(folder: Path, arguments: argparse.Namespace) -> None:
+    folder.mkdir()
+    copy_pipeline(folder)
+    write_params(folder, arguments, seed=1)
+    git(folder, "init", "--quiet")
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message", "The pipeline")
+
+
+def write_params(folder: Path, arguments: argparse.Namespace, seed: int) -> None:
+    params = yaml.safe_load((PROJECT / "params.yaml").read_text())
+    params["source"] = "../photos.zip"
+    params["prepare"]["split"] = dict(zip(("train", "validation", "test"), arguments.split, strict=True))
+    params["train"] |= {"epochs": arguments.epochs, "seed": seed}
+    for network in params["networks"].values():
+        if arguments.photos is None:
+            network["weights"] = "none"
+        elif network["weights"].endswith(".pth"):
+            network["weights"] = str((PROJECT / Path(network["weights"]).expanduser()).resolve())
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+
+
+def measure_pipeline(folder: Path, measured: Measured) -> None:
+    """`dvc repro` from the archive on; its rates are those that the stages print themselves."""
+    output, seconds, peaks = watched([sys.executable, "-m", "dvc", "repro", "--force", "--no-run-cache"], folder)
+    measured["archive to ensemble, s", OURS].append(seconds)
+    measured["peak memory of prepare, MB", OURS].append(peaks["prepare"])
+    measured["peak memory of training, MB", OURS].append(peaks["train"])
+    measured["decode and scale, photos/s", OURS].append(float(re.search(r"([\d.]+) photos/s", output)[1]))
+    scores = json.loads((folder / "metrics/evaluate.json").read_text())
+    for name, network_scores in scores.items():
+        rates = [float(rate) for rate in re.findall(rf"^{name} epoch .* ([\d.]+) images/s", output, re.MULTILINE)]
+        measured[f"{name}: training, images/s", OURS].append(statistics.mean(rates))
+        rate = re.search(rf"^{name}: ([\d.]+) images/s", output, re.MULTILINE)[1]
+        measured[f"{name}: inference, images/s", OURS].append(float(rate))
+        measured[f"{name}: test accuracy", OURS].append(network_scores["accuracy"])
+    ensemble = json.loads((folder / "metrics/ensemble.json").read_text())
+    measured["ensemble: test accuracy", OURS].append(ensemble["accuracy"])
+
+
+def measure_other(name: str, script: str, archive: Path, folder: Path, pipeline: Path, measured: Measured) -> None:
+    """The same photos in the same splits, as files in folders; unpacking them counts."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    shutil.copy(pipeline / "params.yaml", folder)
+    table = pd.read_csv(pipeline / "data/prepared/split.csv", keep_default_na=False)
+    start = time.perf_counter()
+    with zipfile.ZipFile(archive) as photos:
+        for row in table[table["split"] != ""].itertuples():
+            path = folder / "photos" / row.split / row.label / row.photo
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(photos.read(f"train/{row.photo}"))
+    unpacking = time.perf_counter() - start
+    output, seconds, peaks = watched([sys.executable, str(PROJECT / "bench" / script)], folder)
+    measured["archive to ensemble, s", name].append(unpacking + seconds)
+    measured["peak memory of training, MB", name].append(peaks["all"])
+    for result in map(json.loads, output.splitlines()):
+        network = result["network"]
+        measured[f"{network}: test accuracy", name].append(result["accuracy"])
+        if "train_rate" in result:
+            measured[f"{network}: training, images/s", name].append(result["train_rate"])
+            measured[f"{network}: inference, images/s", name].append(result["inference_rate"])
+
+
+def measure_limits(archive: Path, pipeline: Path, measured: Measured) -> None:
+    """A bare loop that decodes and scales; and how fast a product of matrices would do a network's arithmetic."""
+    params = yaml.safe_load((pipeline / "params.yaml").read_text())
+    size, recipe = params["prepare"]["image_size"], params["train"]
+    measured["decode and scale, photos/s", LIMIT].append(bare_decode_rate(archive, size))
+    device = choose_device()
+    dtype = choose_precision(params["precision"], device)
+    operations = product_rate(device, dtype)
+    for name in params["networks"]:
+        network = build_network(name, "none", recipe["head_width"], recipe["dropout"], 1).to(device)
+        set_trainable(network, recipe["layers"])
+        set_training(network, recipe["layers"])
+        images = torch.zeros(2, 3, size, size, device=device)
+        with FlopCounterMode(display=False) as training, autocast(device, dtype):
+            network(images).sum().backward()
+        with FlopCounterMode(display=False) as inference, torch.no_grad(), autocast(device, dtype):
+            network(images)
+        for kind, counter in (("training", training), ("inference", inference)):
+            rate = operations * len(images) / counter.get_total_flops()
+            measured[f"{name}: {kind}, images/s", LIMIT].append(rate)
+
+
+def bare_decode_rate(archive: Path, size: int) -> float:
+    def decode(name: str) -> None:
+        with Image.open(io.BytesIO(photos.read(name))) as image:
+            image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
+
+    with zipfile.ZipFile(archive) as photos, ThreadPoolExecutor(os.cpu_count()) as pool:
+        names = photos.namelist()[:DECODE_LIMIT_PHOTOS]
+        start = time.perf_counter()
+        list(pool.map(decode, names))
+        return len(names) / (time.perf_counter() - start)
+
+
+def product_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations per second in a product of two matrices of 4096 by 4096 (on a GPU 8192 by 8192), the best of five."""
+    side = 8192 if device.type == "cuda" else 4096
+    matrix = torch.ones(side, side, dtype=dtype, device=device)
+    seconds = []
+    for _ in range(6):  # the first is for warming up
+        start = time.perf_counter()
+        (matrix @ matrix)[0, 0].item()  # waits for a GPU
+        seconds.append(time.perf_counter() - start)
+    return 2 * side**3 / min(seconds[1:])
+
+
+def measure_dvc(folder: Path, measured: Measured) -> None:
+    """DVC's own time: stages that take none (stand_in.py), over the photos and the dvc.yaml that were used above."""
+    dvc = [sys.executable, "-m", "dvc"]
+    watched([*dvc, "repro"], folder)
+    for _ in range(5):
+        measured["`dvc repro`, nothing to do, s", OURS].append(watched([*dvc, "repro"], folder)[1])
+    for script in ("prepare", "train", "evaluate", "ensemble"):
+        shutil.copy(PROJECT / "bench/stand_in.py", folder / f"stages/{script}.py")
+    watched([*dvc, "commit", "--force", "prepare"], folder)  # the photos as they are
+    watched([*dvc, "repro"], folder)
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message", "Stages that take no time")
+    for learning_rate in ("0.01", "0.02", "0.03"):
+        seconds = watched([*dvc, "exp", "run", "-S", f"lr={learning_rate}"], folder)[1]
+        measured["`dvc exp run -S lr=…` beside its stages, s", OURS].append(seconds)
+
+
+def watched(command: list[str], folder: Path) -> tuple[str, float, dict[str, float]]:
+    """Run `command`; give its output, its seconds, and its peak memory in MB, by stage and under `all`."""
+    start = time.perf_counter()
+    log = folder / "output.log"
+    with log.open("w") as output:
+        process = subprocess.Popen(command, cwd=folder, env=clean_environment(), stdout=output)
+        with peak_memory(process.pid) as peaks:
+            status = process.wait()
+    seconds = time.perf_counter() - start
+    if status:
+        sys.exit(f"error: `{' '.join(command)}` failed in {folder}; the reason stands above")
+    text = log.read_text()
+    log.unlink()
+    return text, seconds, peaks
+
+
+@contextmanager
+def peak_memory(pid: int) -> Iterator[dict[str, float]]:
+    """Sampled every half a second until left; a file's pages in memory, which can be dropped, do not count."""
+    peaks: dict[str, float] = defaultdict(float)
+    done = threading.Event()
+
+    def sample() -> None:
+        root = psutil.Process(pid)
+        while not done.wait(SAMPLING_S):
+            now: dict[str, float] = defaultdict(float)
+            try:
+                for process in [root, *root.children(recursive=True)]:
+                    memory = private_memory(process)
+                    now["all"] += memory
+                    if stage := re.search(r"stages/(\w+)\.py", " ".join(process.cmdline())):
+                        now[stage[1]] += memory
+            except (psutil.Error, OSError):  # one has ended meanwhile
+                continue
+            for key, memory in now.items():
+                peaks[key] = max(peaks[key], memory)
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    try:
+        yield peaks
+    finally:
+        done.set()
+        thread.join()
+
+
+def private_memory(process: psutil.Process) -> float:
+    """MB of a process; what several share is divided among them. Without Linux's /proc, all that is resident."""
+    try:
+        text = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
+    except FileNotFoundError:
+        return process.memory_info().rss / 2**20
+    return sum(int(kilobytes) for kilobytes in re.findall(r"Pss_(?:Anon|Shmem):\s+(\d+)", text)) / 2**10
+
+
+def print_table(measured: Measured, pipeline: Path) -> None:
+    """Medians (of accuracies, means); in brackets the pipeline's share of the limit, or how it stands to the others."""
+    whos = [who for who in (OURS, NOTEBOOK, FASTAI, LIMIT) if any(who == other for _, other in measured)]
+    rows = []
+    for what in dict.fromkeys(what for what, _ in measured):
+        row = {"": what}
+        exact = "accuracy" in what
+        values = {who: measured[what, who] for who in whos if measured.get((what, who))}
+        middle = {who: (statistics.mean if exact else statistics.median)(value) for who, value in values.items()}
+        for who in whos:
+            text = "" if who not in middle else f"{middle[who]:.4f}" if exact else number(middle[who])
+            if who in middle and who != OURS and not exact:
+                share = middle[OURS] / middle[who]
+                text += f" ({share:.0%})" if who == LIMIT else f" ({share:.2f} x)"
+            row[who] = text
+        rows.append(row)
+    params = yaml.safe_load((pipeline / "params.yaml").read_text())
+    split = "/".join(str(count) for count in params["prepare"]["split"].values())
+    dtype = str(choose_precision(params["precision"], choose_device())).removeprefix("torch.")
+    print(
+        f"\n{split} photos, epochs: {params['train']['epochs']}, batch size {params['train']['batch_size']}, "
+        f"{dtype} on {choose_device().type}, {os.cpu_count()} cores, PyTorch {torch.__version__}\n"
+    )
+    print(pd.DataFrame(rows).to_string(index=False, justify="left"))
+    print(
+        "\nMedians; of accuracies the means. In brackets the pipeline's value divided by that one: for a rate more is "
+        "better,\nfor seconds and memory less. The limit: a loop that only decodes and scales, and for a network its "
+        "arithmetic at\nthe rate of one large product of matrices in the same precision."
+    )
+
+
+def number(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""What people run otherwise: the recipe of params.yaml as a user of fastai writes it.
+
+Usage and output: as of notebook.py. The head is fastai's own, of the same width and dropout; frozen is what fastai
+freezes, all but the head and every BatchNorm.
+"""
+
+import json
+import os
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+import yaml
+from fastai.vision.all import (
+    ImageDataLoaders,
+    Normalize,
+    Resize,
+    ResizeMethod,
+    accuracy,
+    get_image_files,
+    imagenet_stats,
+    model_meta,
+    set_seed,
+    vision_learner,
+)
+from torch import nn
+from torchvision import models
+
+
+def main() -> None:
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    train = params["train"]
+    predictions = 0
+    for name, network in params["networks"].items():
+        set_seed(train["seed"])
+        loaders = ImageDataLoaders.from_folder(
+            "photos",
+            train="train",
+            valid="validation",
+            item_tfms=Resize(params["prepare"]["image_size"], ResizeMethod.Squish),
+            batch_tfms=Normalize.from_stats(*imagenet_stats),
+            bs=train["batch_size"],
+            num_workers=os.cpu_count(),
+        )
+        meta = model_meta[getattr(models, name)]
+        learner = vision_learner(
+            loaders,
+            partial(pretrained, name, network["weights"]),
+            metrics=accuracy,
+            pretrained=False,  # by fastai; `pretrained` below loads them
+            normalize=False,
+            cut=meta["cut"],
+            splitter=meta["split"],
+            lin_ftrs=[train["head_width"]],
+            ps=train["dropout"],
+        )
+        learner.freeze()
+        with learner.no_logging(), learner.no_bar():
+            start = time.perf_counter()
+            learner.fit(train["epochs"], float(params["lr"]))
+            fitting = time.perf_counter() - start
+            start = time.perf_counter()
+            learner.validate()
+            fitting -= train["epochs"] * (time.perf_counter() - start)
+            start = time.perf_counter()
+            files = get_image_files("photos/test").sorted()
+            probabilities, labels = learner.get_preds(dl=loaders.test_dl(files, with_labels=True))
+            seconds = time.perf_counter() - start
+        predictions = predictions + probabilities.log()
+        result = {
+            "network": name,
+            "train_rate": train["epochs"] * len(loaders.train_ds) / fitting,
+            "inference_rate": len(files) / seconds,
+            "accuracy": (probabilities.argmax(1) == labels).double().mean().item(),
+        }
+        print(json.dumps(result), flush=True)
+    ensemble = (predictions.argmax(1) == labels).double().mean().item()
+    print(json.dumps({"network": "ensemble", "accuracy": ensemble}), file=sys.stdout)
+
+
+def pretrained(name: str, weights: str, **_: object) -> nn.Module:
+    """torchvision's network with the `weights` that params.yaml names."""
+    if not weights.endswith(".pth"):
+        return models.get_model(name, weights=None if weights == "none" else weights)
+    model = models.get_model(name)
+    model.load_state_dict(torch.load(weights, weights_only=True), strict=False)
+    return model
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""What people run otherwise: the recipe of params.yaml as a notebook writes it.
+
+Usage, from a folder with params.yaml and photos/{train,validation,test}/{cat,dog}/: python notebook.py [SEED]
+An ImageFolder and a DataLoader with worker processes, float32, torchvision's pretrained network with a two-layer head,
+and the usual loop. It takes `networks`, `lr` and of `train` the batch size, epochs, head width and dropout; trained are
+the head and every BatchNorm. Two mistakes that such notebooks make are mended, in their favour: `eval()` is called
+before a network is judged, and the last weights are used as they are, without a detour over a file.
+Prints a line of JSON for each network, and one for the mean of their logits.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+import yaml
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torchvision import datasets, models, transforms
+
+
+def main() -> None:
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    train = params["train"]
+    size = params["prepare"]["image_size"]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    transform = transforms.Compose(
+        [
+            transforms.Resize((size, size)),
+            transforms.ToTensor(),
+            transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        ]
+    )
+    workers = os.cpu_count()
+    loaders = {
+        split: DataLoader(
+            datasets.ImageFolder(f"photos/{split}", transform),
+            batch_size=train["batch_size"],
+            shuffle=split == "train",
+            num_workers=workers,
+        )
+        for split in ("train", "validation", "test")
+    }
+    logits_sum = 0
+    for name, network in params["networks"].items():
+        torch.manual_seed(train["seed"])
+        model = pretrained(name, network["weights"], train["head_width"], train["dropout"]).to(device)
+        optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=float(params["lr"]))
+        criterion = nn.CrossEntropyLoss()
+        train_seconds = 0
+        for epoch in range(1, train["epochs"] + 1):
+            start = time.perf_counter()
+            model.train()
+            running_loss = 0
+            for images, labels in loaders["train"]:
+                images, labels = images.to(device), labels.to(device)
+                optimizer.zero_grad()
+                loss = criterion(model(images), labels)
+                loss.backward()
+                optimizer.step()
+                running_loss += loss.item()
+            train_seconds += time.perf_counter() - start
+            logits, labels, _ = predict(model, loaders["validation"], device)
+            print(f"{name} epoch {epoch}: validation accuracy {accuracy(logits, labels):.6f}", file=sys.stderr)
+        logits, labels, test_seconds = predict(model, loaders["test"], device)
+        logits_sum = logits_sum + logits
+        result = {
+            "network": name,
+            "train_rate": train["epochs"] * len(loaders["train"].dataset) / train_seconds,
+            "inference_rate": len(labels) / test_seconds,
+            "accuracy": accuracy(logits, labels),
+        }
+        print(json.dumps(result), flush=True)
+    print(json.dumps({"network": "ensemble", "accuracy": accuracy(logits_sum, labels)}))
+
+
+def pretrained(name: str, weights: str, head_width: int, dropout: float) -> nn.Module:
+    """torchvision's network, all but its BatchNorms frozen, with a new head."""
+    if weights.endswith(".pth"):
+        model = models.get_model(name)
+        model.load_state_dict(torch.load(weights, weights_only=True), strict=False)
+    else:
+        model = models.get_model(name, weights=None if weights == "none" else weights)
+    for parameter in model.parameters():
+        parameter.requires_grad = False
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.requires_grad_(True)
+    last, linear = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
+    head = nn.Sequential(
+        nn.Linear(linear.in_features, head_width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(head_width, 2)
+    )
+    model.set_submodule(last, head)
+    return model
+
+
+def predict(model: nn.Module, loader: DataLoader, device: torch.device) -> tuple[Tensor, Tensor, float]:
+    """Logits and labels of all photos, and the seconds that it took."""
+    start = time.perf_counter()
+    model.eval()
+    logits, labels = [], []
+    with torch.no_grad():
+        for images, batch_labels in loader:
+            logits.append(model(images.to(device)).cpu())
+            labels.append(batch_labels)
+    return torch.cat(logits), torch.cat(labels), time.perf_counter() - start
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    return (logits.argmax(1) == labels).double().mean().item()
+
+
+if __name__ == "__main__":
+    main()

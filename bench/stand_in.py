@@ -1,0 +1,19 @@
+"""A stage's script that takes no time: it writes something new to each output of the stage whose command it stands for.
+
+Put in the place of the scripts in stages/, it shows what DVC alone does and how long that takes.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import yaml
+
+stages = yaml.safe_load(Path("dvc.yaml").read_text())["stages"].values()
+[stage] = [stage for stage in stages if stage["cmd"].split()[2:] == sys.argv]
+for out in [*stage["outs"], *stage["metrics"]]:
+    path = Path(out if isinstance(out, str) else next(iter(out)))
+    if not path.suffix:
+        path = path / "content"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f'{{"number": {time.time_ns()}}}')

@@ -1,0 +1,123 @@
+"""One training in several processes, and several stages at once."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from conftest import STAGES, STAND_IN, Repository, stand_in_repository
+from safetensors.torch import load_file
+
+from catsdogs.dataset import PackedSplit
+from catsdogs.distributed import Processes
+from catsdogs.errors import UserError
+from train import check_batch_size
+
+LAUNCHER = ("torchrun", "--standalone", "--nproc-per-node", "2")
+MODEL = "models/resnet18.safetensors"
+
+
+def start_two(repository: Repository) -> subprocess.Popen:
+    """Train resnet18 in two processes, by hand."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", *LAUNCHER[1:], str(STAGES / "train.py"), "resnet18"],
+        cwd=repository.root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_the_shares_of_a_batch_are_all_of_it() -> None:
+    batch = torch.arange(12)
+    shares = [Processes(rank, 3).share(batch) for rank in range(3)]
+    assert [len(share) for share in shares] == [4, 4, 4]
+    assert torch.equal(torch.cat(shares).sort().values, batch)
+
+
+def test_a_batch_that_cannot_be_shared_equally_is_refused() -> None:
+    train = PackedSplit(torch.zeros(64, 1), torch.zeros(64), {})
+    check_batch_size(64, train, Processes(0, 2))
+    with pytest.raises(UserError, match=r"train\.batch_size is 64; expected a multiple of 3"):
+        check_batch_size(64, train, Processes(0, 3))
+
+
+def test_two_processes_take_the_steps_of_one(repository: Repository) -> None:
+    """Without dropout, and with the body's statistics frozen, a step depends on the whole batch alone."""
+    recipe = {"layers": "head", "dropout": 0, "optimizer": "sgd", "epochs": 2}
+    repository.params["train"] |= recipe
+    repository.write_params()
+    assert repository.run("train.py", "resnet18").returncode == 0
+    one, scores = load_file(repository.root / MODEL), repository.read_json("metrics/train_resnet18.json")
+
+    process = start_two(repository)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert output.count("resnet18 epoch 2/2") == 1  # the first process alone reports
+    two = load_file(repository.root / MODEL)
+    assert one.keys() == two.keys()
+    for key in one:
+        torch.testing.assert_close(two[key], one[key])
+    assert repository.read_json("metrics/train_resnet18.json") == pytest.approx(scores, abs=1e-5)
+
+
+def test_two_processes_give_the_same_bytes_every_time(repository: Repository) -> None:
+    repository.params["launcher"] = " ".join(LAUNCHER)
+    repository.write_params()
+    output = repository.dvc("repro", "--single-item", "train_resnet18")
+    assert f"stages/run {' '.join(LAUNCHER)} stages/train.py resnet18" in output
+    assert "2 processes" in output
+    by_dvc = repository.results()
+
+    process = start_two(repository)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert repository.results() == by_dvc
+
+
+def test_a_process_that_dies_ends_the_training(repository: Repository) -> None:
+    before = repository.results()
+    repository.params["train"]["epochs"] = 1000
+    repository.write_params()
+    launcher = start_two(repository)
+    assert "2 processes" in launcher.stdout.readline()
+    workers = psutil.Process(launcher.pid).children()
+    workers[-1].kill()
+    launcher.communicate(timeout=60)
+    assert launcher.returncode != 0
+    assert not any(worker.is_running() for worker in workers)
+    results = repository.results()
+    results.pop("models/resnet18.checkpoint", None)
+    assert results == before
+
+
+def test_two_stages_run_at_once_where_each_is_asked_for_alone(tmp_path: Path) -> None:
+    repository = stand_in_repository(tmp_path / "repository")
+    meeting = """
+import time
+from pathlib import Path
+Path(f"here-{sys.argv[1]}").touch()
+end = time.monotonic() + 30
+while len(list(Path().glob("here-*"))) < 2:
+    assert time.monotonic() < end, "the other stage did not start meanwhile"
+    time.sleep(0.02)
+"""
+    (repository.root / "stages/train.py").write_text(f"import sys\n{meeting}{STAND_IN}")
+    repository.dvc("repro", "prepare")
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-m", "dvc", "repro", "--single-item", stage],
+            cwd=repository.root,
+            env=repository.environment | {"CUDA_VISIBLE_DEVICES": gpu},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for stage, gpu in (("train_resnet18", "0"), ("train_resnet34", "1"))
+    ]
+    for process in both:
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 0, output
+    assert repository.stages_run_by("repro") == ["evaluate", "ensemble"]
