@@ -1,6 +1,6 @@
 """What people run otherwise: the recipe of params.yaml as a notebook writes it.
 
-Usage, from a folder with params.yaml and photos/{train,validation,test}/{cat,dog}/: python notebook.py [SEED]
+Usage, from a folder with params.yaml and photos/{train,validation,test}/{cat,dog}/: python notebook.py
 An ImageFolder and a DataLoader with worker processes, float32, torchvision's pretrained network with a two-layer head,
 and the usual loop. It takes `networks`, `lr` and of `train` the batch size, epochs, head width and dropout; trained are
 the head and every BatchNorm. Two mistakes that such notebooks make are mended, in their favour: `eval()` is called

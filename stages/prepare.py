@@ -148,8 +148,9 @@ def pack(
 
     wanted = ((group, pool.submit(read_and_decode, group)) for group in groups if writer_for(group))
     total = min(sum(sum(writer.room) for writer in writers.values()), sum(map(len, groups)))
-    with tqdm(total=total, desc="decoding", unit=" photos", disable=None) as bar:
+    with tqdm(total=total, desc="decoding", unit=" photos", disable=None) as bar, ExitStack() as stack:
         ahead = deque(islice(wanted, DECODED_AHEAD))
+        stack.callback(lambda: [decoding.cancel() for _, decoding in ahead])  # where an error ends this early
         while ahead:
             group, decoding = ahead.popleft()
             decoded, writer = decoding.result(), writer_for(group)

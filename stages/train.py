@@ -57,6 +57,14 @@ def train_network(name: str, params: Params, device: torch.device, processes: Pr
     files = [PREPARED / f"{split}.safetensors" for split in ("train", "validation")]
     train, validation = (open_split(file, device) for file in files)
     check_batch_size(recipe.batch_size, train, processes)
+    settings = {
+        "weights": params.networks[name].weights,
+        "lr": params.lr,
+        "precision": str(dtype),
+        "processes": processes.count,
+        **asdict(recipe),
+    }
+    processes.check_agreement([name, settings, train.description])
 
     weights = params.networks[name].weights if processes.first else "none"  # the others get them from the first
     network = build_network(name, weights, recipe.head_width, recipe.dropout, recipe.seed)
@@ -71,13 +79,6 @@ def train_network(name: str, params: Params, device: torch.device, processes: Pr
         + (f", {processes.count} processes" if processes.count > 1 else "")
     )
 
-    settings = {
-        "weights": params.networks[name].weights,
-        "lr": params.lr,
-        "precision": str(dtype),
-        "processes": processes.count,
-        **asdict(recipe),
-    }
     checkpoint = Checkpoint(Path(f"models/{name}.checkpoint"), settings, files, device)
     stateful = {"network": network, "optimizer": optimizer, "scheduler": scheduler}
     curves: list[dict] = []
@@ -91,9 +92,10 @@ def train_network(name: str, params: Params, device: torch.device, processes: Pr
 
     for epoch in range(len(curves) + 1, recipe.epochs + 1):
         seed = recipe.seed * 1000 + epoch  # an epoch's draws depend on its number, not on those before it
-        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed)).to(device)
+        torch.manual_seed(seed)
+        order = torch.randperm(len(train)).to(device)  # the same in every process ...
+        processes.seed_apart(seed)  # ... unlike dropout and augmentation
         batches = [processes.share(rows) for rows in order[: steps * recipe.batch_size].split(recipe.batch_size)]
-        torch.manual_seed(seed + (processes.rank << 48))  # of dropout and augmentation, another in each process
         learning_rate = scheduler.get_last_lr()[0]
         set_training(network, recipe.layers)
         start = time.perf_counter()
@@ -109,7 +111,7 @@ def train_network(name: str, params: Params, device: torch.device, processes: Pr
         curves.append(scores)
         if best_epoch(curves) is scores:
             best_state = {key: tensor.cpu().clone() for key, tensor in network.state_dict().items()}
-        if processes.first and epoch < recipe.epochs:  # after the last one the results follow at once
+        if processes.first:
             states = {key: part.state_dict() for key, part in stateful.items()}
             checkpoint.save({**states, "curves": curves, "best_state": best_state})
         processes.report(

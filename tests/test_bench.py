@@ -20,6 +20,7 @@ def test_the_benchmark_sets_the_pipeline_beside_a_notebook_and_the_limit(tmp_pat
         shutil.copytree(REPOSITORY / part, project / part)
     params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
     params["prepare"]["image_size"] = 32
+    params["precision"] = "float32"
     params["train"]["batch_size"] = 8
     (project / "params.yaml").write_text(yaml.safe_dump(params))
 

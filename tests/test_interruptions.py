@@ -32,8 +32,6 @@ def start(project: Project, *command: str) -> subprocess.Popen:
 
 @pytest.mark.parametrize("command", STAGE_COMMANDS, ids=" ".join)
 def test_a_full_disk_is_one_line_and_costs_no_earlier_result(command: tuple[str, ...], repository: Repository) -> None:
-    repository.params["train"]["epochs"] = 2  # a checkpoint after the first
-    repository.write_params()
     before = repository.results()
     largest_file = {"prepare.py": 50_000, "train.py": 1_000_000, "evaluate.py": 1_000, "ensemble.py": 100}[command[0]]
     *warnings, line = repository.run(*command, largest_file=largest_file).stderr.splitlines()

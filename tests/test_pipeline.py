@@ -30,7 +30,7 @@ def test_a_stage_runs_with_the_python_that_runs_dvc_whatever_path_holds(reposito
     for shell in ("/bin/sh", "/bin/bash"):
         path = f"{wrong}{os.pathsep}{os.environ['PATH']}"
         output = repository.dvc("repro", "--force", "--single-item", "prepare", env={"PATH": path, "SHELL": shell})
-        assert "48 photos: 24 train, 12 validation, 12 test\n" in output
+        assert "48 photos: 24 train, 12 validation, 12 test; " in output
 
 
 def test_another_learning_rate_retrains_and_can_be_compared(repository: Repository) -> None:

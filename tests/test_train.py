@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 import train
 from catsdogs.errors import UserError
-from catsdogs.networks import Head, build_network, load_network, save_network
+from catsdogs.networks import Head, build_network, fold_batchnorm, load_network, save_network
 
 
 def prepare_small(root: Path) -> Project:
@@ -173,6 +173,31 @@ def test_the_first_posts_recipe_runs_and_its_learning_rate_falls(small: Project)
         "fc.0.weight": (2, 512),
         "fc.0.bias": (2,),
     }
+
+
+def test_a_one_cycle_learning_rate_rises_and_falls(small: Project) -> None:
+    small.params["train"] |= {"lr_schedule": "one_cycle", "epochs": 4}
+    small.write_params()
+    assert small.run("train.py", "resnet18").returncode == 0
+    rates = pd.read_csv(small.root / "metrics/curves/resnet18.csv")["lr"]  # at the start of each epoch
+    assert rates[0] == pytest.approx(small.params["lr"] / 25)
+    assert rates[0] < rates[1] > rates[2] > rates[3]
+    assert rates.max() <= small.params["lr"]
+
+
+def test_folded_batchnorm_changes_no_logits_and_not_the_network() -> None:
+    torch.manual_seed(1)
+    network = build_network("resnet18", "none", 16, 0.5, seed=1)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.1, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    photos = torch.randn(2, 3, 64, 64)
+    folded = fold_batchnorm(network)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
+    assert any(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules())
+    with torch.inference_mode():
+        torch.testing.assert_close(folded(photos), network.eval()(photos), rtol=1e-4, atol=1e-4)
 
 
 def test_precision_can_be_set(small: Project) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from catsdogs.dataset import PackedSplit
+from catsdogs.errors import UserError
 
 INFERENCE_BATCH_SIZE = 64
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt(3)
@@ -37,10 +38,15 @@ def keep_freed_memory() -> None:
 
 
 def choose_device() -> torch.device:
-    """The GPU where there is one (of several processes, each has its own), else the CPU."""
+    """The GPU where there is one, else the CPU. Of several processes each has its own; UserError if one has none."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))  # set by torchrun
+    number, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()  # the first is set by torchrun
+    if number >= count:
+        raise UserError(
+            f"params.yaml: launcher starts more processes than there are GPUs here; expected at most {count}"
+        )
+    device = torch.device("cuda", number)
     torch.cuda.set_device(device)
     return device
 

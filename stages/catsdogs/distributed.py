@@ -13,6 +13,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from catsdogs.errors import UserError
+
 
 @dataclass(frozen=True)
 class Processes:
@@ -28,6 +30,19 @@ class Processes:
     def report(self, text: str) -> None:
         if self.first:
             print(text, flush=True)
+
+    def check_agreement(self, value: Any) -> None:
+        """Raise UserError unless `value` (of JSON's types) is the same in every process."""
+        if self.from_first(value) != value:
+            raise UserError(
+                f"process {self.rank} has another params.yaml or data/prepared than process 0; bring the same to every "
+                "machine"
+            )
+
+    def seed_apart(self, seed: int) -> None:
+        """Have each process but the first draw numbers of its own from here on."""
+        if not self.first:
+            torch.manual_seed(seed + 1_000_003 * self.rank)  # the CPU's generator takes the lower 32 bits alone
 
     def share(self, rows: Tensor) -> Tensor:
         """Every `count`-th of `rows`, another share for each process."""
@@ -75,7 +90,5 @@ def all_processes(device: torch.device) -> Iterator[Processes]:
         yield Processes(rank=0, count=1)
         return
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield Processes(dist.get_rank(), dist.get_world_size())
-    finally:
-        dist.destroy_process_group()
+    yield Processes(dist.get_rank(), dist.get_world_size())
+    dist.destroy_process_group()  # after an error it would wait for the others, who wait for this one
