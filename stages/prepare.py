@@ -11,7 +11,7 @@ import os
 import sys
 import time
 import warnings
-from collections import Counter, deque
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import islice
@@ -146,21 +146,18 @@ def pack(
         except UnreadablePhoto as reason:
             return reason
 
-    wanted = ((group, pool.submit(read_and_decode, group)) for group in groups if writer_for(group))
+    wanted = (group for group in groups if writer_for(group))
     total = min(sum(sum(writer.room) for writer in writers.values()), sum(map(len, groups)))
-    with tqdm(total=total, desc="decoding", unit=" photos", disable=None) as bar, ExitStack() as stack:
-        ahead = deque(islice(wanted, DECODED_AHEAD))
-        stack.callback(lambda: [decoding.cancel() for _, decoding in ahead])  # where an error ends this early
-        while ahead:
-            group, decoding = ahead.popleft()
-            decoded, writer = decoding.result(), writer_for(group)
-            for photo in group:
-                if isinstance(decoded, UnreadablePhoto):
-                    photo.left_out = str(decoded)
-                elif writer:
-                    writer.add(photo, decoded)
-            ahead.extend(islice(wanted, 1))
-            bar.update(len(group))
+    with tqdm(total=total, desc="decoding", unit=" photos", disable=None) as bar:
+        while ahead := list(islice(wanted, DECODED_AHEAD)):
+            for group, decoded in zip(ahead, pool.map(read_and_decode, ahead), strict=True):
+                writer = writer_for(group)
+                for photo in group:
+                    if isinstance(decoded, UnreadablePhoto):
+                        photo.left_out = str(decoded)
+                    elif writer:
+                        writer.add(photo, decoded)
+                bar.update(len(group))
 
 
 def note_rest(photos: list[Photo], writers: dict[str, SplitWriter]) -> None:
