@@ -43,16 +43,20 @@ from catsdogs.compute import autocast, choose_device, choose_precision  # noqa: 
 from catsdogs.networks import build_network, set_trainable, set_training  # noqa: E402
 from catsdogs.photos import PhotoSource  # noqa: E402
 from draw import write_archive  # noqa: E402
-from run import clean_environment, copy_pipeline, git  # noqa: E402
+from run import clean_environment, commit, copy_pipeline, git, make_folder  # noqa: E402
 
-MARK = "made-by-bench"  # a file in the folder: what holds it may be deleted
 SAMPLING_S = 0.5
 DECODE_LIMIT_PHOTOS = 1000
 OURS, NOTEBOOK, FASTAI, LIMIT = "pipeline", "notebook", "fastai", "limit"
 
 RECIPE = {  # that of notebook.py, whatever params.yaml says now
-    **{"layers": "batchnorm", "head_width": 512, "dropout": 0.5, "optimizer": "adam", "augment": False},
-    **{"lr_schedule": "step", "lr_step_size": 0},
+    "layers": "batchnorm",
+    "head_width": 512,
+    "dropout": 0.5,
+    "optimizer": "adam",
+    "lr_schedule": "step",
+    "lr_step_size": 0,
+    "augment": False,
 }
 
 EXPLANATION = """
@@ -68,7 +72,7 @@ def main() -> None:
     arguments = read_arguments()
     folder = arguments.folder.resolve()
     pipeline, others = folder / "pipeline", folder / "others"
-    make_folder(folder)
+    make_folder(folder, "benchmark")
     write_photos(folder / "photos.zip", arguments.photos, sum(arguments.split))
     make_pipeline(pipeline, arguments)
 
@@ -98,14 +102,6 @@ def read_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def make_folder(folder: Path) -> None:
-    if folder.exists() and not (folder / MARK).exists() and any(folder.iterdir()):
-        sys.exit(f"error: {folder} is no earlier benchmark; it would be deleted: name another folder")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    (folder / MARK).touch()
-
-
 def write_photos(archive: Path, source: Path | None, total: int) -> None:
     """A zip of `total` photos in Kaggle's layout, half cats and half dogs: drawn ones, or the first of `source`."""
     if source is None:
@@ -126,8 +122,7 @@ def make_pipeline(folder: Path, arguments: argparse.Namespace) -> None:
     copy_pipeline(folder)
     write_params(folder, arguments, seed=1)
     git(folder, "init", "--quiet")
-    git(folder, "add", "--all")
-    git(folder, "commit", "--quiet", "--message", "The pipeline")
+    commit(folder, "The pipeline")
 
 
 def write_params(folder: Path, arguments: argparse.Namespace, seed: int) -> None:
@@ -243,8 +238,7 @@ def measure_dvc(folder: Path, rounds: int, measured: Measured) -> None:
         shutil.copy(PROJECT / "bench/stand_in.py", folder / f"stages/{script}.py")
     watched([*dvc, "commit", "--force", "prepare"], folder)  # the photos as they are
     watched([*dvc, "repro"], folder)
-    git(folder, "add", "--all")
-    git(folder, "commit", "--quiet", "--message", "Stages that take no time")
+    commit(folder, "Stages that take no time")
     for number in range(1, rounds + 1):
         seconds = watched([*dvc, "exp", "run", "-S", f"lr=0.01{number}"], folder)[1]
         measured["`dvc exp run -S lr=…` beside its stages, s", OURS].append(seconds)

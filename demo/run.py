@@ -22,7 +22,6 @@ GIT = [
     *("git", "-c", "user.name=demo", "-c", "user.email=demo@localhost"),
     *("-c", "commit.gpgsign=false", "-c", f"core.hooksPath={os.devnull}"),
 ]
-MARK = "made-by-demo"  # a file in the folder: what holds it may be deleted
 
 
 def main() -> None:
@@ -31,12 +30,10 @@ def main() -> None:
     folder = Path(sys.argv[1])
     make_project(folder)
     git(folder, "init", "--quiet")
-    git(folder, "add", "--all")
-    git(folder, "commit", "--quiet", "--message", "The pipeline")
+    commit(folder, "The pipeline")
     python(folder, PROJECT / "demo/draw.py", "data/raw/train.zip")
     python(folder, "-m", "dvc", "repro")
-    git(folder, "add", "--all")
-    git(folder, "commit", "--quiet", "--message", "Its results")
+    commit(folder, "Its results")
     python(folder, "-m", "dvc", "plots", "show", quiet=True)
 
     scores = {
@@ -54,17 +51,23 @@ def main() -> None:
 
 def make_project(folder: Path) -> None:
     """The pipeline as it stands in the project, with the demo's params and an empty cache."""
-    if folder.exists() and not (folder / MARK).exists() and any(folder.iterdir()):
-        sys.exit(f"error: {folder} is no earlier demo; it would be deleted: name another folder")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    (folder / MARK).touch()
+    make_folder(folder, "demo")
     copy_pipeline(folder)
     params = yaml.safe_load((PROJECT / "params.yaml").read_text())
     params |= yaml.safe_load(DEMO_PARAMS.read_text())
     params["networks"] = {name: {"weights": "none"} for name in params["networks"]}
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     (folder / "data/raw").mkdir(parents=True)
+
+
+def make_folder(folder: Path, purpose: str) -> None:
+    """Make `folder` anew; ends the program where it holds anything but an earlier one of that `purpose`."""
+    mark = folder / f"made-by-{purpose}"  # a file in the folder: what holds it may be deleted
+    if folder.exists() and not mark.exists() and any(folder.iterdir()):
+        sys.exit(f"error: {folder} is no earlier {purpose}; it would be deleted: name another folder")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    mark.touch()
 
 
 def copy_pipeline(folder: Path) -> None:
@@ -79,6 +82,11 @@ def git(folder: Path, *arguments: str) -> None:
     run(folder, [*GIT, *arguments])
 
 
+def commit(folder: Path, message: str) -> None:
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message", message)
+
+
 def python(folder: Path, *arguments: str | Path, quiet: bool = False) -> None:
     run(folder, [sys.executable, *map(str, arguments)], quiet)
 
@@ -86,7 +94,7 @@ def python(folder: Path, *arguments: str | Path, quiet: bool = False) -> None:
 def run(folder: Path, command: list[str], quiet: bool = False) -> None:
     output = subprocess.DEVNULL if quiet else None
     if subprocess.run(command, cwd=folder, env=clean_environment(), stdout=output).returncode:
-        sys.exit(f"error: the demo stopped at `{' '.join(command)}`; the reason stands above")
+        sys.exit(f"error: stopped at `{' '.join(command)}`; the reason stands above")
 
 
 def clean_environment() -> dict[str, str]:

@@ -63,7 +63,7 @@ def test_a_signal_ends_prepare_at_once_and_leaves_nothing_half_written(
     wait_for(lambda: (project.root / "data/prepared/train.safetensors.partial").exists())
     process.send_signal(number)
     sent = time.monotonic()
-    _, errors = process.communicate()
+    _, errors = process.communicate(timeout=60)
     assert time.monotonic() - sent < 2
     assert (process.returncode, errors) == (status, "")
     assert project.results() == {}
