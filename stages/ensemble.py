@@ -1,7 +1,8 @@
 """Combine the networks' predictions, score the combination, and compare it with its best member.
 
 Usage, from the project's root: python stages/ensemble.py
-Reads metrics/predictions.csv, and runs no network; writes metrics/ensemble.json and metrics/confusion_ensemble.csv.
+Reads metrics/predictions.csv, and runs no network; writes metrics/ensemble.json, metrics/confusion_ensemble.csv and
+metrics/ensemble_predictions.csv (a row for each photo of validation and test: the ensemble's probability of dog).
 """
 
 from pathlib import Path
@@ -10,14 +11,15 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 from scipy.stats import binomtest
-from sklearn.linear_model import LogisticRegression
 
+from catsdogs.combining import ENSEMBLE_SCORES, Combination, fit_weights
 from catsdogs.errors import UserError, run_stage
 from catsdogs.files import write_json, written_whole
 from catsdogs.params import read_params
 from catsdogs.scores import confusion, label_numbers, margin, predicted_labels, score, scores_table
 
 PREDICTIONS = Path("metrics/predictions.csv")
+ENSEMBLE_PREDICTIONS = Path("metrics/ensemble_predictions.csv")
 
 
 def main() -> None:
@@ -27,15 +29,14 @@ def main() -> None:
     test, test_labels = margins_of(predictions, "test")
 
     if method == "fitted_weights":
-        fitted = LogisticRegression().fit(validation, validation_labels)  # never sees test
-        combined = fitted.predict_proba(test)[:, 1]
-        weights = dict(zip(test.columns, fitted.coef_[0].round(6).tolist(), strict=True))
-        own_scores = {"weights": weights, "intercept": round(float(fitted.intercept_[0]), 6)}
+        combination = fit_weights(validation, validation_labels)  # never sees test
+        own_scores = {"weights": combination.weights, "intercept": combination.intercept}
     else:
-        combined = COMBINATIONS[method](test)
+        combination = Combination(method)
         # Of no use for fitted weights, which have seen the validation photos.
-        validation_scores = score(COMBINATIONS[method](validation), validation_labels)
+        validation_scores = score(combination(validation), validation_labels)
         own_scores = {f"validation_{key}": validation_scores[key] for key in ("accuracy", "log_loss")}
+    combined = combination(test)
 
     members_on_validation = {name: score(expit(validation[name]), validation_labels) for name in validation}
     best_member = max(members_on_validation, key=lambda name: members_on_validation[name]["accuracy"])
@@ -43,12 +44,17 @@ def main() -> None:
         **score(combined, test_labels),
         **own_scores,
         "method": method,
-        "members": len(test.columns),
+        "members": list(test.columns),
         "best_member": best_member,
         **compare(expit(test[best_member]), combined, test_labels),
     }
     with written_whole() as write_to:
-        write_json(write_to(Path("metrics/ensemble.json")), scores)
+        write_json(write_to(ENSEMBLE_SCORES), scores)
+        probabilities = pd.concat(
+            margins.index.to_frame(index=False).assign(split=split, probability_of_dog=combination(margins))
+            for split, margins in (("validation", validation), ("test", test))
+        )
+        probabilities.to_csv(write_to(ENSEMBLE_PREDICTIONS), index=False, float_format="%.9f")
         confusion(combined, test_labels).to_csv(write_to(Path("metrics/confusion_ensemble.csv")), index=False)
 
     members = {name: score(expit(test[name]), test_labels) for name in test}
@@ -71,23 +77,6 @@ def margins_of(predictions: pd.DataFrame, split: str) -> tuple[pd.DataFrame, np.
     rows = predictions[predictions["split"] == split].assign(margin=margin)
     margins = rows.pivot(index=["photo", "label"], columns="network", values="margin")[rows["network"].unique()]
     return margins, label_numbers(margins.index.to_frame())
-
-
-def majority_vote(margins: pd.DataFrame) -> np.ndarray:
-    """The share of votes for dog, the mean probability counting as one vote more: it breaks ties, never a majority.
-
-    Good for accuracy; its log loss is that of vote shares, not of beliefs.
-    """
-    votes = (margins > 0).sum(axis=1)
-    return (votes + expit(margins).mean(axis=1)) / (margins.shape[1] + 1)
-
-
-# From margins [N, networks] to probabilities of dog [N].
-COMBINATIONS = {
-    "mean_logits": lambda margins: expit(margins.mean(axis=1)),
-    "mean_probabilities": lambda margins: expit(margins).mean(axis=1),
-    "majority_vote": majority_vote,
-}
 
 
 def compare(member: np.ndarray, combined: np.ndarray, labels: np.ndarray) -> dict:

@@ -68,7 +68,7 @@ def test_mean_logits_averages_margins_and_is_compared_with_the_best_member_on_va
     assert (scores["accuracy_low"], scores["accuracy_high"]) == (pytest.approx(4 / (4 + 1.959964**2), abs=1e-5), 1.0)
     assert scores["best_member"] == "first"  # though on test it is no better than the second
     assert (scores["put_right"], scores["put_wrong"], scores["mcnemar_p"]) == (1, 0, 1.0)
-    assert (scores["method"], scores["members"]) == ("mean_logits", 3)
+    assert (scores["method"], scores["members"]) == ("mean_logits", ["first", "second", "third"])
 
 
 def test_mean_probabilities_averages_what_each_network_believes(project: Project) -> None:
@@ -134,3 +134,14 @@ def test_without_predictions_it_says_which_stage_writes_them(project: Project) -
     assert error_line(project.run("ensemble.py")) == (
         "there is no metrics/predictions.csv; `dvc repro evaluate` writes it"
     )
+
+
+def test_the_table_of_probabilities_holds_what_was_scored(project: Project) -> None:
+    scores = combine(project, "mean_logits")
+    table = pd.read_csv(project.root / "metrics/ensemble_predictions.csv")
+    assert table["split"].tolist() == ["validation"] * 4 + ["test"] * 4
+    test = table[table["split"] == "test"].sort_values("photo")
+    assert test["label"].tolist() == [label for label, _ in TEST_MARGINS]
+    means = [sum(margins.values()) / 3 for _, margins in TEST_MARGINS]
+    assert test["probability_of_dog"].tolist() == pytest.approx([sigmoid(m) for m in means], abs=1e-8)
+    assert sum((test["probability_of_dog"] > 0.5) == (test["label"] == "dog")) == scores["correct"]

@@ -78,7 +78,7 @@ def test_a_third_network_joins_by_what_the_readme_says(repository: Repository) -
 
     assert repository.stages_run_by("repro") == ["train_mobilenet_v2", "evaluate", "ensemble"]
     assert list(repository.read_json("metrics/evaluate.json")) == ["resnet18", "resnet34", "mobilenet_v2"]
-    assert repository.read_json("metrics/ensemble.json")["members"] == 3
+    assert repository.read_json("metrics/ensemble.json")["members"] == ["resnet18", "resnet34", "mobilenet_v2"]
 
 
 def test_a_wrong_param_stops_repro_with_one_line(repository: Repository) -> None:

@@ -60,6 +60,7 @@ FILES = {
     "ensemble.py": {"ensemble"},
     "catsdogs/__init__.py": EVERYTHING,
     "catsdogs/checkpoint.py": NETWORKS,
+    "catsdogs/combining.py": {"ensemble"},
     "catsdogs/compute.py": NETWORKS,
     "catsdogs/dataset.py": NETWORKS,
     "catsdogs/distributed.py": NETWORKS,
