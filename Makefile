@@ -1,6 +1,6 @@
 PYTHON ?= python3
 
-.PHONY: bench demo photos test verify
+.PHONY: bench demo export photos serve submission test verify
 
 # The whole pipeline over drawn pictures, in a folder of its own (.demo): it touches nothing else.
 demo: .venv/installed
@@ -10,7 +10,7 @@ demo: .venv/installed
 photos: .venv/installed
 	.venv/bin/python stages/download.py
 
-test: .venv/installed-for-tests
+test: .venv/installed-for-test
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/python -m pytest
@@ -18,6 +18,18 @@ test: .venv/installed-for-tests
 # Every result rebuilt in a scratch folder and compared with what is here.
 verify: .venv/installed
 	.venv/bin/python stages/verify.py
+
+# A page at http://127.0.0.1:8000 where photos are dropped and answered.
+serve: .venv/installed-for-serve
+	.venv/bin/python stages/serve.py
+
+# Kaggle's unlabelled photos, data/raw/test1.zip or test.zip, to submission.csv.
+submission: .venv/installed
+	.venv/bin/python stages/submission.py
+
+# The networks as ONNX, with a model card, in export/.
+export: .venv/installed-for-export
+	.venv/bin/python stages/export.py
 
 # The pipeline beside a notebook's recipe and beside what this computer can do, in a folder of its own (.bench).
 bench: .venv/installed
@@ -29,6 +41,8 @@ bench: .venv/installed
 	.venv/bin/python -m pip install --disable-pip-version-check --requirement requirements.txt
 	touch $@
 
-.venv/installed-for-tests: .venv/installed requirements-test.txt requirements-s3.txt
-	.venv/bin/python -m pip install --disable-pip-version-check --requirement requirements-test.txt
+.venv/installed-for-test: requirements-export.txt requirements-s3.txt requirements-serve.txt
+
+.venv/installed-for-%: .venv/installed requirements-%.txt
+	.venv/bin/python -m pip install --disable-pip-version-check --requirement requirements-$*.txt
 	touch $@

@@ -12,14 +12,13 @@ import pandas as pd
 from scipy.special import expit
 from scipy.stats import binomtest
 
-from catsdogs.combining import ENSEMBLE_SCORES, Combination, fit_weights
+from catsdogs.combining import ENSEMBLE_PREDICTIONS, ENSEMBLE_SCORES, Combination, fit_weights
 from catsdogs.errors import UserError, run_stage
 from catsdogs.files import write_json, written_whole
 from catsdogs.params import read_params
 from catsdogs.scores import confusion, label_numbers, margin, predicted_labels, score, scores_table
 
 PREDICTIONS = Path("metrics/predictions.csv")
-ENSEMBLE_PREDICTIONS = Path("metrics/ensemble_predictions.csv")
 
 
 def main() -> None:
@@ -29,14 +28,14 @@ def main() -> None:
     test, test_labels = margins_of(predictions, "test")
 
     if method == "fitted_weights":
-        combination = fit_weights(validation, validation_labels)  # never sees test
+        combination = fit_weights(validation.to_numpy(), validation_labels, list(validation))  # never sees test
         own_scores = {"weights": combination.weights, "intercept": combination.intercept}
     else:
         combination = Combination(method)
         # Of no use for fitted weights, which have seen the validation photos.
-        validation_scores = score(combination(validation), validation_labels)
+        validation_scores = score(combination(validation.to_numpy()), validation_labels)
         own_scores = {f"validation_{key}": validation_scores[key] for key in ("accuracy", "log_loss")}
-    combined = combination(test)
+    combined = combination(test.to_numpy())
 
     members_on_validation = {name: score(expit(validation[name]), validation_labels) for name in validation}
     best_member = max(members_on_validation, key=lambda name: members_on_validation[name]["accuracy"])
@@ -51,7 +50,7 @@ def main() -> None:
     with written_whole() as write_to:
         write_json(write_to(ENSEMBLE_SCORES), scores)
         probabilities = pd.concat(
-            margins.index.to_frame(index=False).assign(split=split, probability_of_dog=combination(margins))
+            margins.index.to_frame(index=False).assign(split=split, probability_of_dog=combination(margins.to_numpy()))
             for split, margins in (("validation", validation), ("test", test))
         )
         probabilities.to_csv(write_to(ENSEMBLE_PREDICTIONS), index=False, float_format="%.9f")

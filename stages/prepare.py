@@ -5,12 +5,10 @@ Reads the archive or folder that `source` in params.yaml names; writes data/prep
 """
 
 import hashlib
-import logging
 import math
 import os
 import sys
 import time
-import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -28,7 +26,7 @@ from catsdogs.errors import UserError, run_stage
 from catsdogs.files import PREPARED, write_json, written_whole
 from catsdogs.packing import SplitWriter
 from catsdogs.params import Params, Prepare, read_params
-from catsdogs.photos import Photo, PhotoSource, UnreadablePhoto, decode
+from catsdogs.photos import Photo, PhotoSource, UnreadablePhoto, decode, silence_pillow
 
 SPLITS = ("train", "validation", "test")
 FILL_ORDER = ("test", "validation", "train")  # where photos are missing, train gives way ...
@@ -40,9 +38,7 @@ DECODED_AHEAD = 256  # photos in memory between the threads that decode and the 
 def main() -> None:
     start = time.perf_counter()
     params = read_params()
-    # Pillow remarks on odd files, in warnings and in its log; what matters is whether they decode.
-    warnings.simplefilter("ignore")
-    logging.getLogger("PIL").addHandler(logging.NullHandler())
+    silence_pillow()
     # Threads, not processes: Pillow and hashlib let go of Python's lock while they decode, scale and hash.
     with PhotoSource(Path(params.source)) as source, ThreadPoolExecutor(os.cpu_count()) as pool:
         photos = source.photos()

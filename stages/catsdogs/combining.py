@@ -1,17 +1,19 @@
 """Making one probability out of what several networks say."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pandas as pd
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
 from catsdogs.errors import UserError
 
 ENSEMBLE_SCORES = Path("metrics/ensemble.json")
+ENSEMBLE_PREDICTIONS = Path("metrics/ensemble_predictions.csv")
 WEIGHT_DIGITS = 6  # after the point; rounded before use, so that the weights in ensemble.json give the same again
 
 
@@ -23,31 +25,30 @@ class Combination:
     weights: dict[str, float] = field(default_factory=dict)
     intercept: float = 0.0
 
-    def __call__(self, margins: pd.DataFrame) -> np.ndarray:
-        """From the networks' margins [N, networks], a column named for each, to probabilities of dog: float64 [N]."""
+    def __call__(self, margins: Any, sigmoid: Callable = expit) -> Any:
+        """From the networks' margins [N, networks], an array, to probabilities of dog [N].
+
+        With torch.sigmoid as `sigmoid` it takes and gives tensors.
+        """
         if self.method == "fitted_weights":
-            weighted = (margins[name] * weight for name, weight in self.weights.items())
-            return expit(sum(weighted) + self.intercept).to_numpy()
-        probabilities = expit(margins)
+            weighted = (margins[:, column] * weight for column, weight in enumerate(self.weights.values()))
+            return sigmoid(sum(weighted) + self.intercept)
         if self.method == "mean_logits":
-            return expit(margins.mean(axis=1)).to_numpy()
+            return sigmoid(margins.mean(1))
+        mean_probability = sigmoid(margins).mean(1)
         if self.method == "mean_probabilities":
-            return probabilities.mean(axis=1).to_numpy()
+            return mean_probability
         # majority_vote: the share of votes for dog. The mean probability counts as one vote more, which breaks ties and
         # never a majority. Good for accuracy; its log loss is that of vote shares, not of beliefs.
-        votes = (margins > 0).sum(axis=1)
-        return ((votes + probabilities.mean(axis=1)) / (margins.shape[1] + 1)).to_numpy()
+        return ((margins > 0).sum(1) + mean_probability) / (margins.shape[1] + 1)
 
 
-def fit_weights(margins: pd.DataFrame, labels: np.ndarray) -> Combination:
+def fit_weights(margins: np.ndarray, labels: np.ndarray, networks: list[str]) -> Combination:
     """fitted_weights by logistic regression on margins [N, networks] and labels (0 cat, 1 dog)."""
     fitted = LogisticRegression().fit(margins, labels)
     weights = fitted.coef_[0].round(WEIGHT_DIGITS).tolist()
-    return Combination(
-        "fitted_weights",
-        dict(zip(margins.columns, weights, strict=True)),
-        round(float(fitted.intercept_[0]), WEIGHT_DIGITS),
-    )
+    intercept = round(float(fitted.intercept_[0]), WEIGHT_DIGITS)
+    return Combination("fitted_weights", dict(zip(networks, weights, strict=True)), intercept)
 
 
 def read_combination(networks: list[str]) -> Combination:

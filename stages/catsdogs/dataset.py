@@ -42,12 +42,17 @@ class PackedSplit:
         pixels = self.pixels[rows].permute(0, 3, 1, 2)
         if augment:
             pixels = torch.stack([augment(photo) for photo in pixels]).contiguous(memory_format=torch.channels_last)
-        mean, std = _mean_and_std(self.device)
-        return pixels.float().sub_(mean).div_(std)
+        return normalise(pixels)
 
     def part(self, rows: slice) -> "PackedSplit":
         """Some of the photos; nothing is copied."""
         return PackedSplit(self.pixels[rows], self.labels[rows], self.description)
+
+
+def normalise(pixels: Tensor) -> Tensor:
+    """uint8 RGB [N, 3, height, width] as networks expect it: float32, by ImageNet's mean and standard deviation."""
+    mean, std = _mean_and_std(pixels.device)
+    return pixels.float().sub_(mean).div_(std)
 
 
 @functools.cache  # once on each device: to copy them there for every batch makes a GPU wait

@@ -2,8 +2,10 @@
 
 import errno
 import io
+import logging
 import posixpath
 import re
+import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -63,7 +65,7 @@ class PhotoSource:
             if _is_of_the_disk(error):
                 raise
             raise UserError(
-                f"{path}: cannot be read as a zip archive ({error}); get it anew, or name another as `source`"
+                f"{path}: cannot be read as a zip archive ({error}); get it anew, or name another file"
             ) from None
 
     def __enter__(self) -> "PhotoSource":
@@ -77,12 +79,10 @@ class PhotoSource:
         """Every picture file, ordered by name; hidden and system files are passed over."""
         paths = sorted(path for path in set(self._files()) if _is_picture(PurePosixPath(path)))
         if not paths:
-            raise UserError(
-                f"{self.path}: holds no pictures; expected, as `source`, a zip or folder with cats/ and dogs/"
-            )
+            raise UserError(f"{self.path}: holds no pictures; expected a zip or folder with photos in it")
         rooted = [PurePosixPath("/", path) for path in paths]
         shared = posixpath.commonpath([path.parent for path in rooted])
-        names = [_printable(str(path.relative_to(shared))) for path in rooted]
+        names = [printable(str(path.relative_to(shared))) for path in rooted]
         by_name = dict(zip(names, paths, strict=True))  # a zip may hold ./cat.0.jpg beside cat.0.jpg
         return [Photo(name, path, _label(path)) for name, path in by_name.items()]
 
@@ -123,19 +123,30 @@ def decode(content: bytes, size: int, resize: str) -> np.ndarray:
     `resize` is `squeeze` (the whole photo, its shape given up) or `center_crop` (its centre, its shape kept);
     both scale with an antialiased bilinear filter. Raises UnreadablePhoto.
     """
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            picture = _to_rgb(ImageOps.exif_transpose(image))
-    except MemoryError:
-        raise
-    except Exception as error:  # a decoder may raise anything on damaged bytes
-        raise UnreadablePhoto(f"unreadable ({type(error).__name__})") from None
+    picture = open_upright(content)
     box = None
     if resize == "center_crop":
         side = min(picture.size) * CENTER_CROP_SHARE
         left, top = (picture.width - side) / 2, (picture.height - side) / 2
         box = (left, top, left + side, top + side)
     return np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR, box=box))
+
+
+def open_upright(content: bytes) -> Image.Image:
+    """Decode a photo and turn it as its camera was held: RGB, transparent parts white. Raises UnreadablePhoto."""
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except MemoryError:
+        raise
+    except Exception as error:  # a decoder may raise anything on damaged bytes
+        raise UnreadablePhoto(f"unreadable ({type(error).__name__})") from None
+
+
+def silence_pillow() -> None:
+    """Pillow remarks on odd files, in warnings and in its log; what matters is whether they decode."""
+    warnings.simplefilter("ignore")
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 def _is_of_the_disk(error: Exception) -> bool:
@@ -152,7 +163,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
     """`name` with line ends and the like written as in Python (\\r), for tables of text."""
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in name)
 
