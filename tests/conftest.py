@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import yaml
@@ -135,23 +136,22 @@ class Project:
         script: str,
         *arguments: str,
         env: Mapping[str, str] | None = None,
+        stdin: str = "",
         largest_file: int = resource.RLIM_INFINITY,
     ) -> subprocess.CompletedProcess:
         """Run `python stages/<script> <arguments>` in the project, without a GPU; its output comes as text.
 
-        `env` adds to the environment; `largest_file` is the number of bytes after which writing to a file fails, as on
-        a full disk. params.yaml is used as it lies there: call `write_params` before.
+        `env` adds to the environment, in which a new Python then starts; `largest_file` is the number of bytes after
+        which writing to a file fails, as on a full disk. params.yaml is used as it lies there: call `write_params`
+        before.
         """
-        self.last_run = subprocess.run(
-            [sys.executable, str(STAGES / script), *arguments],
-            cwd=self.root,
-            env=os.environ | (env or {}),
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            timeout=120,
-            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY)),
-        )
+        if env:
+            command = [sys.executable, str(STAGES / script), *arguments]
+            self.last_run = subprocess.run(
+                command, cwd=self.root, env=os.environ | env, capture_output=True, text=True, timeout=120
+            )
+        else:
+            self.last_run = forked.run(STAGES / script, arguments, self.root, os.environ, stdin, largest_file)
         return self.last_run
 
     def prepare(self, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess:

@@ -54,6 +54,12 @@ FILES = {
     "run": NOTHING,  # chooses the interpreter, and has no part in any result
     "download.py": NOTHING,  # no stage
     "verify.py": NOTHING,  # no stage
+    "predict.py": NOTHING,  # nor are these
+    "submission.py": NOTHING,
+    "serve.py": NOTHING,
+    "export.py": NOTHING,
+    "catsdogs/inference.py": NOTHING,
+    "catsdogs/serve.html.jinja": NOTHING,
     "prepare.py": EVERYTHING,
     "train.py": NETWORKS,
     "evaluate.py": EVALUATION,
