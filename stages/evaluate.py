@@ -16,8 +16,8 @@ from catsdogs.compute import choose_device, choose_precision, keep_freed_memory,
 from catsdogs.dataset import PackedSplit, open_split
 from catsdogs.errors import UserError, run_stage
 from catsdogs.files import PREPARED, write_json, written_whole
-from catsdogs.networks import fold_batchnorm, load_network
-from catsdogs.params import read_params
+from catsdogs.networks import load_network, ready_to_predict
+from catsdogs.params import Params, read_params
 from catsdogs.scores import confusion, label_numbers, probability_of_dog, score, scores_table
 
 MODELS = Path("models")
@@ -35,7 +35,7 @@ def main() -> None:
     photos = pd.read_csv(PREPARED / "split.csv", keep_default_na=False)
     splits = {split: open_split(PREPARED / f"{split}.safetensors", device) for split in ("validation", "test")}
 
-    predictions = pd.concat(rows for name in params.networks for rows in predict(name, splits, photos, dtype))
+    predictions = pd.concat(rows for name in params.networks for rows in predict(name, splits, photos, params, dtype))
     scores = {name: score_network(rows) for name, rows in predictions.groupby("network", sort=False)}
     with written_whole() as write_to:
         predictions.to_csv(write_to(Path("metrics/predictions.csv")), index=False)
@@ -58,7 +58,7 @@ def check_models(names: set[str]) -> None:
 
 
 def predict(
-    name: str, splits: dict[str, PackedSplit], photos: pd.DataFrame, dtype: torch.dtype
+    name: str, splits: dict[str, PackedSplit], photos: pd.DataFrame, params: Params, dtype: torch.dtype
 ) -> Iterator[pd.DataFrame]:
     """For each split, a row for each of its photos with the network's logits.
 
@@ -70,7 +70,7 @@ def predict(
         expected = {"network": name, **packed.description}
         if differing := [key for key in expected if description.get(key) != expected[key]]:
             raise UserError(f"{path}: was trained with another {differing[0]} than that of {split}; train it again")
-    network = fold_batchnorm(network).to(splits["test"].device, memory_format=torch.channels_last)
+    network = ready_to_predict(network, params.test_time_flip, splits["test"].device)
     start = time.perf_counter()
     for split, packed in splits.items():
         logits = predict_logits(network, packed, dtype, f"{name} {split}").numpy().astype("float64")

@@ -38,7 +38,7 @@ TIE = 2**-10  # halves are rounded up, as Pillow does, also where their last dig
 def main() -> None:
     params = read_params()
     silence_pillow()
-    ensemble = Ensemble(list(params.networks), torch.device("cpu"), torch.float32)
+    ensemble = Ensemble(params, torch.device("cpu"), torch.float32)
     graphs = {
         **{name: ([network], Combination("mean_logits")) for name, network in ensemble.networks.items()},
         "ensemble": (list(ensemble.networks.values()), ensemble.combination),

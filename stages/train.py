@@ -73,7 +73,7 @@ def train_network(name: str, params: Params, device: torch.device, processes: Pr
     optimizer = make_optimizer(recipe, set_trainable(network, recipe.layers), params.lr)
     steps = len(train) // recipe.batch_size  # in an epoch; the few photos over wait for another epoch's order
     scheduler = make_scheduler(recipe, optimizer, steps)
-    augment = make_augmentation(train) if recipe.augment else None
+    augment = make_augmentation(recipe, train.description["image_size"])
     processes.report(
         f"{name}: {len(train)} photos, epochs: {recipe.epochs}, {str(dtype).removeprefix('torch.')} on {device.type}"
         + (f", {processes.count} processes" if processes.count > 1 else "")
@@ -176,8 +176,10 @@ def make_scheduler(recipe: Train, optimizer: torch.optim.Optimizer, steps: int) 
     return StepLR(optimizer, (recipe.lr_step_size or math.inf) * steps, recipe.lr_gamma)
 
 
-def make_augmentation(train: PackedSplit) -> v2.Transform:
-    return v2.Compose([v2.RandomResizedCrop(train.description["image_size"]), v2.RandomHorizontalFlip()])
+def make_augmentation(recipe: Train, image_size: int) -> v2.Transform | None:
+    if recipe.augment == "crop_and_flip":
+        return v2.Compose([v2.RandomResizedCrop(image_size), v2.RandomHorizontalFlip()])
+    return v2.RandomHorizontalFlip() if recipe.augment == "flip" else None
 
 
 def train_epoch(

@@ -107,7 +107,7 @@ def test_each_choice_that_the_comments_offer_is_accepted(params: dict, tmp_path:
         "prepare.resize": ["squeeze", "center_crop"],
         "train.layers": ["head", "batchnorm", "all"],
         "train.optimizer": ["adam", "sgd"],
-        "train.augment": [True, False],
+        "train.augment": ["none", "flip", "crop_and_flip"],
         "ensemble.method": ["mean_logits", "mean_probabilities", "majority_vote", "fitted_weights"],
     }
     for key, values in choices.items():
@@ -171,8 +171,9 @@ def test_each_choice_that_the_comments_offer_is_accepted(params: dict, tmp_path:
         ("train.lr_step_size", 0.5, "a whole number"),
         ("train.lr_gamma", 0, "above 0"),
         ("train.lr_gamma", 1.1, "at most 1"),
-        ("train.augment", "yes", "true or false"),
-        ("train.augment", 1, "true or false"),
+        ("train.augment", True, "one of none, flip, crop_and_flip"),
+        ("test_time_flip", "yes", "true or false"),
+        ("test_time_flip", 1, "true or false"),
         ("train.batch_size", 1, "2 or more"),
         ("train.epochs", 0, "1 or more"),
         ("train.epochs", "many", "a whole number"),

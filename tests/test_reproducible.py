@@ -68,7 +68,7 @@ def test_a_clone_elsewhere_ends_in_the_same_lock_however_often_it_is_killed(
 
 def test_a_training_goes_on_after_its_last_epoch_and_only_with_the_same_code(repository: Repository) -> None:
     # All that a training carries from epoch to epoch: momentum, a learning rate that falls, BatchNorm's statistics.
-    repository.params["train"] |= {"epochs": 4, "optimizer": "sgd", "lr_step_size": 1, "augment": True}
+    repository.params["train"] |= {"epochs": 4, "optimizer": "sgd", "lr_step_size": 1, "augment": "crop_and_flip"}
     repository.write_params()
     repository.dvc("repro", "train_resnet18")
     never_stopped = (repository.root / MODEL).read_bytes()

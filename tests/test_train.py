@@ -1,6 +1,7 @@
 """The train and evaluate stages, over photos that the tests draw."""
 
 import hashlib
+import json
 import os
 import pickle
 import re
@@ -13,6 +14,7 @@ import pytest
 import torch
 import torchvision
 from conftest import Project, error_line, kaggle_files
+from safetensors.numpy import save_file
 from safetensors.torch import load_file
 
 import train
@@ -111,7 +113,7 @@ def test_training_again_gives_the_same_bytes(small: Project) -> None:
         assert small.run("train.py", "resnet18").returncode == 0
         return [(small.root / file).read_bytes() for file in files]
 
-    small.params["train"] |= {"augment": True, "epochs": 1}  # dropout, order and augmentation are all drawn
+    small.params["train"] |= {"augment": "crop_and_flip", "epochs": 1}  # dropout, order and augmentation are all drawn
     small.write_params()
     first = trained()
     assert trained() == first
@@ -162,7 +164,13 @@ def test_only_the_layers_named_are_trained(small: Project, layers: str, trained:
 def test_the_first_posts_recipe_runs_and_its_learning_rate_falls(small: Project) -> None:
     small.params["prepare"]["resize"] = "center_crop"
     small.params["train"] |= {"layers": "all", "head_width": 0, "optimizer": "sgd", "momentum": 0.9}
-    small.params["train"] |= {"lr_step_size": 2, "lr_gamma": 0.1, "augment": True, "batch_size": 4, "epochs": 5}
+    small.params["train"] |= {
+        "lr_step_size": 2,
+        "lr_gamma": 0.1,
+        "augment": "crop_and_flip",
+        "batch_size": 4,
+        "epochs": 5,
+    }
     small.prepare()
     result = small.run("train.py", "resnet18")
     assert result.returncode == 0, result.stderr
@@ -356,3 +364,26 @@ def test_evaluate_refuses_models_that_do_not_fit(evaluated: Project, tmp_path: P
     project.prepare()
     assert "was trained with another image_size" in error_line(project.run("evaluate.py"))
     assert scores.read_bytes() == earlier_scores
+
+
+def test_both_views_of_a_photo_are_averaged(evaluated: Project, tmp_path: Path) -> None:
+    shutil.copytree(evaluated.root, tmp_path / "project")
+    project = Project(tmp_path / "project")
+
+    def evaluated_logits(test_time_flip: bool) -> np.ndarray:
+        project.params = evaluated.params | {"test_time_flip": test_time_flip, "precision": "float32"}
+        project.write_params()
+        result = project.run("evaluate.py")
+        assert result.returncode == 0, result.stderr
+        predictions = pd.read_csv(project.root / "metrics/predictions.csv")
+        return predictions[["logit_cat", "logit_dog"]].to_numpy()
+
+    as_they_are, both_views = evaluated_logits(test_time_flip=False), evaluated_logits(test_time_flip=True)
+    for split in ("validation", "test"):
+        pixels, labels, description = project.packed(split)
+        file = project.root / f"data/prepared/{split}.safetensors"
+        tensors = {"pixels": pixels[:, :, ::-1].copy(), "labels": labels}
+        save_file(tensors, file, {"description": json.dumps(description)})
+    mirrored = evaluated_logits(test_time_flip=False)
+    assert np.abs(as_they_are - mirrored).max() > 0.001
+    assert both_views == pytest.approx((as_they_are + mirrored) / 2, abs=1e-4)

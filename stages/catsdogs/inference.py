@@ -25,8 +25,8 @@ from catsdogs.compute import (
 )
 from catsdogs.dataset import normalise
 from catsdogs.errors import UserError
-from catsdogs.networks import fold_batchnorm, load_network
-from catsdogs.params import read_params
+from catsdogs.networks import load_network, ready_to_predict
+from catsdogs.params import Params, read_params
 from catsdogs.photos import UnreadablePhoto, decode, silence_pillow
 
 
@@ -56,11 +56,12 @@ class Answer:
 class Ensemble:
     """The networks that params.yaml names as `dvc repro` has trained them, combined as it has scored them.
 
-    `networks` are in eval mode on `device`, their BatchNorms folded. Raises UserError where one is missing, or where
+    `networks` are ready to predict on `device`. Raises UserError where one is missing, or where
     they do not belong together.
     """
 
-    def __init__(self, names: list[str], device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, params: Params, device: torch.device, dtype: torch.dtype) -> None:
+        names = list(params.networks)
         self.device, self.dtype = device, dtype
         self.combination = read_combination(names)
         self.networks: dict[str, nn.Module] = {}
@@ -71,7 +72,7 @@ class Ensemble:
                 raise UserError(f"there is no {path}; `dvc repro` trains {name}")
             network, description = load_network(path)
             descriptions.append(description)
-            self.networks[name] = fold_batchnorm(network).to(device, memory_format=torch.channels_last)
+            self.networks[name] = ready_to_predict(network, params.test_time_flip, device)
         for key in ("image_size", "resize", "draw"):
             if len({description[key] for description in descriptions}) > 1:
                 raise UserError(f"{' and '.join(names)} were trained with another {key} each; `dvc repro` mends that")
@@ -133,4 +134,4 @@ def load_ensemble() -> Ensemble:
     keep_freed_memory()
     silence_pillow()
     device = choose_device()
-    return Ensemble(list(params.networks), device, choose_precision(params.precision, device))
+    return Ensemble(params, device, choose_precision(params.precision, device))

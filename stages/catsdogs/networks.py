@@ -98,6 +98,23 @@ def fold_batchnorm(network: nn.Module) -> nn.Module:
     return fuse(fx.GraphModule(network, _HeadAsLeaf().trace(network)), no_trace=True)
 
 
+class BothViews(nn.Module):
+    """The mean of a network's logits for photos and for their mirror images."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (self.network(images) + self.network(images.flip(-1))) / 2
+
+
+def ready_to_predict(network: nn.Module, test_time_flip: bool, device: torch.device) -> nn.Module:
+    """A trained network as predictions are made with it: folded, on `device`, and looking at both views if asked to."""
+    network = fold_batchnorm(network).to(device, memory_format=torch.channels_last)
+    return BothViews(network) if test_time_flip else network
+
+
 class _HeadAsLeaf(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return isinstance(module, Head) or super().is_leaf_module(module, name)  # autocast cannot be traced

@@ -60,7 +60,7 @@ class Train:
     lr_schedule: Literal["step", "one_cycle"]
     lr_step_size: Annotated[int, Range(0)]
     lr_gamma: Annotated[float, Range(0, 1, above=True)]
-    augment: bool
+    augment: Literal["none", "flip", "crop_and_flip"]
     batch_size: Annotated[int, Range(2)]
     epochs: Count
     seed: Seed
@@ -78,6 +78,7 @@ class Params:
     source: str
     lr: Annotated[float, Range(0, above=True)]
     precision: Literal["auto", "float32", "bfloat16"]
+    test_time_flip: bool
     launcher: str
     prepare: Prepare
     networks: dict[str, Network]
