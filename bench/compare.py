@@ -131,6 +131,7 @@ def write_params(folder: Path, arguments: argparse.Namespace, seed: int) -> None
     params["source"] = "../photos.zip"
     params["prepare"]["split"] = dict(zip(("train", "validation", "test"), arguments.split, strict=True))
     params["prepare"]["resize"] = "squeeze"
+    params |= {"lr": 0.001, "test_time_flip": False}
     params["train"] |= {**RECIPE, "epochs": arguments.epochs, "seed": seed}
     for network in params["networks"].values():
         if arguments.photos is None:

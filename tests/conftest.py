@@ -112,7 +112,7 @@ class Project:
     """A scratch project: a folder with a params.yaml, in which the repository's stages are run as a user runs them.
 
     `params` starts as the repository's own params.yaml, shrunk: 32 pixels a side, 8/4/4 photos, no downloaded
-    weights, one epoch in batches of four.
+    weights, one epoch in batches of four, and the plainest recipe.
     """
 
     def __init__(self, root: Path) -> None:
@@ -124,6 +124,8 @@ class Project:
         self.split(train=8, validation=4, test=4)
         for network in self.params["networks"].values():
             network["weights"] = "none"
+        self.params["lr"] = 0.001
+        self.params["train"] |= {"lr_schedule": "step", "label_smoothing": 0, "augment": "none"}
         self.params["train"] |= {"epochs": 1, "batch_size": 4}
 
     def split(self, train: int, validation: int, test: int) -> None:
