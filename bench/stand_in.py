@@ -11,7 +11,7 @@ import yaml
 
 stages = yaml.safe_load(Path("dvc.yaml").read_text())["stages"].values()
 [stage] = [stage for stage in stages if stage["cmd"].split()[2:] == sys.argv]
-for out in [*stage["outs"], *stage["metrics"]]:
+for out in [*stage["outs"], *stage.get("metrics", [])]:
     path = Path(out if isinstance(out, str) else next(iter(out)))
     if not path.suffix:
         path = path / "content"

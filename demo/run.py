@@ -34,7 +34,6 @@ def main() -> None:
     python(folder, PROJECT / "demo/draw.py", "data/raw/train.zip")
     python(folder, "-m", "dvc", "repro")
     commit(folder, "Its results")
-    python(folder, "-m", "dvc", "plots", "show", quiet=True)
 
     scores = {
         **json.loads((folder / "metrics/evaluate.json").read_text()),
@@ -44,8 +43,8 @@ def main() -> None:
     table = pd.DataFrame(scores).T[columns].to_string(formatters={"accuracy": "{:.6f}".format})
     print(f"\n{table}\n")
     print("These are scores for drawings of cats and dogs; they say nothing about photos.")
+    print(f"All results on one page: {folder}/metrics/report.html")
     print(f"What the networks saw: {folder}/data/prepared/contact_sheet.png")
-    print(f"Curves and confusion matrices: {folder}/dvc_plots/index.html (its drawing code is loaded from the web)")
     print(f"Try on: cd {folder} && ../.venv/bin/dvc exp run -S lr=0.001")
 
 
@@ -87,13 +86,12 @@ def commit(folder: Path, message: str) -> None:
     git(folder, "commit", "--quiet", "--message", message)
 
 
-def python(folder: Path, *arguments: str | Path, quiet: bool = False) -> None:
-    run(folder, [sys.executable, *map(str, arguments)], quiet)
+def python(folder: Path, *arguments: str | Path) -> None:
+    run(folder, [sys.executable, *map(str, arguments)])
 
 
-def run(folder: Path, command: list[str], quiet: bool = False) -> None:
-    output = subprocess.DEVNULL if quiet else None
-    if subprocess.run(command, cwd=folder, env=clean_environment(), stdout=output).returncode:
+def run(folder: Path, command: list[str]) -> None:
+    if subprocess.run(command, cwd=folder, env=clean_environment()).returncode:
         sys.exit(f"error: stopped at `{' '.join(command)}`; the reason stands above")
 
 

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import forked
@@ -19,6 +19,7 @@ import pytest
 import yaml
 from filelock import FileLock
 from PIL import Image
+from playwright.sync_api import Browser, sync_playwright
 from safetensors import safe_open
 
 from run import GIT, clean_environment, copy_pipeline
@@ -27,7 +28,14 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 STAGES = REPOSITORY / "stages"
 SPLITS = ("train", "validation", "test")
 CLASSES = ("cat", "dog")
-STAGE_NAMES = ("prepare", "train_resnet18", "train_resnet34", "evaluate", "ensemble")  # as dvc.yaml orders them
+STAGE_NAMES = (
+    "prepare",
+    "train_resnet18",
+    "train_resnet34",
+    "evaluate",
+    "ensemble",
+    "report",
+)  # as dvc.yaml orders them
 
 # No GPU, and one thread a process: with pictures this small, more only stand in each other's way.
 os.environ |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
@@ -270,6 +278,7 @@ SLOW = (
     "reproducible",
     "interruptions",
     "pipeline",
+    "report",
     "experiments",
     "what_runs",
     "parallel",
@@ -331,3 +340,16 @@ def repository(finished: Repository, tmp_path: Path) -> Repository:
     shutil.copytree(finished.root, copy.root, dirs_exist_ok=True)
     copy.params = yaml.safe_load((copy.root / "params.yaml").read_text())
     return copy
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """The Chromium that is installed, without a window; tests that ask for it are skipped where there is none."""
+    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if executable is None:
+        pytest.skip("no Chromium here: apt-get install chromium")
+    options = ["--no-sandbox"] if os.geteuid() == 0 else []  # Chromium's sandbox refuses root
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=executable, args=options)
+        yield chromium
+        chromium.close()

@@ -26,7 +26,7 @@ def test_the_demo_works_in_a_folder_of_its_own_and_gets_drawings_right(tmp_path:
     shown = done.stdout.split("Updating lock file")[-1]
     assert f"{ensemble['accuracy']:.6f}".rstrip("0") in shown
     assert "scores for drawings" in shown
-    for picture in (folder / "data/prepared/contact_sheet.png", folder / "dvc_plots/index.html"):
+    for picture in (folder / "data/prepared/contact_sheet.png", folder / "metrics/report.html"):
         assert str(picture) in shown
         assert picture.exists()
 

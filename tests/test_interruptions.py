@@ -14,7 +14,7 @@ from conftest import STAGES, Project, Repository, error_line, photo_bytes
 
 from catsdogs.errors import run_stage
 
-STAGE_COMMANDS = (("prepare.py",), ("train.py", "resnet18"), ("evaluate.py",), ("ensemble.py",))
+STAGE_COMMANDS = (("prepare.py",), ("train.py", "resnet18"), ("evaluate.py",), ("ensemble.py",), ("report.py",))
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
@@ -33,7 +33,7 @@ def start(project: Project, *command: str) -> subprocess.Popen:
 @pytest.mark.parametrize("command", STAGE_COMMANDS, ids=" ".join)
 def test_a_full_disk_is_one_line_and_costs_no_earlier_result(command: tuple[str, ...], repository: Repository) -> None:
     before = repository.results()
-    largest_file = {"prepare.py": 50_000, "train.py": 1_000_000, "evaluate.py": 1_000, "ensemble.py": 100}[command[0]]
+    largest_file = {"prepare.py": 50_000, "train.py": 1_000_000, "evaluate.py": 1_000}.get(command[0], 100)
     *warnings, line = repository.run(*command, largest_file=largest_file).stderr.splitlines()
     folder = {"prepare.py": "data/prepared", "train.py": "metrics, metrics/curves, models"}.get(command[0], "metrics")
     assert line.startswith(f"error: {folder}")

@@ -15,8 +15,10 @@ def test_a_second_repro_has_nothing_to_do(finished: Repository) -> None:
 
 def test_git_holds_the_metrics_and_no_photos_predictions_or_models(finished: Repository) -> None:
     tracked = set(finished.git("ls-files").splitlines())
-    assert {f"metrics/{name}.json" for name in STAGE_NAMES} <= tracked
-    assert not any(path.endswith((".safetensors", "predictions.csv", "split.csv", ".png", ".zip")) for path in tracked)
+    assert {f"metrics/{name}.json" for name in STAGE_NAMES if name != "report"} <= tracked
+    assert not any(
+        path.endswith((".safetensors", "predictions.csv", "split.csv", ".png", ".html", ".zip")) for path in tracked
+    )
     assert finished.git("status", "--porcelain") == ""
 
 
@@ -35,7 +37,7 @@ def test_a_stage_runs_with_the_python_that_runs_dvc_whatever_path_holds(reposito
 
 def test_another_learning_rate_retrains_and_can_be_compared(repository: Repository) -> None:
     stages = repository.stages_run_by("exp", "run", "--name", "slower", "-S", "lr=0.0005")
-    assert stages == ["train_resnet18", "train_resnet34", "evaluate", "ensemble"]
+    assert stages == ["train_resnet18", "train_resnet34", "evaluate", "ensemble", "report"]
 
     assert json.loads(repository.dvc("params", "diff", "--json")) == {
         "params.yaml": {"lr": {"old": 0.001, "new": 0.0005, "diff": -0.0005}}
@@ -48,8 +50,8 @@ def test_another_learning_rate_retrains_and_can_be_compared(repository: Reposito
     assert "slower" in repository.dvc("exp", "show", "--csv")
 
 
-def test_another_method_runs_the_ensemble_alone(repository: Repository) -> None:
-    assert repository.stages_run_by("exp", "run", "-S", "ensemble.method=majority_vote") == ["ensemble"]
+def test_another_method_runs_the_ensemble_and_no_network(repository: Repository) -> None:
+    assert repository.stages_run_by("exp", "run", "-S", "ensemble.method=majority_vote") == ["ensemble", "report"]
     assert repository.read_json("metrics/ensemble.json")["method"] == "majority_vote"
 
 
@@ -57,7 +59,9 @@ def test_plots_show_curves_confusion_matrices_and_the_contact_sheet(finished: Re
     plots = json.loads(finished.dvc("plots", "show", "--json"))["data"]
     drawn = [f"metrics/{kind}/{name}.csv" for kind in ("curves", "confusion") for name in ("resnet18", "resnet34")]
     drawn.append("metrics/confusion_ensemble.csv")
-    assert set(plots) == {*drawn, "data/prepared/contact_sheet.png"}
+    named = ("ensemble", "resnet18", "resnet34")
+    drawn += [f"metrics/{kind}/{name}.csv" for kind in ("roc", "reliability") for name in named]
+    assert set(plots) == {*drawn, "data/prepared/contact_sheet.png", "metrics/plots/confusion.png"}
     for name in drawn:
         chart = plots[name][0]["content"]
         assert chart["title"]["text"] == name  # says which network it shows
@@ -76,9 +80,12 @@ def test_a_third_network_joins_by_what_the_readme_says(repository: Repository) -
     pipeline = repository.root / "dvc.yaml"
     pipeline.write_text(pipeline.read_text().replace("\n  evaluate:\n", f"\n{stage}\n  evaluate:\n"))
 
-    assert repository.stages_run_by("repro") == ["train_mobilenet_v2", "evaluate", "ensemble"]
+    assert repository.stages_run_by("repro") == ["train_mobilenet_v2", "evaluate", "ensemble", "report"]
     assert list(repository.read_json("metrics/evaluate.json")) == ["resnet18", "resnet34", "mobilenet_v2"]
     assert repository.read_json("metrics/ensemble.json")["members"] == ["resnet18", "resnet34", "mobilenet_v2"]
+    page = (repository.root / "metrics/report.html").read_text(encoding="utf-8")
+    assert "Together, resnet18, resnet34 and mobilenet_v2 name" in page
+    assert "<h3>train_mobilenet_v2</h3>" in page
 
 
 def test_a_wrong_param_stops_repro_with_one_line(repository: Repository) -> None:

@@ -1,0 +1,70 @@
+"""The pipeline's stages as dvc.yaml has them, for people to look at."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import yaml
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of dvc.yaml; `after` names the stages whose outputs it reads."""
+
+    name: str
+    description: str
+    command: str
+    params: list[str]
+    reads: list[str]  # code left out
+    writes: list[str]
+    after: list[str]
+
+
+def read_stages(params: dict, path: Path = Path("dvc.yaml")) -> list[list[Stage]]:
+    """The stages, those together that wait for nothing but the ones before; `params` fill in what stands as ${key}."""
+
+    def fill_in(text: str) -> str:
+        return re.sub(r"\$\{(\w+)\}", lambda match: str(params.get(match[1], match[0])), text)
+
+    found = yaml.safe_load(path.read_text(encoding="utf-8"))["stages"]
+    deps = {name: [fill_in(dep) for dep in paths_of(stage, "deps")] for name, stage in found.items()}
+    outs = {name: paths_of(stage, "outs", "metrics", "plots") for name, stage in found.items()}
+    after = {
+        name: [
+            other
+            for other in found
+            if other != name and any(overlap(dep, out) for dep in deps[name] for out in outs[other])
+        ]
+        for name in found
+    }
+    stages = {
+        name: Stage(
+            name,
+            stage.get("desc", ""),
+            fill_in(str(stage.get("cmd", ""))),
+            paths_of(stage, "params"),
+            [dep for dep in deps[name] if not dep.startswith("stages/")],
+            outs[name],
+            after[name],
+        )
+        for name, stage in found.items()
+    }
+    steps: list[list[Stage]] = []
+    while stages:
+        step = [stage for stage in stages.values() if not stages.keys() & set(stage.after)]
+        steps.append(step)
+        for stage in step:
+            del stages[stage.name]
+    return steps
+
+
+def paths_of(stage: dict, *keys: str) -> list[str]:
+    """The entries under `keys`, without DVC's settings beside them ({cache: false})."""
+    entries = [entry for key in keys for entry in stage.get(key, [])]
+    return [str(entry if isinstance(entry, str) else next(iter(entry))) for entry in entries]
+
+
+def overlap(one: str, other: str) -> bool:
+    """Whether the two paths are the same, or one lies in the other."""
+    first, second = PurePosixPath(one), PurePosixPath(other)
+    return first.is_relative_to(second) or second.is_relative_to(first)

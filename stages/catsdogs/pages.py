@@ -1,0 +1,54 @@
+"""Pages of one file each, which open without a network: what they hold is in them, pictures too."""
+
+import base64
+import io
+from pathlib import Path
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+
+JPEG_QUALITY = 80
+
+
+def render(template: str, **content: object) -> str:
+    """The page that a template of this folder makes of `content`; all text is escaped unless it is Markup."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "says": says}
+    return environment.get_template(template).render(content)
+
+
+def thumbnail(pixels: np.ndarray, side: int = 160) -> str:
+    """A photo (uint8 [size, size, 3]) as a data URI, at most `side` pixels wide."""
+    image = Image.fromarray(pixels)
+    image.thumbnail((side, side))
+    return jpeg_uri(image)
+
+
+def jpeg_uri(image: Image.Image) -> str:
+    """An RGB picture as a data URI."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=JPEG_QUALITY, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def percent(share: float, digits: int = 2) -> str:
+    """0.990889 as 99.09 %, never parted at its end; only what is all or nothing is 100 or 0 %."""
+    step = 10.0 ** -(digits + 2)
+    if 1 - step / 2 < share < 1:
+        return f"> {100 * (1 - step):.{digits}f}\N{NO-BREAK SPACE}%"
+    if 0 < share < step / 2:
+        return f"< {100 * step:.{digits}f}\N{NO-BREAK SPACE}%"
+    return f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
+
+
+def says(probability_of_dog: float) -> str:
+    """What a network says, and how sure it is: dog 98.1 %."""
+    is_dog = probability_of_dog > 0.5
+    return f"{'dog' if is_dog else 'cat'} {percent(probability_of_dog if is_dog else 1 - probability_of_dog, 1)}"
