@@ -35,7 +35,7 @@ SURENESS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1)  # the edges between 
 
 
 def main() -> None:
-    params = asdict(read_params())
+    params = without_folders(asdict(read_params()))
     scores = {ENSEMBLE: read_json("ensemble")} | read_json("evaluate")
     networks = [name for name in scores if name != ENSEMBLE]
     curves = {name: pd.read_csv(existing(METRICS / f"curves/{name}.csv")) for name in networks}
@@ -195,6 +195,12 @@ def name_left_out(split_table: pd.DataFrame) -> dict[str, list[str]]:
     """For each reason why photos are left out, the first of them; of those that were not drawn none."""
     out = split_table[~split_table["left_out"].isin(["", "not drawn"])]
     return {reason: rows["photo"].head(NAMED).tolist() for reason, rows in out.groupby("left_out")}
+
+
+def without_folders(params: dict) -> dict:
+    """Photos and weights by their names alone: the same results give the same page in any folder."""
+    networks = {name: {"weights": Path(network["weights"]).name} for name, network in params["networks"].items()}
+    return params | {"source": Path(params["source"]).name, "networks": networks}
 
 
 def flatten(params: dict, above: str = "") -> Iterator[tuple[str, object]]:

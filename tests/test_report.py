@@ -96,6 +96,7 @@ def contrast(one: str, other: str) -> float:
 def test_it_names_no_other_host_and_tells_of_every_stage_param_and_reason(finished: Repository) -> None:
     page = read_page(finished)
     assert "://" not in page
+    assert "<code>train.zip</code>" in page  # without its folder, which another computer's report would not have
     for name in STAGE_NAMES:
         assert f"<h3>{name}</h3>" in page
     for key, _ in report.flatten(yaml.safe_load((finished.root / "params.yaml").read_text())):

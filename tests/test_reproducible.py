@@ -146,7 +146,7 @@ def test_verify_names_what_is_different(tmp_path: Path) -> None:
     done = repository.run("verify.py", env=shared)
     assert done.returncode == 1
     assert "different  models/resnet18.safetensors\n" in done.stdout
-    assert done.stderr.endswith("error: 21 of 21 outputs are not the same; the new ones lie in .verify/\n")
+    assert done.stderr.endswith("error: 22 of 22 outputs are not the same; the new ones lie in .verify/\n")
 
     (repository.root / "data/raw/train.zip").unlink()
     assert error_line(repository.run("verify.py", env=shared)).startswith("data/raw/train.zip: no such file")

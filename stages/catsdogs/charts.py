@@ -37,9 +37,9 @@ matplotlib.rcParams |= {
 }
 
 
-def svg(chart: Chart, name: str, height: float = PANEL[1]) -> str:
+def svg(chart: Chart, name: str) -> str:
     """The chart as an <svg> element for a page that sets --series-1 and so on; `name` keeps its ids apart."""
-    figure = Figure((PANEL[0], height), layout="constrained")
+    figure = Figure(PANEL, layout="constrained")
     chart(figure.subplots())
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name}):
