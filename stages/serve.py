@@ -6,13 +6,13 @@ The page is at http://127.0.0.1:8000 unless another port is named (0: any that i
 
 import sys
 
-from catsdogs.pages import render, thumbnail
 from flask import Flask, request
 from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.serving import make_server
 
 from catsdogs.errors import UserError, run_stage
 from catsdogs.inference import Answer, Ensemble, Question, load_ensemble
+from catsdogs.pages import render, thumbnail
 
 HOST, PORT = "127.0.0.1", 8000
 LARGEST_UPLOAD = 2**28  # bytes
