@@ -72,6 +72,7 @@ FILES = {
     "catsdogs/charts.py": {"report"},
     "catsdogs/combining.py": COMBINATION,
     "catsdogs/compute.py": NETWORKS,
+    "catsdogs/corrections.py": EVERYTHING,
     "catsdogs/dataset.py": NETWORKS,
     "catsdogs/distributed.py": NETWORKS,
     "catsdogs/errors.py": EVERYTHING,
@@ -140,8 +141,10 @@ def test_a_file_of_code_runs_what_imports_it_and_nothing_else(stood_in: Reposito
     assert run_by_repro() == FILES[file]
 
 
-def test_the_photos_run_everything_and_a_comment_in_the_params_nothing(stood_in: Repository) -> None:
+def test_photos_and_corrections_run_everything_and_a_comment_in_the_params_nothing(stood_in: Repository) -> None:
     stood_in.photos(kaggle_files(cats=3, dogs=3), stood_in.params["source"])
+    assert run_by_repro() == EVERYTHING
+    stood_in.correct("cat.0.jpg: leave out")
     assert run_by_repro() == EVERYTHING
     with (stood_in.root / "params.yaml").open("a") as params:
         params.write("# a comment\n")
