@@ -43,7 +43,7 @@ def main() -> None:
         **score(combined, test_labels),
         **own_scores,
         "method": method,
-        "members": list(test.columns),
+        "members": ", ".join(test.columns),  # DVC shows no lists
         "best_member": best_member,
         **compare(expit(test[best_member]), combined, test_labels),
     }

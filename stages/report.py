@@ -31,6 +31,7 @@ METRICS = Path("metrics")
 ENSEMBLE = "ensemble"
 WORST, LEAST_SURE = 24, 12  # photos shown
 NAMED = 20  # photos named for each reason why they are left out
+ANSWERED = (0.5, 0.9, 0.99, 0.999)  # the least sureness of answers that count
 SURENESS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1)  # the edges between which predictions are counted
 
 
@@ -70,7 +71,7 @@ def main() -> None:
         mistakes=show(worst_mistakes(photos), list(scores)),
         least_sure=show(photos.iloc[sureness(photos[ENSEMBLE]).argsort(kind="stable")[:LEAST_SURE]], list(scores)),
         reliability={name: table.to_dict("records") for name, table in reliability.items()},
-        very_sure=count_right(photos[ENSEMBLE], labels, 0.99, 1),
+        answered=[count_right(photos[ENSEMBLE], labels, least, 1) for least in ANSWERED],
         curves={name: curve.to_dict("records") for name, curve in curves.items()},
         prepared=read_json("prepare"),
         left_out=name_left_out(split_table),

@@ -4,6 +4,8 @@ Usage, from the project's root: python stages/serve.py [PORT]
 The page is at http://127.0.0.1:8000 unless another port is named (0: any that is free). No photo is kept.
 """
 
+import os
+import socket
 import sys
 
 from flask import Flask, request
@@ -16,16 +18,17 @@ from catsdogs.pages import render, thumbnail
 
 HOST, PORT = "127.0.0.1", 8000
 LARGEST_UPLOAD = 2**28  # bytes
+SHOWN_SIDE = 320  # pixels
 
 
 def main() -> None:
     port = port_named(sys.argv[1:])
-    app = make_app(load_ensemble())
     try:
-        server = make_server(HOST, port, app, threaded=True)
+        listening = socket.create_server((HOST, port))
     except OSError as error:
-        raise UserError(f"port {port}: {error.strerror}; name another: python stages/serve.py 8001") from None
-    print(f"http://{HOST}:{server.port} (Ctrl-C ends it)", flush=True)
+        raise UserError(f"port {port}: {os.strerror(error.errno)}; name another: python stages/serve.py 8001") from None
+    server = make_server(HOST, port, make_app(load_ensemble()), threaded=True, fd=listening.fileno())
+    print(f"http://{HOST}:{listening.getsockname()[1]} (Ctrl-C ends it)", flush=True)
     server.serve_forever()
 
 
@@ -62,11 +65,9 @@ def make_app(ensemble: Ensemble) -> Flask:
 
 
 def photo_shown(answer: Answer) -> dict:
-    """What the page shows of a photo: its name, and its picture and probabilities of dog unless it is unreadable."""
-    if answer.pixels is None:
-        return {"photo": answer.photo, "unreadable": True}
-    probabilities = {"ensemble": answer.ensemble, **answer.members}
-    return {"photo": answer.photo, "picture": thumbnail(answer.pixels, 320), "probabilities": probabilities}
+    """What the page shows of a photo: its name, its picture (none if unreadable) and the probabilities of dog."""
+    picture = "" if answer.pixels is None else thumbnail(answer.pixels, SHOWN_SIDE)
+    return {"name": answer.photo, "picture": picture, "ensemble": answer.ensemble, "members": answer.members}
 
 
 if __name__ == "__main__":

@@ -73,7 +73,6 @@ def train_network(name: str, params: Params, device: torch.device, processes: Pr
     optimizer = make_optimizer(recipe, set_trainable(network, recipe.layers), params.lr)
     steps = len(train) // recipe.batch_size  # in an epoch; the few photos over wait for another epoch's order
     scheduler = make_scheduler(recipe, optimizer, steps)
-    augment = make_augmentation(recipe, train.description["image_size"])
     processes.report(
         f"{name}: {len(train)} photos, epochs: {recipe.epochs}, {str(dtype).removeprefix('torch.')} on {device.type}"
         + (f", {processes.count} processes" if processes.count > 1 else "")
@@ -99,9 +98,7 @@ def train_network(name: str, params: Params, device: torch.device, processes: Pr
         learning_rate = scheduler.get_last_lr()[0]
         set_training(network, recipe.layers)
         start = time.perf_counter()
-        train_loss = train_epoch(
-            parallel, optimizer, scheduler, train, batches, dtype, augment, f"{name} epoch {epoch}"
-        )
+        train_loss = train_epoch(parallel, optimizer, scheduler, train, batches, dtype, recipe, f"{name} epoch {epoch}")
         train_loss = processes.gather(torch.tensor([train_loss])).mean().item()
         rate = steps * recipe.batch_size / (time.perf_counter() - start)
         processes.same_statistics(network)
@@ -189,19 +186,21 @@ def train_epoch(
     train: PackedSplit,
     batches: list[Tensor],
     dtype: torch.dtype,
-    augment: v2.Transform | None,
+    recipe: Train,
     title: str,
 ) -> float:
-    """One step for each of `batches`, rows of `train`; gives the mean cross-entropy.
+    """One step for each of `batches`, rows of `train`; gives the mean loss.
 
     Raises UserError as soon as that is seen not to be finite.
     """
+    augment = make_augmentation(recipe, train.description["image_size"])
+    criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
     total_loss = torch.zeros((), device=train.device)
     with tqdm(total=sum(map(len, batches)), desc=title, unit=" images", disable=None) as bar:
         for step, rows in enumerate(batches, start=1):
             with autocast(train.device, dtype):
                 logits = network(train.images(rows, augment))
-            loss = nn.functional.cross_entropy(logits, train.labels[rows])
+            loss = criterion(logits, train.labels[rows])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -68,7 +68,7 @@ def test_mean_logits_averages_margins_and_is_compared_with_the_best_member_on_va
     assert (scores["accuracy_low"], scores["accuracy_high"]) == (pytest.approx(4 / (4 + 1.959964**2), abs=1e-5), 1.0)
     assert scores["best_member"] == "first"  # though on test it is no better than the second
     assert (scores["put_right"], scores["put_wrong"], scores["mcnemar_p"]) == (1, 0, 1.0)
-    assert (scores["method"], scores["members"]) == ("mean_logits", ["first", "second", "third"])
+    assert (scores["method"], scores["members"]) == ("mean_logits", "first, second, third")
 
 
 def test_mean_probabilities_averages_what_each_network_believes(project: Project) -> None:

@@ -111,6 +111,14 @@ def test_what_cannot_be_done_is_said_before_any_work(finished: Repository, prepa
     assert error_line(prepared.run("predict.py", "a.jpg")) == "there is no metrics/ensemble.json; `dvc repro` writes it"
 
 
+def test_another_set_of_networks_than_was_scored_is_refused(repository: Repository) -> None:
+    repository.params["networks"] = {"resnet18": {"weights": "none"}}
+    repository.write_params()
+    assert error_line(repository.run("predict.py", "a.jpg")) == (
+        "metrics/ensemble.json is of resnet18, resnet34, and params.yaml names resnet18; `dvc repro` makes it anew"
+    )
+
+
 def test_a_submission_is_in_kaggles_order_and_clipped_where_validation_asks_for_it(repository: Repository) -> None:
     files = {f"test1/{number}.jpg": photo_bytes("cat" if number % 2 else "dog", number) for number in range(1, 12)}
     write_zip(repository.root / "data/raw/test1.zip", files | {"test1/7.jpg": b"no photo"})

@@ -193,6 +193,17 @@ def test_a_one_cycle_learning_rate_rises_and_falls(small: Project) -> None:
     assert rates.max() <= small.params["lr"]
 
 
+def test_label_smoothing_keeps_a_network_from_being_sure(small: Project) -> None:
+    losses = {}
+    for label_smoothing in (0, 0.5):
+        small.params["train"] |= {"label_smoothing": label_smoothing, "layers": "all", "epochs": 4}
+        small.write_params()
+        assert small.run("train.py", "resnet18").returncode == 0
+        losses[label_smoothing] = pd.read_csv(small.root / "metrics/curves/resnet18.csv")["train_loss"].iloc[-1]
+    # To give the right class 0.75 is the best that it can do: an entropy of 0.562 nats.
+    assert losses[0] < 0.5 < 0.562 < losses[0.5]
+
+
 def test_folded_batchnorm_changes_no_logits_and_not_the_network() -> None:
     torch.manual_seed(1)
     network = build_network("resnet18", "none", 16, 0.5, seed=1)

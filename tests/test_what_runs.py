@@ -44,6 +44,7 @@ PARAMS = {
     "train.lr_schedule": ("one_cycle", NETWORKS),
     "train.lr_step_size": (7, NETWORKS),
     "train.lr_gamma": (0.5, NETWORKS),
+    "train.label_smoothing": (0.1, NETWORKS),
     "train.augment": ("flip", NETWORKS),
     "train.batch_size": (16, NETWORKS),
     "train.epochs": (3, NETWORKS),

@@ -176,7 +176,7 @@ def reliability(name: str, table: pd.DataFrame, edges: Sequence[float], networks
         panel.errorbar(places, table["accuracy"], yerr=interval, **style, label="how often right")
         panel.set_xticks(range(len(edges) - 1), [f"{100 * edge:g}" for edge in edges[:-1]])
         panel.set_xlim(-0.6, len(edges) - 1.4)
-        panel.set_ylim(min(0.45, table["accuracy_low"].min() - 0.03), 1.02)
+        panel.set_ylim(0, 1.03)
         panel.yaxis.set_major_formatter(PERCENT)
         panel.set(title=name, xlabel="sure from this % up to the next", ylabel="right")
         panel.legend(loc="lower right")

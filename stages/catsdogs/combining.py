@@ -57,9 +57,9 @@ def read_combination(networks: list[str]) -> Combination:
         scores = json.loads(ENSEMBLE_SCORES.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"there is no {ENSEMBLE_SCORES}; `dvc repro` writes it") from None
-    if scores["members"] != networks:
+    if scores["members"] != ", ".join(networks):
         raise UserError(
-            f"{ENSEMBLE_SCORES} is of {', '.join(scores['networks'])}, and params.yaml names {', '.join(networks)}; "
+            f"{ENSEMBLE_SCORES} is of {scores['members']}, and params.yaml names {', '.join(networks)}; "
             "`dvc repro` makes it anew"
         )
     return Combination(scores["method"], scores.get("weights", {}), scores.get("intercept", 0.0))

@@ -60,6 +60,7 @@ class Train:
     lr_schedule: Literal["step", "one_cycle"]
     lr_step_size: Annotated[int, Range(0)]
     lr_gamma: Annotated[float, Range(0, 1, above=True)]
+    label_smoothing: Annotated[float, Range(0, 0.9)]
     augment: Literal["none", "flip", "crop_and_flip"]
     batch_size: Annotated[int, Range(2)]
     epochs: Count
