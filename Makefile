@@ -1,6 +1,6 @@
 PYTHON ?= python3
 
-.PHONY: bench demo export photos serve submission test verify
+.PHONY: audit bench demo export photos serve submission test verify
 
 # The whole pipeline over drawn pictures, in a folder of its own (.demo): it touches nothing else.
 demo: .venv/installed
@@ -27,6 +27,10 @@ serve: .venv/installed-for-serve
 submission: .venv/installed
 	.venv/bin/python stages/submission.py
 
+# All photos ranked by how doubtful their labels are: metrics/audit.html.
+audit: .venv/installed-for-audit
+	.venv/bin/dvc repro audit/dvc.yaml
+
 # The networks as ONNX, with a model card, in export/.
 export: .venv/installed-for-export
 	.venv/bin/python stages/export.py
@@ -41,7 +45,7 @@ bench: .venv/installed
 	.venv/bin/python -m pip install --disable-pip-version-check --requirement requirements.txt
 	touch $@
 
-.venv/installed-for-test: requirements-export.txt requirements-s3.txt requirements-serve.txt
+.venv/installed-for-test: requirements-audit.txt requirements-export.txt requirements-s3.txt requirements-serve.txt
 
 .venv/installed-for-%: .venv/installed requirements-%.txt
 	.venv/bin/python -m pip install --disable-pip-version-check --requirement requirements-$*.txt

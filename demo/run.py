@@ -56,7 +56,7 @@ def make_project(folder: Path) -> None:
     params |= yaml.safe_load(DEMO_PARAMS.read_text())
     params["networks"] = {name: {"weights": "none"} for name in params["networks"]}
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    (folder / "data/raw").mkdir(parents=True)
+    (folder / "data/raw").mkdir()
 
 
 def make_folder(folder: Path, purpose: str) -> None:
@@ -70,11 +70,16 @@ def make_folder(folder: Path, purpose: str) -> None:
 
 
 def copy_pipeline(folder: Path) -> None:
-    """The stages and what DVC and git know of them, into a folder that exists; no params, data or cache."""
+    """The stages and what DVC and git know of them, into a folder that exists; no params, photos or cache.
+
+    Nor corrections, which are of other photos.
+    """
     shutil.copytree(PROJECT / "stages", folder / "stages", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("dvc.yaml", ".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore"):
+    for name in ("dvc.yaml", "audit/dvc.yaml", ".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore"):
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copy(PROJECT / name, folder / name)
+    (folder / "data").mkdir()
+    (folder / "data/corrections.txt").touch()
 
 
 def git(folder: Path, *arguments: str) -> None:

@@ -1,7 +1,8 @@
 """Decode every photo once, draw train, validation and test, and pack each into one file of pixels.
 
 Usage, from the project's root: python stages/prepare.py
-Reads the archive or folder that `source` in params.yaml names; writes data/prepared/ and metrics/prepare.json.
+Reads the archive or folder that `source` in params.yaml names, and data/corrections.txt; writes data/prepared/ and
+metrics/prepare.json.
 """
 
 import hashlib
@@ -22,6 +23,7 @@ from safetensors import safe_open
 from tqdm import tqdm
 
 from catsdogs import CLASSES
+from catsdogs.corrections import correct
 from catsdogs.errors import UserError, run_stage
 from catsdogs.files import PREPARED, write_json, written_whole
 from catsdogs.packing import SplitWriter
@@ -42,6 +44,7 @@ def main() -> None:
     # Threads, not processes: Pillow and hashlib let go of Python's lock while they decode, scale and hash.
     with PhotoSource(Path(params.source)) as source, ThreadPoolExecutor(os.cpu_count()) as pool:
         photos = source.photos()
+        correct(photos)
         check_labels(photos, params)
         hash_photos(source, photos, pool)
         groups = draw_order(photos, params.prepare.seed)
@@ -63,9 +66,10 @@ def main() -> None:
             summary = summarize(photos)
             write_json(write_to(Path("metrics/prepare.json")), summary)
     held = ", ".join(f"{summary[split]} {split}" for split in SPLITS)
+    relabelled = f"; {summary['relabelled']} relabelled" if summary["relabelled"] else ""
     left_out = "".join(f"; {count} {reason}" for reason, count in summary["left_out"].items())
     rate = summary["photos"] / (time.perf_counter() - start)
-    print(f"{summary['photos']} photos: {held}{left_out}; {rate:.0f} photos/s")
+    print(f"{summary['photos']} photos: {held}{relabelled}{left_out}; {rate:.0f} photos/s")
 
 
 def check_labels(photos: list[Photo], params: Params) -> None:
@@ -206,6 +210,7 @@ def write_split_table(path: Path, photos: list[Photo]) -> None:
             "split": photo.split,
             "sha256": photo.sha256,
             "left_out": photo.left_out,
+            "relabelled_from": photo.relabelled_from,
         }
         for photo in sorted(photos, key=lambda photo: (place.get(photo.split, len(SPLITS)), photo.row, photo.name))
     ]
@@ -232,12 +237,13 @@ def write_contact_sheet(path: Path, files: dict[str, Path]) -> None:
 
 
 def summarize(photos: list[Photo]) -> dict:
-    """How many photos each split holds, and how many are left out for which reason."""
+    """How many photos each split holds, how many were relabelled, and how many are left out for which reason."""
     splits = Counter(photo.split for photo in photos)
     reasons = Counter(photo.left_out for photo in photos if photo.left_out)
     return {
         "photos": len(photos),
         **{split: splits[split] for split in SPLITS},
+        "relabelled": sum(bool(photo.relabelled_from) for photo in photos),
         "left_out": dict(sorted(reasons.items())),
     }
 

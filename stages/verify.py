@@ -39,7 +39,8 @@ def main() -> None:
 
 def check_status() -> None:
     """Raise UserError unless all that is to be compared is here, and of the params, code and photos as they are."""
-    done = subprocess.run([sys.executable, "-m", "dvc", "status", "--json"], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "dvc", "status", "--json", "dvc.yaml"]  # the audit has a file of its own
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise UserError("`dvc status` does not work here; the reason stands above")
     source = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))["source"]
@@ -58,6 +59,8 @@ def copy_pipeline() -> None:
     shutil.rmtree(SCRATCH, ignore_errors=True)
     shutil.copytree("stages", SCRATCH / "stages", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy("dvc.yaml", SCRATCH)
+    (SCRATCH / "data").mkdir()
+    shutil.copy("data/corrections.txt", SCRATCH / "data")
     params = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
     params["source"] = str(Path(params["source"]).resolve())
     for network in params["networks"].values():

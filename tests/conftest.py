@@ -138,7 +138,16 @@ class Project:
         write = write_zip if source.endswith(".zip") else write_folder
         write(self.root / source, files)
 
+    def correct(self, *lines: str) -> None:
+        """Write data/corrections.txt."""
+        path = self.root / "data/corrections.txt"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
     def write_params(self) -> None:
+        """params.yaml, and where there is none yet, a data/corrections.txt that corrects nothing."""
+        if not (self.root / "data/corrections.txt").exists():
+            self.correct()
         (self.root / "params.yaml").write_text(yaml.safe_dump(self.params, sort_keys=False), encoding="utf-8")
 
     def run(

@@ -120,7 +120,7 @@ def test_splits_have_exactly_the_sizes_asked_and_equal_classes(prepared: Project
 def test_split_csv_tells_of_every_photo_and_agrees_with_the_labels_row_by_row(prepared: Project) -> None:
     table = prepared.split_table()
     files = {name.removeprefix("train/"): content for name, content in kaggle_files(cats=10, dogs=10).items()}
-    assert list(table[0]) == ["photo", "label", "split", "sha256", "left_out"]
+    assert list(table[0]) == ["photo", "label", "split", "sha256", "left_out", "relabelled_from"]
     assert sorted(row["photo"] for row in table) == sorted(files)
     assert [row["split"] for row in table] == ["train"] * 8 + ["validation"] * 4 + ["test"] * 4 + [""] * 4
     for row in table:
@@ -141,7 +141,7 @@ def test_squeeze_is_pillows_bilinear_resize_of_the_whole_photo(prepared: Project
 
 
 def test_the_summary_counts_every_photo(prepared: Project) -> None:
-    counts = {"photos": 20, "train": 8, "validation": 4, "test": 4, "left_out": {"not drawn": 4}}
+    counts = {"photos": 20, "train": 8, "validation": 4, "test": 4, "relabelled": 0, "left_out": {"not drawn": 4}}
     assert prepared.read_json("metrics/prepare.json") == counts
     said = prepared.last_run.stdout
     assert re.fullmatch(r"20 photos: 8 train, 4 validation, 4 test; 4 not drawn; \d+ photos/s\n", said)
@@ -341,7 +341,7 @@ def test_photos_of_no_use_are_left_out_with_the_reason(project: Project) -> None
     }
     broken = {"t/cat.80.jpg": photo_bytes("cat", 80)}
     usable = {f"t/{label}.{number}.jpg": photo_bytes(label, number) for label in CLASSES for number in range(8)}
-    (project.root / "data").mkdir()
+    (project.root / "data").mkdir(exist_ok=True)
     damaged_zip(
         project.root / "data/photos.zip", unreadable | both_labels | no_label | broken | usable, "t/cat.80.jpg", ""
     )
@@ -361,12 +361,12 @@ def test_photos_of_no_use_are_left_out_with_the_reason(project: Project) -> None
         assert table[name.removeprefix("t/")]["left_out"].startswith("unreadable")
     reasons = Counter(row["left_out"] for row in table.values() if not row["split"])
     assert sum(reasons.values()) == 10
-    summary = {"photos": 26, "train": 8, "validation": 4, "test": 4, "left_out": dict(reasons)}
+    summary = {"photos": 26, "train": 8, "validation": 4, "test": 4, "relabelled": 0, "left_out": dict(reasons)}
     assert project.read_json("metrics/prepare.json") == summary
 
 
 def test_a_damaged_compressed_entry_is_left_out_like_any_unreadable_photo(project: Project) -> None:
-    (project.root / "data").mkdir()
+    (project.root / "data").mkdir(exist_ok=True)
     damaged_zip(project.root / "data/photos.zip", kaggle_files(cats=9, dogs=8), "", "train/cat.8.jpg")
     project.params["source"] = "data/photos.zip"
     project.prepare()
@@ -465,6 +465,83 @@ def test_an_encrypted_archive_says_so(project: Project) -> None:
     path.write_bytes(content)
     project.write_params()
     assert "16 left out: encrypted in its source" in error_line(project.run("prepare.py"))
+
+
+# --- corrections
+
+
+def test_photos_are_left_out_and_relabelled_as_the_user_says(prepared: Project, project: Project) -> None:
+    """20 photos of which 16 are drawn: the others of the class move up by one place, and none of the other class."""
+    project.photos(kaggle_files(cats=10, dogs=10))
+    before = {row["photo"]: row["split"] for row in prepared.split_table()}
+    cats, dogs = ([name for name in before if name.startswith(label) and before[name] == "test"] for label in CLASSES)
+    project.correct("# mine", "", f"{cats[0]}: leave out  # a drawing: of a cat", f"{dogs[0]} :cat", f"{dogs[1]}: dog")
+    assert "16 photos" not in project.prepare().stdout
+    assert "8 train, 4 validation, 4 test; 1 relabelled; 1 left out by data/corrections.txt" in project.last_run.stdout
+    row = project.row_of(cats[0])
+    assert (row["split"], row["left_out"]) == ("", "left out by data/corrections.txt")
+    assert {name: project.row_of(dogs[0])[name] for name in ("label", "split", "relabelled_from")} == {
+        "label": "cat",
+        "split": "test",
+        "relabelled_from": "dog",
+    }
+    summary = project.read_json("metrics/prepare.json")
+    assert summary["relabelled"] == 1
+    assert summary["left_out"]["left out by data/corrections.txt"] == 1
+    corrected = {cats[0], dogs[0]}
+    moved = {
+        row["photo"]
+        for row in project.split_table()
+        if row["photo"] not in corrected and row["split"] != before[row["photo"]]
+    }
+    assert len(moved) <= 3  # a dog from each split to the one before
+    assert all(name.startswith("dog") for name in moved)
+    assert project.packed("train")[2]["draw"] != prepared.packed("train")[2]["draw"]
+
+
+def test_a_correction_decides_where_a_photo_stands_under_both_labels_or_neither(project: Project) -> None:
+    files = kaggle_files(cats=7, dogs=7)
+    files |= {"train/cat.90.jpg": photo_bytes("dog", 90), "train/dog.90.jpg": photo_bytes("dog", 90)}
+    files |= {"train/odd/#1: x.jpg": photo_bytes("cat", 91), "train/cat.91.jpg": b"no photo"}
+    project.photos(files)
+    project.correct("cat.90.jpg: leave out", "odd/#1: x.jpg: cat", "cat.91.jpg: leave out")
+    project.prepare()
+    assert project.row_of("dog.90.jpg")["left_out"] == ""
+    odd = project.row_of("odd/#1: x.jpg")
+    assert (odd["label"], odd["relabelled_from"], odd["left_out"]) == ("cat", "neither", "")
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        (["cat.1: leave out"], "line 1: there is no photo cat.1; expected a name as in split.csv, such as cat.1.jpg"),
+        (
+            ["#", "cat.1.jpg: remove"],
+            "line 2: is 'cat.1.jpg: remove'; expected a photo's name, a colon, and leave out,",
+        ),
+        (["cat.1.jpg"], "line 1: is 'cat.1.jpg'; expected a photo's name, a colon, and leave out, cat or dog:"),
+        (
+            ["cat.1.jpg: dog", "cat.1.jpg: dog", "cat.1.jpg: leave out"],
+            "line 3: cat.1.jpg: leave out; line 1 says dog: delete one of the two",
+        ),
+    ],
+)
+def test_a_line_that_corrects_nothing_is_named(lines: list[str], told: str, project: Project) -> None:
+    project.photos(kaggle_files(cats=8, dogs=8))
+    project.correct(*lines)
+    project.write_params()
+    assert error_line(project.run("prepare.py")).startswith(f"data/corrections.txt, {told}")
+    assert list(project.results()) == []
+
+
+def test_corrections_that_are_no_text_or_gone_are_refused(project: Project) -> None:
+    project.photos(kaggle_files(cats=8, dogs=8))
+    project.write_params()
+    path = project.root / "data/corrections.txt"
+    path.write_bytes("Кот.jpg: cat".encode("cp1251"))
+    assert error_line(project.run("prepare.py")) == "data/corrections.txt: is not text in UTF-8; save it as such"
+    path.unlink()
+    assert error_line(project.run("prepare.py")).startswith("there is no data/corrections.txt; make it anew, empty if")
 
 
 # --- too few photos
@@ -572,4 +649,4 @@ def test_a_source_without_photos_is_one_line_that_names_it(
     text = error_line(project.run("prepare.py"))
     assert text.startswith("the source: ")
     assert told in text
-    assert not (project.root / "data").exists()
+    assert list(project.results()) == []

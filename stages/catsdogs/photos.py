@@ -41,6 +41,7 @@ class Photo:
     split: str = ""  # train, validation or test, once it is written to that split's file ...
     row: int = -1  # ... and its place there
     left_out: str = ""  # otherwise, why
+    relabelled_from: str = ""  # where the user has given it another label: the one it came with
 
 
 class PhotoSource:
