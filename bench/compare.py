@@ -56,7 +56,7 @@ RECIPE = {  # that of notebook.py, whatever params.yaml says now
     "optimizer": "adam",
     "lr_schedule": "step",
     "lr_step_size": 0,
-    "label_smoothing": 0,
+    "label_smoothing": 0.0,
     "augment": "none",
 }
 

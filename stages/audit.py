@@ -13,8 +13,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from cleanlab.filter import find_label_issues
-from cleanlab.rank import get_label_quality_scores
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
@@ -24,12 +22,16 @@ from torch import nn
 from catsdogs import CLASSES
 from catsdogs.compute import choose_device, choose_precision, keep_freed_memory, make_deterministic, predict_logits
 from catsdogs.dataset import PackedSplit, open_split
-from catsdogs.errors import run_stage
+from catsdogs.errors import extra_packages, run_stage
 from catsdogs.files import PREPARED, written_whole
 from catsdogs.networks import Head, build_network, fold_batchnorm
 from catsdogs.pages import render, thumbnail
 from catsdogs.params import Params, read_params
 from catsdogs.scores import label_numbers
+
+with extra_packages("audit"):
+    from cleanlab.filter import find_label_issues
+    from cleanlab.rank import get_label_quality_scores
 
 SPLITS = ("train", "validation", "test")
 FOLDS, FOLDS_SEED = 5, 1

@@ -12,7 +12,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pandas as pd
 import torch
 from scipy.special import expit
@@ -22,11 +21,15 @@ from tqdm import tqdm
 
 from catsdogs.combining import ENSEMBLE_SCORES, Combination
 from catsdogs.dataset import normalise
-from catsdogs.errors import UserError, run_stage
+from catsdogs.errors import UserError, extra_packages, run_stage
 from catsdogs.files import PREPARED, written_whole
 from catsdogs.inference import Ensemble
 from catsdogs.params import Params, read_params
 from catsdogs.photos import CENTER_CROP_SHARE, PhotoSource, decode, open_upright, silence_pillow
+
+with extra_packages("export"):
+    import onnxruntime
+    import onnxscript  # noqa: F401 (PyTorch's exporter needs it)
 
 EXPORT = Path("export")
 CHECKED_PHOTOS = 100  # of test, at most

@@ -8,13 +8,14 @@ import os
 import socket
 import sys
 
-from flask import Flask, request
-from werkzeug.exceptions import RequestEntityTooLarge
-from werkzeug.serving import make_server
-
-from catsdogs.errors import UserError, run_stage
+from catsdogs.errors import UserError, extra_packages, run_stage
 from catsdogs.inference import Answer, Ensemble, Question, load_ensemble
 from catsdogs.pages import render, thumbnail
+
+with extra_packages("serve"):
+    from flask import Flask, request
+    from werkzeug.exceptions import RequestEntityTooLarge
+    from werkzeug.serving import make_server
 
 HOST, PORT = "127.0.0.1", 8000
 LARGEST_UPLOAD = 2**28  # bytes

@@ -163,3 +163,11 @@ def test_the_onnx_files_say_what_the_pipeline_says(repository: Repository, score
     scores = repository.read_json("metrics/ensemble.json")
     card = (exported / "MODEL_CARD.md").read_text()
     assert f"| ensemble | {scores['correct']} of {scores['total']} ({scores['accuracy']:.4f}) |" in card
+
+
+def test_a_package_that_is_not_installed_is_named(project: Project, tmp_path: Path) -> None:
+    (tmp_path / "flask.py").write_text("raise ModuleNotFoundError(name='flask')")  # in the place of the installed one
+    result = project.run("serve.py", env={"PYTHONPATH": str(tmp_path)})
+    assert error_line(result) == (
+        "flask is not installed; `pip install -r requirements-serve.txt` or `make serve` brings it"
+    )

@@ -6,7 +6,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -37,6 +38,15 @@ def run_stage(main: Callable[[], None]) -> None:
         _exit("out of memory; close other programs, or lower prepare.image_size or (in training) train.batch_size")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+@contextmanager
+def extra_packages(name: str) -> Iterator[None]:
+    """For imports that requirements-`name`.txt brings; where they are missing, the program ends with one line."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        _exit(f"{error.name} is not installed; `pip install -r requirements-{name}.txt` or `make {name}` brings it")
 
 
 def _exit(text: str) -> None:
