@@ -213,7 +213,8 @@ def test_a_file_that_holds_no_mapping_is_refused_with_the_keys_it_should_have(te
     told = refusal(text, tmp_path)
     assert told.startswith("params.yaml: the file is ")
     assert told.endswith(
-        "expected a mapping with the keys source, lr, precision, test_time_flip, launcher, prepare, networks, train, ensemble"
+        "expected a mapping with the keys source, lr, precision, test_time_flip, launcher, prepare, networks, train, "
+        "ensemble"
     )
 
 
