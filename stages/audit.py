@@ -19,11 +19,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from catsdogs import CLASSES
+from catsdogs import CLASSES, SPLITS
 from catsdogs.compute import choose_device, choose_precision, keep_freed_memory, make_deterministic, predict_logits
 from catsdogs.dataset import PackedSplit, open_split
 from catsdogs.errors import extra_packages, run_stage
-from catsdogs.files import PREPARED, written_whole
+from catsdogs.files import PREPARED, existing, written_whole
 from catsdogs.networks import Head, build_network, fold_batchnorm
 from catsdogs.pages import render, thumbnail
 from catsdogs.params import Params, read_params
@@ -33,7 +33,6 @@ with extra_packages("audit"):
     from cleanlab.filter import find_label_issues
     from cleanlab.rank import get_label_quality_scores
 
-SPLITS = ("train", "validation", "test")
 FOLDS, FOLDS_SEED = 5, 1
 REGULARISATION = 0.001  # C of scikit-learn: strong, so that a wrong label has little say in what is learned from it
 SHOWN = 100  # on the page
@@ -72,7 +71,7 @@ def main() -> None:
 
 def read_photos() -> pd.DataFrame:
     """The photos that a split holds, in the order of their pixels, and in `row` their place there."""
-    table = pd.read_csv(PREPARED / "split.csv", keep_default_na=False)
+    table = pd.read_csv(existing(PREPARED / "split.csv"), keep_default_na=False)
     photos = pd.concat([table[table["split"] == split] for split in SPLITS], ignore_index=True)
     photos["row"] = photos.groupby("split").cumcount()
     return photos

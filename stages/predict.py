@@ -8,10 +8,10 @@ cannot be read gets its line as well, and the status is 1 at the end.
 import argparse
 import json
 import math
+import os
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 from catsdogs.errors import UserError, run_stage
 from catsdogs.files import written_whole
 from catsdogs.inference import Answer, Question, load_ensemble
+from catsdogs.pages import says
 from catsdogs.photos import Photo, PhotoSource, UnreadablePhoto, printable
 
 PICTURE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
@@ -32,6 +33,8 @@ def main() -> None:
     arguments = read_arguments()
     if arguments.picture and arguments.picture.suffix.lower() not in PICTURE_FORMATS:
         raise UserError(f"--picture {arguments.picture}: expected a name that ends in .png or .jpg")
+    if arguments.picture and arguments.picture.exists():
+        raise UserError(f"--picture {arguments.picture}: is there already; name another, or delete it")
     with ExitStack() as sources:
         questions = [question for path in paths_of(arguments.photos) for question in questions_about(path, sources)]
         if not questions:
@@ -39,10 +42,7 @@ def main() -> None:
         if arguments.picture and len(questions) > MOST_IN_PICTURE:
             raise UserError(f"--picture: {len(questions)} photos; expected at most {MOST_IN_PICTURE}")
         ensemble = load_ensemble()
-        answers = [
-            answer if arguments.picture else replace(answer, pixels=None)  # many would fill the memory
-            for answer in ensemble.answer(questions)
-        ]
+        answers = list(ensemble.answer(questions, keep_pixels=bool(arguments.picture)))
 
     members = list(ensemble.networks)
     if arguments.csv:
@@ -73,22 +73,28 @@ def paths_of(names: list[str]) -> list[Path]:
     """The paths given, with those that stdin names, a line each, in the place of `-`."""
     paths: list[Path] = []
     for name in names:
-        paths += [Path(line) for line in sys.stdin.read().splitlines() if line] if name == "-" else [Path(name)]
+        paths += stdin_paths() if name == "-" else [Path(name)]
     return paths
+
+
+def stdin_paths() -> list[Path]:
+    return [Path(os.fsdecode(line)) for line in sys.stdin.buffer.read().split(b"\n") if line]
 
 
 def questions_about(path: Path, sources: ExitStack) -> list[Question]:
     """A question for each photo of a folder or zip, which `sources` will close, or one for the photo at `path`."""
     name = printable(str(path))
-    if not path.exists():
-        return [Question(name, failing("no such file or folder"))]
-    if not path.is_dir() and path.suffix.lower() != ".zip":
-        return [Question(name, partial(PhotoSource(path.parent).read, Photo(name, path.name, label=None)))]
     try:
+        if not path.exists():
+            return [Question(name, failing("no such file or folder"))]
+        if not path.is_dir() and path.suffix.lower() != ".zip":
+            return [Question(name, partial(PhotoSource(path.parent).read, Photo(name, path.name, label=None)))]
         source = sources.enter_context(PhotoSource(path))
-        return [Question(f"{name}/{photo.name}", partial(source.read, photo)) for photo in source.photos()]
+        return [Question(f"{name}/{printable(photo.path)}", partial(source.read, photo)) for photo in source.photos()]
     except UserError as error:
         return [Question(name, failing(str(error).removeprefix(f"{path}: ")))]
+    except OSError as error:  # no permission, a name that is too long
+        return [Question(name, failing(error.strerror or str(error)))]
 
 
 def failing(reason: str) -> Callable[[], bytes]:
@@ -156,7 +162,7 @@ def draw_picture(answers: list[Answer]) -> Image.Image:
             said = "unreadable"
         else:
             picture.paste(Image.fromarray(answer.pixels).resize((side, side)), (left, top))
-            said = f"{answer.label} {max(answer.ensemble, 1 - answer.ensemble):.1%}"
+            said = says(answer.ensemble)
         draw.text((left, top + side + 2), said, "black", large)
         name = Path(answer.photo).name
         while draw.textlength(name, small) > side:

@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 from safetensors import safe_open
 from tqdm import tqdm
 
-from catsdogs import CLASSES
+from catsdogs import CLASSES, SPLITS
 from catsdogs.corrections import correct
 from catsdogs.errors import UserError, run_stage
 from catsdogs.files import PREPARED, write_json, written_whole
@@ -30,7 +30,6 @@ from catsdogs.packing import SplitWriter
 from catsdogs.params import Params, Prepare, read_params
 from catsdogs.photos import Photo, PhotoSource, UnreadablePhoto, decode, silence_pillow
 
-SPLITS = ("train", "validation", "test")
 FILL_ORDER = ("test", "validation", "train")  # where photos are missing, train gives way ...
 LEAST_TRAIN_SHARE = 0.99  # ... but only so far
 HASHED_AT_ONCE = 64  # photos a task: to hand over a task takes longer than to hash a photo

@@ -5,7 +5,6 @@ Reads metrics/, data/prepared/, params.yaml and dvc.yaml, and runs no network; w
 metrics/plots/ (the charts as PNG), metrics/roc/ and metrics/reliability/ (a table for each network and the ensemble).
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import pairwise
@@ -21,10 +20,10 @@ from sklearn.metrics import confusion_matrix, roc_curve
 
 from catsdogs import CLASSES, charts
 from catsdogs.errors import UserError, run_stage
-from catsdogs.files import PREPARED, written_whole
+from catsdogs.files import PREPARED, existing, read_json, written_whole
 from catsdogs.graph import read_stages
 from catsdogs.pages import jpeg_uri, render, thumbnail
-from catsdogs.params import read_params
+from catsdogs.params import read_params, without_folders
 from catsdogs.scores import label_numbers, predicted_labels, probability_of_dog
 
 METRICS = Path("metrics")
@@ -36,8 +35,8 @@ SURENESS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1)  # the edges between 
 
 
 def main() -> None:
-    params = without_folders(asdict(read_params()))
-    scores = {ENSEMBLE: read_json("ensemble")} | read_json("evaluate")
+    params = asdict(without_folders(read_params()))
+    scores = {ENSEMBLE: read_json(METRICS / "ensemble.json")} | read_json(METRICS / "evaluate.json")
     networks = [name for name in scores if name != ENSEMBLE]
     curves = {name: pd.read_csv(existing(METRICS / f"curves/{name}.csv")) for name in networks}
     split_table = pd.read_csv(existing(PREPARED / "split.csv"), keep_default_na=False)
@@ -73,7 +72,7 @@ def main() -> None:
         reliability={name: table.to_dict("records") for name, table in reliability.items()},
         answered=[count_right(photos[ENSEMBLE], labels, least, 1) for least in ANSWERED],
         curves={name: curve.to_dict("records") for name, curve in curves.items()},
-        prepared=read_json("prepare"),
+        prepared=read_json(METRICS / "prepare.json"),
         left_out=name_left_out(split_table),
         contact_sheet=jpeg_uri(Image.open(existing(PREPARED / "contact_sheet.png"))),
         params=dict(flatten(params)),
@@ -92,16 +91,6 @@ def main() -> None:
             roc[name].to_csv(write_to(METRICS / f"roc/{name}.csv"), index=False)
             reliability[name].to_csv(write_to(METRICS / f"reliability/{name}.csv"), index=False)
     print(f"{METRICS}/report.html: {len(page) / 1e6:.1f} MB; open it in a browser")
-
-
-def existing(path: Path) -> Path:
-    if not path.exists():
-        raise UserError(f"there is no {path}; `dvc repro` writes it")
-    return path
-
-
-def read_json(name: str) -> dict:
-    return json.loads(existing(METRICS / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def read_test_photos(split_table: pd.DataFrame, networks: list[str]) -> pd.DataFrame:
@@ -196,12 +185,6 @@ def name_left_out(split_table: pd.DataFrame) -> dict[str, list[str]]:
     """For each reason why photos are left out, the first of them; of those that were not drawn none."""
     out = split_table[~split_table["left_out"].isin(["", "not drawn"])]
     return {reason: rows["photo"].head(NAMED).tolist() for reason, rows in out.groupby("left_out")}
-
-
-def without_folders(params: dict) -> dict:
-    """Photos and weights by their names alone: the same results give the same page in any folder."""
-    networks = {name: {"weights": Path(network["weights"]).name} for name, network in params["networks"].items()}
-    return params | {"source": Path(params["source"]).name, "networks": networks}
 
 
 def flatten(params: dict, above: str = "") -> Iterator[tuple[str, object]]:

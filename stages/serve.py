@@ -44,7 +44,7 @@ def port_named(arguments: list[str]) -> int:
 def make_app(ensemble: Ensemble) -> Flask:
     """The page: GET shows the form, POST with files named `photos` the answers below it."""
     app = Flask(__name__)
-    app.config |= {"MAX_CONTENT_LENGTH": LARGEST_UPLOAD, "TRUSTED_HOSTS": [HOST, "localhost"]}
+    app.config |= {"MAX_CONTENT_LENGTH": LARGEST_UPLOAD, "MAX_FORM_PARTS": None, "TRUSTED_HOSTS": [HOST, "localhost"]}
 
     @app.get("/")
     def form() -> str:

@@ -7,7 +7,6 @@ so on; writes a line for each in the order of these numbers: id, and label, whic
 
 import re
 import sys
-from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -17,7 +16,7 @@ from sklearn.metrics import log_loss
 
 from catsdogs.combining import ENSEMBLE_PREDICTIONS
 from catsdogs.errors import UserError, run_stage
-from catsdogs.files import written_whole
+from catsdogs.files import existing, written_whole
 from catsdogs.inference import Question, load_ensemble
 from catsdogs.photos import Photo, PhotoSource
 from catsdogs.scores import label_numbers
@@ -32,7 +31,8 @@ def main() -> None:
         photos = numbered(source)
         clip, loss, unclipped_loss = choose_clip()
         questions = [Question(photo.name, partial(source.read, photo)) for photo in photos.values()]
-        answers = [replace(answer, pixels=None) for answer in load_ensemble().answer(questions)]
+        ensemble = load_ensemble()
+        answers = list(ensemble.answer(questions, keep_pixels=False))
 
     probabilities = np.array([0.5 if answer.unreadable else answer.ensemble for answer in answers])
     submission = pd.DataFrame({"id": list(photos), "label": probabilities.clip(clip, 1 - clip)})
@@ -41,6 +41,8 @@ def main() -> None:
     for answer in answers:
         if answer.unreadable:
             print(f"warning: {answer.photo}: {answer.unreadable}; submitted as 0.5", file=sys.stderr)
+    if ensemble.combination.method == "majority_vote":
+        print("warning: majority_vote gives shares of votes, no beliefs: log loss suffers", file=sys.stderr)
     print(
         f"{SUBMISSION}: {len(submission)} photos, {(probabilities > 0.5).sum()} of them dogs; probabilities kept "
         f"between {clip:.2g} and {1 - clip:.7g}, which on validation gives log loss {loss:.6f} (without: "
@@ -70,17 +72,14 @@ def numbered(source: PhotoSource) -> dict[int, Photo]:
         if not re.fullmatch(r"[1-9][0-9]*", stem) or int(stem) in photos:
             raise UserError(f"{source.path}: holds {photo.path}; expected Kaggle's names, 1.jpg, 2.jpg and so on, once")
         photos[int(stem)] = photo
-    if missing := set(range(1, max(photos) + 1)) - set(photos):
-        raise UserError(f"{source.path}: {min(missing)}.jpg is missing; expected all of 1.jpg to {max(photos)}.jpg")
+    if missing := next((number for number in range(1, len(photos) + 1) if number not in photos), None):
+        raise UserError(f"{source.path}: {missing}.jpg is missing; expected all of 1.jpg to {max(photos)}.jpg")
     return dict(sorted(photos.items()))
 
 
 def choose_clip() -> tuple[float, float, float]:
     """The least probability for which validation's log loss is lowest; that log loss, and the one without any."""
-    try:
-        predictions = pd.read_csv(ENSEMBLE_PREDICTIONS)
-    except FileNotFoundError:
-        raise UserError(f"there is no {ENSEMBLE_PREDICTIONS}; `dvc repro` writes it") from None
+    predictions = pd.read_csv(existing(ENSEMBLE_PREDICTIONS))
     validation = predictions[predictions["split"] == "validation"]
     probabilities, labels = validation["probability_of_dog"].to_numpy(), label_numbers(validation)
     losses = [log_loss(labels, probabilities.clip(clip, 1 - clip), labels=[0, 1]) for clip in CLIPS]

@@ -55,9 +55,9 @@ def test_a_file_a_folder_and_a_zip_get_the_answers_that_were_scored(
     assert (done.returncode, done.stderr) == (0, "")
     answers = json.loads(done.stdout)
     assert [answer["photo"] for answer in answers] == [
-        *(str(tmp_path / "folder" / name) for name in sorted(others[:5])),
+        *(str(tmp_path / "folder/deep" / name) for name in sorted(others[:5])),
         str(tmp_path / one),
-        *(str(tmp_path / "archive.zip" / name) for name in sorted(others[5:])),
+        *(str(tmp_path / "archive.zip/test" / name) for name in sorted(others[5:])),
     ]
     for answer in answers:
         expected = scored.loc[Path(answer["photo"]).name]
@@ -107,6 +107,9 @@ def test_what_cannot_be_done_is_said_before_any_work(finished: Repository, prepa
     assert "--picture out.bmp: expected a name that ends in .png or .jpg" in error_line(
         finished.run("predict.py", "a.jpg", "--picture", "out.bmp")
     )
+    (tmp_path / "cat.jpg").write_bytes(b"mine")
+    picture = ["--picture", str(tmp_path / "cat.jpg")]
+    assert "cat.jpg: is there already" in error_line(finished.run("predict.py", "a.jpg", *picture))
     assert error_line(finished.run("predict.py", "-")) == "stdin names no photos; expected a path a line"
     assert error_line(prepared.run("predict.py", "a.jpg")) == "there is no metrics/ensemble.json; `dvc repro` writes it"
 

@@ -1,6 +1,5 @@
 """Making one probability out of what several networks say."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
 from catsdogs.errors import UserError
+from catsdogs.files import read_json
 
 ENSEMBLE_SCORES = Path("metrics/ensemble.json")
 ENSEMBLE_PREDICTIONS = Path("metrics/ensemble_predictions.csv")
@@ -53,13 +53,10 @@ def fit_weights(margins: np.ndarray, labels: np.ndarray, networks: list[str]) ->
 
 def read_combination(networks: list[str]) -> Combination:
     """The combination of `networks` that the stage `ensemble` has scored. Raises UserError where there is none."""
-    try:
-        scores = json.loads(ENSEMBLE_SCORES.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"there is no {ENSEMBLE_SCORES}; `dvc repro` writes it") from None
-    if scores["members"] != ", ".join(networks):
+    scores = read_json(ENSEMBLE_SCORES)
+    if scores.get("members") != ", ".join(networks):
         raise UserError(
-            f"{ENSEMBLE_SCORES} is of {scores['members']}, and params.yaml names {', '.join(networks)}; "
+            f"{ENSEMBLE_SCORES} is of {scores.get('members')}, and params.yaml names {', '.join(networks)}; "
             "`dvc repro` makes it anew"
         )
     return Combination(scores["method"], scores.get("weights", {}), scores.get("intercept", 0.0))

@@ -21,7 +21,7 @@ def correct(photos: list[Photo]) -> None:
     by_name = {photo.name: photo for photo in photos}
     lines: dict[str, tuple[str, int]] = {}  # for each photo its correction, and the number of the line
     for number, line in enumerate(_read().splitlines(), start=1):
-        if not line.strip() or line.startswith("#"):
+        if not line.strip() or line.strip().startswith("#"):
             continue
         where = f"{CORRECTIONS}, line {number}"
         parts = LINE.fullmatch(line.strip())

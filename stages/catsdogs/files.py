@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from catsdogs.errors import UserError
+
 PREPARED = Path("data/prepared")  # what `prepare` hands on
 
 
@@ -32,6 +34,21 @@ def written_whole() -> Iterator[Callable[[Path], Path]]:
     finally:
         for partial in partials.values():
             partial.unlink(missing_ok=True)
+
+
+def existing(path: Path) -> Path:
+    """`path`, a result of a stage. Raises UserError where it is not there."""
+    if not path.exists():
+        raise UserError(f"there is no {path}; `dvc repro` writes it")
+    return path
+
+
+def read_json(path: Path) -> dict:
+    """The result at `path`. Raises UserError where it is missing or broken."""
+    try:
+        return json.loads(existing(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: is not valid JSON ({error}); `dvc repro --force` writes it anew") from None
 
 
 def write_json(path: Path, content: dict) -> None:

@@ -6,6 +6,8 @@ from pathlib import Path, PurePosixPath
 
 import yaml
 
+from catsdogs.errors import UserError
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -52,6 +54,8 @@ def read_stages(params: dict, path: Path = Path("dvc.yaml")) -> list[list[Stage]
     steps: list[list[Stage]] = []
     while stages:
         step = [stage for stage in stages.values() if not stages.keys() & set(stage.after)]
+        if not step:
+            raise UserError(f"{path}: its stages wait for one another")
         steps.append(step)
         for stage in step:
             del stages[stage.name]

@@ -54,7 +54,7 @@ class Answer:
 
 
 class Ensemble:
-    """The networks that params.yaml names as `dvc repro` has trained them, combined as it has scored them.
+    """The networks that params.yaml names as `dvc repro` has trained them, combined as metrics/ensemble.json says.
 
     `networks` are ready to predict on `device`. Raises UserError where one is missing, or where
     they do not belong together.
@@ -90,14 +90,19 @@ class Ensemble:
             columns[name] = logits[:, 1] - logits[:, 0]
         return pd.DataFrame(columns)
 
-    def answer(self, questions: list[Question]) -> Iterator[Answer]:
-        """An answer to each question, in their order; the photos are decoded and scaled as `prepare` does it."""
+    def answer(self, questions: list[Question], keep_pixels: bool = True) -> Iterator[Answer]:
+        """An answer to each question, in their order; the photos are decoded and scaled as `prepare` does it.
+
+        Without `keep_pixels` an answer has none: those of many photos would fill the memory.
+        """
 
         def read_and_decode(question: Question) -> np.ndarray | UnreadablePhoto:
             try:
                 return decode(question.read(), self.image_size, self.resize)
             except UnreadablePhoto as reason:
                 return reason
+            except OSError as error:  # gone since it was found, say
+                return UnreadablePhoto(error.strerror or str(error))
 
         starts = range(0, len(questions), INFERENCE_BATCH_SIZE)
         batches = [questions[start : start + INFERENCE_BATCH_SIZE] for start in starts]
@@ -110,11 +115,13 @@ class Ensemble:
                 started = batch, pool.map(read_and_decode, batch)  # decoded while the networks look at those before
                 if waiting:
                     asked, decoded = waiting
-                    yield from self._answer_batch(asked, list(decoded))
+                    yield from self._answer_batch(asked, list(decoded), keep_pixels)
                     bar.update(len(asked))
                 waiting = started
 
-    def _answer_batch(self, questions: list[Question], decoded: list[np.ndarray | UnreadablePhoto]) -> Iterator[Answer]:
+    def _answer_batch(
+        self, questions: list[Question], decoded: list[np.ndarray | UnreadablePhoto], keep_pixels: bool
+    ) -> Iterator[Answer]:
         readable = [pixels for pixels in decoded if not isinstance(pixels, UnreadablePhoto)]
         if readable:
             margins = self.margins(np.stack(readable))
@@ -124,7 +131,7 @@ class Ensemble:
                 yield Answer(question.photo, unreadable=str(pixels))
             else:
                 ensemble, members = next(rows)
-                yield Answer(question.photo, float(ensemble), members, pixels=pixels)
+                yield Answer(question.photo, float(ensemble), members, pixels=pixels if keep_pixels else None)
 
 
 def load_ensemble() -> Ensemble:

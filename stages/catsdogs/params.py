@@ -1,7 +1,7 @@
 """params.yaml, read and checked before any work starts."""
 
 import math
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -112,6 +112,12 @@ def read_params(path: Path = Path("params.yaml")) -> Params:
     if not params.networks:
         raise _wrong("networks", params.networks, "at least one network")
     return params
+
+
+def without_folders(params: Params) -> Params:
+    """Photos and weights by their names alone, for what is handed on: it is the same from any folder."""
+    networks = {name: Network(Path(network.weights).name) for name, network in params.networks.items()}
+    return replace(params, source=Path(params.source).name, networks=networks)
 
 
 def _read_value(kind: Any, value: Any, key: str) -> Any:

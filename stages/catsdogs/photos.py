@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from catsdogs import CLASSES
 from catsdogs.errors import UserError
 
-PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
 # Center crop, as torchvision's ImageNet recipes do: the shorter side to 256/224 of the size, then the centre.
 CENTER_CROP_SHARE = 224 / 256
@@ -57,7 +57,7 @@ class PhotoSource:
         if path.is_dir():
             return
         if not path.exists():
-            raise UserError(f"{path}: no such file or folder; put the photos' archive there, or name yours as `source`")
+            raise UserError(f"{path}: no such file or folder; put the photos there, or name another")
         try:
             self._archive = zipfile.ZipFile(path)
         except MemoryError:
