@@ -81,7 +81,7 @@ def test_a_third_network_joins_by_what_the_readme_says(repository: Repository) -
     pipeline.write_text(pipeline.read_text().replace("\n  evaluate:\n", f"\n{stage}\n  evaluate:\n"))
 
     assert repository.stages_run_by("repro") == ["train_mobilenet_v2", "evaluate", "ensemble", "report"]
-    assert list(repository.read_json("metrics/evaluate.json")) == "resnet18, resnet34, mobilenet_v2"
+    assert list(repository.read_json("metrics/evaluate.json")) == ["resnet18", "resnet34", "mobilenet_v2"]
     assert repository.read_json("metrics/ensemble.json")["members"] == "resnet18, resnet34, mobilenet_v2"
     page = (repository.root / "metrics/report.html").read_text(encoding="utf-8")
     assert "Together, resnet18, resnet34 and mobilenet_v2 name" in page

@@ -103,7 +103,7 @@ def test_the_table_is_for_people(finished: Repository, tmp_path: Path) -> None:
     assert all(0 <= float(probability) <= 1 for probability in probabilities)
 
 
-def test_what_cannot_be_done_is_said_before_any_work(finished: Repository, prepared: Project, tmp_path: Path) -> None:
+def test_what_cannot_be_done_is_said_before_any_work(finished: Repository, project: Project, tmp_path: Path) -> None:
     assert "--picture out.bmp: expected a name that ends in .png or .jpg" in error_line(
         finished.run("predict.py", "a.jpg", "--picture", "out.bmp")
     )
@@ -111,7 +111,8 @@ def test_what_cannot_be_done_is_said_before_any_work(finished: Repository, prepa
     picture = ["--picture", str(tmp_path / "cat.jpg")]
     assert "cat.jpg: is there already" in error_line(finished.run("predict.py", "a.jpg", *picture))
     assert error_line(finished.run("predict.py", "-")) == "stdin names no photos; expected a path a line"
-    assert error_line(prepared.run("predict.py", "a.jpg")) == "there is no metrics/ensemble.json; `dvc repro` writes it"
+    project.write_params()
+    assert error_line(project.run("predict.py", "a.jpg")) == "there is no metrics/ensemble.json; `dvc repro` writes it"
 
 
 def test_another_set_of_networks_than_was_scored_is_refused(repository: Repository) -> None:
