@@ -284,15 +284,18 @@ def error_line(result: subprocess.CompletedProcess) -> str:
 # Files of several seconds or minutes, the longest first, so that the test processes end at about the same time.
 SLOW = (
     "train",
+    "predict",  # makes `finished`, while the other process does without it
     "demo",
-    "bench",
     "reproducible",
+    "bench",
     "interruptions",
     "pipeline",
-    "report",
     "experiments",
+    "audit",
+    "report",
     "what_runs",
     "parallel",
+    "serve",
     "remote",
 )
 
