@@ -19,7 +19,7 @@ from catsdogs.errors import UserError, run_stage
 from catsdogs.files import existing, written_whole
 from catsdogs.inference import Question, load_ensemble
 from catsdogs.photos import Photo, PhotoSource
-from catsdogs.scores import label_numbers
+from catsdogs.scores import label_numbers, predicted_labels
 
 ARCHIVES = (Path("data/raw/test1.zip"), Path("data/raw/test.zip"))
 SUBMISSION = Path("submission.csv")
@@ -44,8 +44,8 @@ def main() -> None:
     if ensemble.combination.method == "majority_vote":
         print("warning: majority_vote gives shares of votes, no beliefs: log loss suffers", file=sys.stderr)
     print(
-        f"{SUBMISSION}: {len(submission)} photos, {(probabilities > 0.5).sum()} of them dogs; probabilities kept "
-        f"between {clip:.2g} and {1 - clip:.7g}, which on validation gives log loss {loss:.6f} (without: "
+        f"{SUBMISSION}: {len(submission)} photos, {predicted_labels(probabilities).sum()} of them dogs; probabilities "
+        f"kept between {clip:.2g} and {1 - clip:.7g}, which on validation gives log loss {loss:.6f} (without: "
         f"{unclipped_loss:.6f})"
     )
 

@@ -25,9 +25,11 @@ from catsdogs.compute import (
 )
 from catsdogs.dataset import normalise
 from catsdogs.errors import UserError
+from catsdogs.files import existing
 from catsdogs.networks import load_network, ready_to_predict
 from catsdogs.params import Params, read_params
 from catsdogs.photos import UnreadablePhoto, decode, silence_pillow
+from catsdogs.scores import predicted_labels
 
 
 @dataclass(frozen=True)
@@ -50,14 +52,14 @@ class Answer:
 
     @property
     def label(self) -> str:
-        return "" if self.unreadable else CLASSES[int(self.ensemble > 0.5)]
+        return "" if self.unreadable else CLASSES[predicted_labels(self.ensemble)]
 
 
 class Ensemble:
     """The networks that params.yaml names as `dvc repro` has trained them, combined as metrics/ensemble.json says.
 
-    `networks` are ready to predict on `device`. Raises UserError where one is missing, or where
-    they do not belong together.
+    `networks` are ready to predict on `device`. Raises UserError where one is missing, or where they do not belong
+    together.
     """
 
     def __init__(self, params: Params, device: torch.device, dtype: torch.dtype) -> None:
@@ -67,10 +69,7 @@ class Ensemble:
         self.networks: dict[str, nn.Module] = {}
         descriptions = []
         for name in names:
-            path = Path(f"models/{name}.safetensors")
-            if not path.exists():
-                raise UserError(f"there is no {path}; `dvc repro` trains {name}")
-            network, description = load_network(path)
+            network, description = load_network(existing(Path(f"models/{name}.safetensors")))
             descriptions.append(description)
             self.networks[name] = ready_to_predict(network, params.test_time_flip, device)
         for key in ("image_size", "resize", "draw"):

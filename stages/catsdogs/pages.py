@@ -8,6 +8,9 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
+from catsdogs import CLASSES
+from catsdogs.scores import predicted_labels
+
 JPEG_QUALITY = 80
 
 
@@ -50,5 +53,5 @@ def percent(share: float, digits: int = 2) -> str:
 
 def says(probability_of_dog: float) -> str:
     """What a network says, and how sure it is: dog 98.1 %."""
-    is_dog = probability_of_dog > 0.5
-    return f"{'dog' if is_dog else 'cat'} {percent(probability_of_dog if is_dog else 1 - probability_of_dog, 1)}"
+    label = CLASSES[predicted_labels(probability_of_dog)]
+    return f"{label} {percent(max(probability_of_dog, 1 - probability_of_dog), 1)}"

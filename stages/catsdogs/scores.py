@@ -24,7 +24,7 @@ def label_numbers(rows: pd.DataFrame) -> np.ndarray:
     return rows["label"].map(CLASSES.index).to_numpy()
 
 
-def predicted_labels(probabilities: np.ndarray) -> np.ndarray:
+def predicted_labels(probabilities: np.ndarray | float) -> np.ndarray:
     """Labels (0 cat, 1 dog) from probabilities of dog."""
     return (np.asarray(probabilities) > 0.5).astype(int)
 
