@@ -51,6 +51,7 @@ OURS, NOTEBOOK, FASTAI, LIMIT = "pipeline", "notebook", "fastai", "limit"
 
 RECIPE = {  # that of notebook.py, whatever params.yaml says now
     "layers": "batchnorm",
+    "body_lr_factor": 1.0,
     "head_width": 512,
     "dropout": 0.5,
     "optimizer": "adam",
@@ -58,6 +59,7 @@ RECIPE = {  # that of notebook.py, whatever params.yaml says now
     "lr_step_size": 0,
     "label_smoothing": 0.0,
     "augment": "none",
+    "image_size": 0,
 }
 
 EXPLANATION = """

@@ -68,9 +68,11 @@ def train_network(name: str, params: Params, device: torch.device, processes: Pr
 
     weights = params.networks[name].weights if processes.first else "none"  # the others get them from the first
     network = build_network(name, weights, recipe.head_width, recipe.dropout, recipe.seed)
-    check_image_size(network, name, train.description["image_size"])
+    prepared_size = train.description["image_size"]
+    check_image_size(network, name, prepared_size, "prepare.image_size")
+    check_image_size(network, name, recipe.image_size or prepared_size, "train.image_size")
     network.to(device, memory_format=torch.channels_last)
-    optimizer = make_optimizer(recipe, set_trainable(network, recipe.layers), params.lr)
+    optimizer = make_optimizer(recipe, *set_trainable(network, recipe.layers), params.lr)
     steps = len(train) // recipe.batch_size  # in an epoch; the few photos over wait for another epoch's order
     scheduler = make_scheduler(recipe, optimizer, steps)
     processes.report(
@@ -95,7 +97,7 @@ def train_network(name: str, params: Params, device: torch.device, processes: Pr
         order = torch.randperm(len(train)).to(device)  # the same in every process ...
         processes.seed_apart(seed)  # ... unlike dropout and augmentation
         batches = [processes.share(rows) for rows in order[: steps * recipe.batch_size].split(recipe.batch_size)]
-        learning_rate = scheduler.get_last_lr()[0]
+        learning_rate = scheduler.get_last_lr()[0]  # the head's
         set_training(network, recipe.layers)
         start = time.perf_counter()
         train_loss = train_epoch(parallel, optimizer, scheduler, train, batches, dtype, recipe, f"{name} epoch {epoch}")
@@ -138,15 +140,13 @@ def network_name(arguments: list[str]) -> str:
     return arguments[0]
 
 
-def check_image_size(network: nn.Module, name: str, size: int) -> None:
+def check_image_size(network: nn.Module, name: str, size: int, key: str) -> None:
     """Some networks (ViT) take one size of picture alone, and others none that is too small. Leaves eval mode on."""
     try:
         with torch.inference_mode():
             network.eval()(torch.zeros(1, 3, size, size))
     except (RuntimeError, AssertionError, ValueError) as error:
-        raise UserError(
-            f"{name} cannot take pictures of {size} by {size}: {error}; change prepare.image_size"
-        ) from None
+        raise UserError(f"{name} cannot take pictures of {size} by {size}: {error}; change {key}") from None
 
 
 def check_batch_size(batch_size: int, train: PackedSplit, processes: Processes) -> None:
@@ -159,24 +159,34 @@ def check_batch_size(batch_size: int, train: PackedSplit, processes: Processes) 
         )
 
 
-def make_optimizer(recipe: Train, parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+def make_optimizer(
+    recipe: Train, head: list[nn.Parameter], body: list[nn.Parameter], lr: float
+) -> torch.optim.Optimizer:
+    parameters = [{"params": head, "lr": lr}, {"params": body, "lr": lr * recipe.body_lr_factor}]
     if recipe.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr)
-    return torch.optim.SGD(parameters, lr, recipe.momentum)
+        return torch.optim.Adam(parameters)
+    return torch.optim.SGD(parameters, momentum=recipe.momentum)
 
 
 def make_scheduler(recipe: Train, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:
     """The learning rate's course; it goes on with every one of an epoch's `steps`."""
     if recipe.lr_schedule == "one_cycle":
-        peak = optimizer.param_groups[0]["lr"]
-        return OneCycleLR(optimizer, peak, total_steps=recipe.epochs * steps + 1, cycle_momentum=False)
+        peaks = [group["lr"] for group in optimizer.param_groups]
+        return OneCycleLR(optimizer, peaks, total_steps=recipe.epochs * steps + 1, cycle_momentum=False)
     return StepLR(optimizer, (recipe.lr_step_size or math.inf) * steps, recipe.lr_gamma)
 
 
-def make_augmentation(recipe: Train, image_size: int) -> v2.Transform | None:
+def make_augmentation(recipe: Train, prepared_size: int) -> v2.Transform | None:
+    """From a photo as prepared to a picture of train.image_size a side; None where the photo is taken as it is."""
+    size = recipe.image_size or prepared_size
+    transforms: list[v2.Transform] = []
     if recipe.augment == "crop_and_flip":
-        return v2.Compose([v2.RandomResizedCrop(image_size), v2.RandomHorizontalFlip()])
-    return v2.RandomHorizontalFlip() if recipe.augment == "flip" else None
+        transforms.append(v2.RandomResizedCrop(size, scale=(recipe.crop_scale, 1)))
+    elif size != prepared_size:
+        transforms.append(v2.Resize((size, size)))
+    if recipe.augment != "none":
+        transforms.append(v2.RandomHorizontalFlip())
+    return v2.Compose(transforms) if transforms else None
 
 
 def train_epoch(

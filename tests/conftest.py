@@ -125,7 +125,8 @@ class Project:
         for network in self.params["networks"].values():
             network["weights"] = "none"
         self.params["lr"] = 0.001
-        self.params["train"] |= {"lr_schedule": "step", "label_smoothing": 0.0, "augment": "none"}
+        self.params["train"] |= {"layers": "batchnorm", "body_lr_factor": 1.0, "lr_schedule": "step"}
+        self.params["train"] |= {"label_smoothing": 0.0, "augment": "none", "image_size": 0}
         self.params["train"] |= {"epochs": 1, "batch_size": 4}
 
     def split(self, train: int, validation: int, test: int) -> None:

@@ -15,8 +15,10 @@ from catsdogs.params import read_params
 
 @pytest.fixture
 def params() -> dict:
-    """The content of the repository's own params.yaml, to spoil."""
-    return yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
+    """The content of the repository's own params.yaml, to spoil; train.image_size sets prepare's no limit."""
+    content = yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
+    content["train"]["image_size"] = 0
+    return content
 
 
 def place(params: dict, key: str) -> tuple[dict, str]:
@@ -56,8 +58,9 @@ def every_key(section: dict, prefix: str = "") -> list[str]:
 # --- what is valid
 
 
-def test_the_repositorys_own_params_are_valid_and_read_as_they_stand(params: dict) -> None:
+def test_the_repositorys_own_params_are_valid_and_read_as_they_stand() -> None:
     read_back = read_params(REPOSITORY / "params.yaml")
+    params = yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
     for key in every_key(params):
         section, last = place(params, key)
         value = read_back
@@ -90,6 +93,9 @@ def test_a_number_that_yaml_reads_as_text_is_still_that_number(written: str, mea
         ("prepare.seed", 2**32 - 1),
         ("train.dropout", 0),
         ("train.head_width", 0),
+        ("train.body_lr_factor", 1),
+        ("train.crop_scale", 1),
+        ("train.image_size", 224),
         ("train.lr_gamma", 1),
         ("train.batch_size", 2),
         ("networks", {"alexnet": {"weights": "none"}}),
@@ -171,6 +177,10 @@ def test_each_choice_that_the_comments_offer_is_accepted(params: dict, tmp_path:
         ("train.lr_step_size", 0.5, "a whole number"),
         ("train.lr_gamma", 0, "above 0"),
         ("train.lr_gamma", 1.1, "at most 1"),
+        ("train.body_lr_factor", 0, "above 0"),
+        ("train.crop_scale", 0, "above 0"),
+        ("train.image_size", -1, "0 or more"),
+        ("train.image_size", 225, "at most prepare.image_size, 224"),
         ("train.augment", True, "one of none, flip, crop_and_flip"),
         ("test_time_flip", "yes", "true or false"),
         ("test_time_flip", 1, "true or false"),

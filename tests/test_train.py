@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,14 @@ import pandas as pd
 import pytest
 import torch
 import torchvision
-from conftest import Project, error_line, kaggle_files
+from conftest import REPOSITORY, Project, error_line, kaggle_files
 from safetensors.numpy import save_file
 from safetensors.torch import load_file
 
 import train
 from catsdogs.errors import UserError
 from catsdogs.networks import Head, build_network, fold_batchnorm, load_network, save_network
+from catsdogs.params import read_params
 
 
 def prepare_small(root: Path) -> Project:
@@ -161,6 +163,63 @@ def test_only_the_layers_named_are_trained(small: Project, layers: str, trained:
         assert changed == (("bn" if is_batchnorm[key] else "conv") in trained), key
 
 
+def test_the_body_is_trained_at_a_lower_learning_rate_than_the_head(small: Project) -> None:
+    weights = write_weights(small.root, "resnet18")
+    small.params["networks"]["resnet18"]["weights"] = weights.name
+    small.params["train"] |= {"optimizer": "sgd", "momentum": 0, "lr_schedule": "one_cycle", "epochs": 1}
+    begun = torch.load(weights, weights_only=True)["conv1.weight"]
+    moved, heads = [], []
+    for factor in (1.0, 0.01):
+        small.params["train"]["body_lr_factor"] = factor
+        small.write_params()
+        assert small.run("train.py", "resnet18").returncode == 0
+        trained = load_file(small.root / "models/resnet18.safetensors")
+        moved.append((trained["conv1.weight"] - begun).norm().item())
+        heads.append(trained["fc.3.weight"])
+    assert moved[1] == pytest.approx(0.01 * moved[0], rel=0.5)
+    torch.testing.assert_close(*heads, rtol=0.1, atol=0.001)
+
+
+@pytest.mark.parametrize("augment", ["none", "flip", "crop_and_flip"])
+def test_pictures_are_trained_on_at_the_size_asked_for(
+    augment: str, small: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small.params["train"] |= {"augment": augment, "image_size": 24, "epochs": 1}
+    small.write_params()
+    seen = set()
+
+    def build(*arguments: object) -> torch.nn.Module:
+        network = build_network(*arguments)
+        network.register_forward_pre_hook(lambda module, images: seen.add((module.training, images[0].shape[1:])))
+        return network
+
+    monkeypatch.setattr(train, "build_network", build)
+    monkeypatch.setattr("sys.argv", ["train.py", "resnet18"])
+    monkeypatch.chdir(small.root)
+    train.main()
+    assert {tuple(shape) for training, shape in seen if training} == {(3, 24, 24)}
+    assert (False, (3, 32, 32)) in seen  # a first look at the size of validation
+
+
+def test_a_crop_keeps_the_share_of_a_photo_that_was_asked_for() -> None:
+    photo = torch.arange(64, dtype=torch.uint8).expand(3, 64, 64)  # each pixel holds the number of its column
+    recipe = read_params(REPOSITORY / "params.yaml").train
+    for crop_scale in (0.05, 0.9):
+        augment = train.make_augmentation(replace(recipe, augment="crop_and_flip", crop_scale=crop_scale), 64)
+        widths = [int(crop.max()) - int(crop.min()) + 1 for crop in (augment(photo) for _ in range(200))]
+        least = 64 * (crop_scale * 3 / 4) ** 0.5  # the narrowest crop, of 3 to 4
+        assert least - 3 < min(widths) < least + 9
+
+
+def test_a_size_that_a_network_cannot_take_is_one_line(small: Project) -> None:
+    small.params["networks"] = {"squeezenet1_1": {"weights": "none"}}
+    small.params["train"]["image_size"] = 8
+    small.write_params()
+    text = error_line(small.run("train.py", "squeezenet1_1"))
+    assert text.startswith("squeezenet1_1 cannot take pictures of 8 by 8: ")
+    assert text.endswith("; change train.image_size")
+
+
 def test_the_first_posts_recipe_runs_and_its_learning_rate_falls(small: Project) -> None:
     small.params["prepare"]["resize"] = "center_crop"
     small.params["train"] |= {"layers": "all", "head_width": 0, "optimizer": "sgd", "momentum": 0.9}
@@ -168,6 +227,7 @@ def test_the_first_posts_recipe_runs_and_its_learning_rate_falls(small: Project)
         "lr_step_size": 2,
         "lr_gamma": 0.1,
         "augment": "crop_and_flip",
+        "crop_scale": 0.08,
         "batch_size": 4,
         "epochs": 5,
     }

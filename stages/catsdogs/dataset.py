@@ -37,7 +37,7 @@ class PackedSplit:
     def images(self, rows: Tensor, augment: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """The photos at `rows`, normalised: float32 [len(rows), 3, size, size], channels_last in memory.
 
-        `augment` maps one uint8 photo [3, size, size] to another.
+        `augment` maps one uint8 photo [3, size, size] to another, all of them to the same size.
         """
         pixels = self.pixels[rows].permute(0, 3, 1, 2)
         if augment:

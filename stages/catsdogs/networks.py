@@ -70,15 +70,19 @@ def head_of(network: nn.Module) -> Head:
     return next(module for module in network.modules() if isinstance(module, Head))
 
 
-def set_trainable(network: nn.Module, layers: str) -> list[nn.Parameter]:
-    """Freeze all but `layers` (`head`, `batchnorm`: the head and every BatchNorm, or `all`); give back what is left."""
+def set_trainable(network: nn.Module, layers: str) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Freeze all but `layers` (`head`, `batchnorm`: the head and every BatchNorm, or `all`).
+
+    Gives what is trained of the head, and of the body below it.
+    """
     network.requires_grad_(layers == "all")
-    head_of(network).requires_grad_(True)
+    head = list(head_of(network).requires_grad_(True).parameters())
     if layers == "batchnorm":
         for module in network.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.requires_grad_(True)
-    return [parameter for parameter in network.parameters() if parameter.requires_grad]
+    in_head = set(head)
+    return head, [weights for weights in network.parameters() if weights.requires_grad and weights not in in_head]
 
 
 def set_training(network: nn.Module, layers: str) -> None:

@@ -53,6 +53,7 @@ class Network:
 @dataclass(frozen=True)
 class Train:
     layers: Literal["head", "batchnorm", "all"]
+    body_lr_factor: Annotated[float, Range(0, 1, above=True)]
     head_width: Annotated[int, Range(0)]
     dropout: Annotated[float, Range(0, 0.99)]
     optimizer: Literal["adam", "sgd"]
@@ -62,6 +63,8 @@ class Train:
     lr_gamma: Annotated[float, Range(0, 1, above=True)]
     label_smoothing: Annotated[float, Range(0, 0.9)]
     augment: Literal["none", "flip", "crop_and_flip"]
+    crop_scale: Annotated[float, Range(0, 1, above=True)]
+    image_size: Annotated[int, Range(0, 1024)]
     batch_size: Annotated[int, Range(2)]
     epochs: Count
     seed: Seed
@@ -108,6 +111,12 @@ def read_params(path: Path = Path("params.yaml")) -> Params:
     if params.train.batch_size > params.prepare.split.train:
         raise _wrong(
             "train.batch_size", params.train.batch_size, f"at most prepare.split.train, {params.prepare.split.train}"
+        )
+    if params.train.image_size > params.prepare.image_size:
+        raise _wrong(
+            "train.image_size",
+            params.train.image_size,
+            f"at most prepare.image_size, {params.prepare.image_size}, or 0 for that size",
         )
     if not params.networks:
         raise _wrong("networks", params.networks, "at least one network")
