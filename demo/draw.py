@@ -94,7 +94,8 @@ class Pen:
         """A part with an outline, in the animal's coat or in one colour."""
         mask = Image.new("L", self.image.size)
         ImageDraw.Draw(mask).polygon(self.place(points), 255)
-        self.image.paste(tint or self.coat, (0, 0, *self.image.size), mask)
+        if box := mask.getbbox():  # pasting over the whole picture takes most of the time
+            self.image.paste(tint or self.coat.crop(box), box, mask.crop(box))
         self.line([*points, *points[:2]], self.outline, 0.05)
 
 
