@@ -111,7 +111,7 @@ def test_each_choice_that_the_comments_offer_is_accepted(params: dict, tmp_path:
     choices = {
         "precision": ["auto", "float32", "bfloat16"],
         "prepare.resize": ["squeeze", "center_crop"],
-        "train.layers": ["head", "batchnorm", "all"],
+        "train.layers": ["head", "batchnorm", "last_half", "all"],
         "train.optimizer": ["adam", "sgd"],
         "train.augment": ["none", "flip", "crop_and_flip"],
         "ensemble.method": ["mean_logits", "mean_probabilities", "majority_vote", "fitted_weights"],
@@ -168,7 +168,7 @@ def test_each_choice_that_the_comments_offer_is_accepted(params: dict, tmp_path:
         ("networks.resnet18", "none", "a mapping"),
         ("networks.resnet18.weights", None, "text"),
         ("networks.resnet18.weights", False, "text"),
-        ("train.layers", "some", "head, batchnorm, all"),
+        ("train.layers", "some", "head, batchnorm, last_half, all"),
         ("train.head_width", -1, "0 or more"),
         ("train.dropout", 1, "at most 0.99"),
         ("train.dropout", -0.1, "0 or more"),

@@ -71,24 +71,36 @@ def head_of(network: nn.Module) -> Head:
 
 
 def set_trainable(network: nn.Module, layers: str) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Freeze all but `layers` (`head`, `batchnorm`: the head and every BatchNorm, or `all`).
+    """Freeze all but the head and, of the body below it, `layers`: `head` (nothing), `batchnorm`, `last_half` or `all`.
 
-    Gives what is trained of the head, and of the body below it.
+    `last_half` is the later half of the body's parameters, counted from the pixels up: of ResNet-18 layer3 and layer4.
+    Gives what is trained of the head, and of the body.
     """
-    network.requires_grad_(layers == "all")
-    head = list(head_of(network).requires_grad_(True).parameters())
-    if layers == "batchnorm":
-        for module in network.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.requires_grad_(True)
+    head = list(head_of(network).parameters())
     in_head = set(head)
-    return head, [weights for weights in network.parameters() if weights.requires_grad and weights not in in_head]
+    body = [weights for weights in network.parameters() if weights not in in_head]
+    trained = {
+        "head": [],
+        "batchnorm": [weights for module in _batchnorms(network) for weights in module.parameters()],
+        "last_half": body[len(body) // 2 :],
+        "all": body,
+    }[layers]
+    network.requires_grad_(False)
+    for weights in head + trained:
+        weights.requires_grad_(True)
+    return head, trained
 
 
 def set_training(network: nn.Module, layers: str) -> None:
-    """Training mode for what is trained: with `head` alone, the frozen layers keep their running statistics."""
+    """Training mode for what `set_trainable` left trainable: a frozen BatchNorm keeps its running statistics."""
     network.train(layers != "head")
     head_of(network).train()
+    for batchnorm in _batchnorms(network):
+        batchnorm.train(batchnorm.weight.requires_grad)
+
+
+def _batchnorms(network: nn.Module) -> list[nn.Module]:
+    return [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 
 def fold_batchnorm(network: nn.Module) -> nn.Module:

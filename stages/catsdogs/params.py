@@ -52,7 +52,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Train:
-    layers: Literal["head", "batchnorm", "all"]
+    layers: Literal["head", "batchnorm", "last_half", "all"]
     body_lr_factor: Annotated[float, Range(0, 1, above=True)]
     head_width: Annotated[int, Range(0)]
     dropout: Annotated[float, Range(0, 0.99)]
