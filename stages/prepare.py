@@ -66,7 +66,7 @@ def main() -> None:
             write_json(write_to(Path("metrics/prepare.json")), summary)
     held = ", ".join(f"{summary[split]} {split}" for split in SPLITS)
     relabelled = f"; {summary['relabelled']} relabelled" if summary["relabelled"] else ""
-    left_out = "".join(f"; {count} {reason}" for reason, count in summary["left_out"].items())
+    left_out = "".join(f"; {count} left out: {reason}" for reason, count in summary["left_out"].items())
     rate = summary["photos"] / (time.perf_counter() - start)
     print(f"{summary['photos']} photos: {held}{relabelled}{left_out}; {rate:.0f} photos/s")
 

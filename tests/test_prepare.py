@@ -144,7 +144,7 @@ def test_the_summary_counts_every_photo(prepared: Project) -> None:
     counts = {"photos": 20, "train": 8, "validation": 4, "test": 4, "relabelled": 0, "left_out": {"not drawn": 4}}
     assert prepared.read_json("metrics/prepare.json") == counts
     said = prepared.last_run.stdout
-    assert re.fullmatch(r"20 photos: 8 train, 4 validation, 4 test; 4 not drawn; \d+ photos/s\n", said)
+    assert re.fullmatch(r"20 photos: 8 train, 4 validation, 4 test; 4 left out: not drawn; \d+ photos/s\n", said)
     assert prepared.last_run.stderr == ""
 
 
@@ -477,9 +477,9 @@ def test_photos_are_left_out_and_relabelled_as_the_user_says(prepared: Project, 
     cats, dogs = ([name for name in before if name.startswith(label) and before[name] == "test"] for label in CLASSES)
     project.correct("# mine", "", f"{cats[0]}: leave out  # a drawing: of a cat", f"{dogs[0]} :cat", f"{dogs[1]}: dog")
     assert "16 photos" not in project.prepare().stdout
-    assert "8 train, 4 validation, 4 test; 1 relabelled; 1 left out by data/corrections.txt" in project.last_run.stdout
+    assert "8 train, 4 validation, 4 test; 1 relabelled; 1 left out: named in data/corrections.txt" in project.last_run.stdout
     row = project.row_of(cats[0])
-    assert (row["split"], row["left_out"]) == ("", "left out by data/corrections.txt")
+    assert (row["split"], row["left_out"]) == ("", "named in data/corrections.txt")
     assert {name: project.row_of(dogs[0])[name] for name in ("label", "split", "relabelled_from")} == {
         "label": "cat",
         "split": "test",
@@ -487,7 +487,7 @@ def test_photos_are_left_out_and_relabelled_as_the_user_says(prepared: Project, 
     }
     summary = project.read_json("metrics/prepare.json")
     assert summary["relabelled"] == 1
-    assert summary["left_out"]["left out by data/corrections.txt"] == 1
+    assert summary["left_out"]["named in data/corrections.txt"] == 1
     corrected = {cats[0], dogs[0]}
     moved = {
         row["photo"]

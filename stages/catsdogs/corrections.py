@@ -40,7 +40,7 @@ def correct(photos: list[Photo]) -> None:
     for name, (correction, _) in lines.items():
         photo = by_name[name]
         if correction == LEAVE_OUT:
-            photo.left_out = f"left out by {CORRECTIONS}"
+            photo.left_out = f"named in {CORRECTIONS}"
         elif photo.label != CLASSES.index(correction):
             photo.relabelled_from = "neither" if photo.label is None else CLASSES[photo.label]
             photo.label = CLASSES.index(correction)
