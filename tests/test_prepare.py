@@ -477,7 +477,8 @@ def test_photos_are_left_out_and_relabelled_as_the_user_says(prepared: Project, 
     cats, dogs = ([name for name in before if name.startswith(label) and before[name] == "test"] for label in CLASSES)
     project.correct("# mine", "", f"{cats[0]}: leave out  # a drawing: of a cat", f"{dogs[0]} :cat", f"{dogs[1]}: dog")
     assert "16 photos" not in project.prepare().stdout
-    assert "8 train, 4 validation, 4 test; 1 relabelled; 1 left out: named in data/corrections.txt" in project.last_run.stdout
+    counts = "8 train, 4 validation, 4 test; 1 relabelled; 1 left out: named in data/corrections.txt"
+    assert counts in project.last_run.stdout
     row = project.row_of(cats[0])
     assert (row["split"], row["left_out"]) == ("", "named in data/corrections.txt")
     assert {name: project.row_of(dogs[0])[name] for name in ("label", "split", "relabelled_from")} == {
