@@ -128,7 +128,7 @@ def test_counts_of_reliability_and_roc_fit_the_scores(finished: Repository) -> N
         assert area == pytest.approx(scores[f"{name}.roc_auc"], abs=1e-5)
 
 
-def test_it_needs_no_more_than_dvc_knows_of_and_escapes_the_names_of_photos(
+def test_it_needs_no_more_than_dvc_knows_of_and_shows_what_other_results_say(
     finished: Repository, tmp_path: Path
 ) -> None:
     """The stage's deps alone, in another folder and with other settings, give the same bytes."""
@@ -156,8 +156,12 @@ def test_it_needs_no_more_than_dvc_knows_of_and_escapes_the_names_of_photos(
             writer = csv.DictWriter(file, rows[0])
             writer.writeheader()
             writer.writerows({**row, "photo": UGLY} if row["photo"] == photo else row for row in rows)
+    params = yaml.safe_load((tmp_path / "params.yaml").read_text())
+    params["train"]["image_size"] = 28
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     assert project.run("report.py").returncode == 0
     page = read_page(project)
+    assert "32 pixels a side (28 in training)." in page
     assert UGLY not in page
     assert "&lt;img src=http://x.test/y onerror=alert(1)&gt;&amp;&#34;&#39;.jpg" in page
 
