@@ -6,6 +6,7 @@ Reads data/prepared/; writes metrics/audit.csv (a row for each photo, the most d
 weights turn photos into features, and a logistic regression on these judges each photo after it has seen others alone.
 """
 
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +25,7 @@ from catsdogs.compute import choose_device, choose_precision, keep_freed_memory,
 from catsdogs.dataset import PackedSplit, open_split
 from catsdogs.errors import extra_packages, run_stage
 from catsdogs.files import PREPARED, existing, written_whole
-from catsdogs.networks import Head, build_network, fold_batchnorm
+from catsdogs.networks import Head, build_network, check_image_size, fold_batchnorm
 from catsdogs.pages import render, thumbnail
 from catsdogs.params import Params, read_params
 from catsdogs.scores import label_numbers
@@ -79,7 +80,11 @@ def read_photos() -> pd.DataFrame:
 
 def features_of(name: str, splits: dict[str, PackedSplit], params: Params, dtype: torch.dtype) -> np.ndarray:
     """What the network hands to its output layer, untrained but for its pretrained weights: [photos, features]."""
-    network = build_network(name, params.networks[name].weights, head_width=0, dropout=0, seed=0)
+    weights = params.networks[name].weights
+    if weights == "none":
+        print(f"warning: networks.{name}.weights is none: random features, which say little of labels", file=sys.stderr)
+    network = build_network(name, weights, head_width=0, dropout=0, seed=0)
+    check_image_size(network, name, splits["train"].description["image_size"], "prepare.image_size")
     [head] = [path for path, module in network.named_modules() if isinstance(module, Head)]
     network.set_submodule(head, nn.Identity())
     network = fold_batchnorm(network).to(splits["train"].device, memory_format=torch.channels_last)

@@ -32,7 +32,14 @@ from catsdogs.dataset import PackedSplit, open_split
 from catsdogs.distributed import Processes, all_processes
 from catsdogs.errors import UserError, run_stage
 from catsdogs.files import PREPARED, write_json, written_whole
-from catsdogs.networks import build_network, fold_batchnorm, save_network, set_trainable, set_training
+from catsdogs.networks import (
+    build_network,
+    check_image_size,
+    fold_batchnorm,
+    save_network,
+    set_trainable,
+    set_training,
+)
 from catsdogs.params import Params, Train, read_params
 
 STEPS_BETWEEN_CHECKS = 20  # reading the loss makes a GPU wait, so it is not done at every step
@@ -72,7 +79,10 @@ def train_network(name: str, params: Params, device: torch.device, processes: Pr
     check_image_size(network, name, prepared_size, "prepare.image_size")
     check_image_size(network, name, recipe.image_size or prepared_size, "train.image_size")
     network.to(device, memory_format=torch.channels_last)
-    optimizer = make_optimizer(recipe, *set_trainable(network, recipe.layers), params.lr)
+    head, body = set_trainable(network, recipe.layers)
+    if recipe.layers == "batchnorm" and not body:
+        raise UserError(f"params.yaml: train.layers is batchnorm, and {name} has none; expected head, last_half or all")
+    optimizer = make_optimizer(recipe, head, body, params.lr)
     steps = len(train) // recipe.batch_size  # in an epoch; the few photos over wait for another epoch's order
     scheduler = make_scheduler(recipe, optimizer, steps)
     processes.report(
@@ -120,7 +130,8 @@ def train_network(name: str, params: Params, device: torch.device, processes: Pr
         )
 
     if processes.first:
-        best = {key: value for key, value in best_epoch(curves).items() if key != "lr"}  # a param's name
+        # Without lr: `dvc exp show` would show a second column of that name beside the param's.
+        best = {key: value for key, value in best_epoch(curves).items() if key != "lr"}
         description = {"network": name, "head_width": recipe.head_width, "dropout": recipe.dropout, **train.description}
         with written_whole() as write_to:
             pd.DataFrame(curves).to_csv(write_to(Path(f"metrics/curves/{name}.csv")), index=False)
@@ -140,16 +151,8 @@ def network_name(arguments: list[str]) -> str:
     return arguments[0]
 
 
-def check_image_size(network: nn.Module, name: str, size: int, key: str) -> None:
-    """Some networks (ViT) take one size of picture alone, and others none that is too small. Leaves eval mode on."""
-    try:
-        with torch.inference_mode():
-            network.eval()(torch.zeros(1, 3, size, size))
-    except (RuntimeError, AssertionError, ValueError) as error:
-        raise UserError(f"{name} cannot take pictures of {size} by {size}: {error}; change {key}") from None
-
-
 def check_batch_size(batch_size: int, train: PackedSplit, processes: Processes) -> None:
+    """Raise UserError where `train` has no whole batch, or the processes cannot share one equally."""
     if batch_size > len(train):
         raise UserError(f"params.yaml: train.batch_size is {batch_size}; expected at most {len(train)}, all of train")
     if batch_size % processes.count:
@@ -162,6 +165,7 @@ def check_batch_size(batch_size: int, train: PackedSplit, processes: Processes) 
 def make_optimizer(
     recipe: Train, head: list[nn.Parameter], body: list[nn.Parameter], lr: float
 ) -> torch.optim.Optimizer:
+    """train.optimizer at the learning rate `lr` for `head`, and at train.body_lr_factor times it for `body`."""
     parameters = [{"params": head, "lr": lr}, {"params": body, "lr": lr * recipe.body_lr_factor}]
     if recipe.optimizer == "adam":
         return torch.optim.Adam(parameters)
@@ -226,6 +230,10 @@ def train_epoch(
 
 
 def validate(network: nn.Module, validation: PackedSplit, dtype: torch.dtype, processes: Processes, title: str) -> dict:
+    """`validation_loss` (log loss, in nats) and `validation_accuracy` (0 to 1) of all processes' shares together.
+
+    Leaves the network in eval mode. Raises UserError where the loss is not finite.
+    """
     share = validation.part(slice(processes.rank, None, processes.count))
     logits = processes.gather(predict_logits(fold_batchnorm(network), share, dtype, title))
     labels = validation.labels.cpu()

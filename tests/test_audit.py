@@ -34,6 +34,7 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project.prepare()
     result = project.run("audit.py")
     assert result.returncode == 0, result.stderr
+    assert "warning: networks.resnet18.weights is none: random features, which say little of labels\n" in result.stderr
     assert re.fullmatch(r"60 photos, \d+ labels held to be wrong; \d+ s; look at metrics/audit.html\n", result.stdout)
     return project
 

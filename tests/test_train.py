@@ -20,7 +20,15 @@ from safetensors.torch import load_file
 
 import train
 from catsdogs.errors import UserError
-from catsdogs.networks import Head, build_network, fold_batchnorm, load_network, save_network
+from catsdogs.networks import (
+    Head,
+    build_network,
+    fold_batchnorm,
+    load_network,
+    save_network,
+    set_trainable,
+    set_training,
+)
 from catsdogs.params import read_params
 
 
@@ -224,6 +232,15 @@ def test_a_size_that_a_network_cannot_take_is_one_line(small: Project) -> None:
     assert text.endswith("; change train.image_size")
 
 
+def test_batchnorm_alone_of_a_network_without_is_refused(small: Project) -> None:
+    small.params["networks"] = {"squeezenet1_1": {"weights": "none"}}
+    small.params["train"]["layers"] = "batchnorm"
+    small.write_params()
+    assert error_line(small.run("train.py", "squeezenet1_1")) == (
+        "params.yaml: train.layers is batchnorm, and squeezenet1_1 has none; expected head, last_half or all"
+    )
+
+
 def test_the_first_posts_recipe_runs_and_its_learning_rate_falls(small: Project) -> None:
     small.params["prepare"]["resize"] = "center_crop"
     small.params["train"] |= {"layers": "all", "head_width": 0, "optimizer": "sgd", "momentum": 0.9}
@@ -331,9 +348,9 @@ def test_any_classification_network_gets_a_head_for_two_classes(name: str) -> No
     assert [type(layer).__name__ for layer in head] == ["Linear", "ReLU", "Dropout", "Linear"]
 
 
-@pytest.mark.parametrize("name", ["resnet18", "googlenet"])
+@pytest.mark.parametrize("name", ["resnet18", "googlenet", "mnasnet0_5"])
 def test_a_model_gives_the_same_logits_after_saving_and_loading(tmp_path: Path, name: str) -> None:
-    """GoogLeNet scales its input anew, by an attribute that no state_dict holds."""
+    """GoogLeNet scales its input anew, by an attribute that no state_dict holds; MNASNet asks for a version there."""
     network = build_network(name, str(write_weights(tmp_path, name)), 512, 0.5, seed=1).eval()
     description = {"network": name, "head_width": 512, "dropout": 0.5}
     save_network(tmp_path / "model.safetensors", network.state_dict(), description)
@@ -342,6 +359,25 @@ def test_a_model_gives_the_same_logits_after_saving_and_loading(tmp_path: Path, 
     assert torch.equal(loaded.eval()(images), network(images))
     assert loaded_description == description
     assert getattr(network, "transform_input", True) is True
+
+
+@pytest.mark.parametrize("name", ["squeezenet1_1", "densenet121", "efficientnet_b0", "swin_t"])
+def test_the_last_half_splits_no_layer_and_nothing_drops_out_below_it(name: str) -> None:
+    network = build_network(name, "none", head_width=512, dropout=0.5, seed=1)
+    head, body = set_trainable(network, "last_half")
+    set_training(network, "last_half")
+    tensors = len(list(network.parameters())) - len(head)
+    assert 0.4 * tensors < len(body) <= (tensors + 1) / 2
+    modes = {}
+    for path, module in network.named_modules():
+        own = {parameter.requires_grad for parameter in module.parameters(recurse=False)}
+        assert len(own) <= 1, path
+        parts = list(module.parameters())
+        if parts and not any(parameter.requires_grad for parameter in parts):
+            modes |= {id(part): part.training for part in module.modules()}
+    assert modes
+    assert not any(modes.values())
+    assert all(module.training for module in network.modules() if isinstance(module, Head))
 
 
 def test_published_files_in_older_spellings_load(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import re
 import socket
 import sys
 import warnings
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
@@ -73,40 +74,66 @@ def head_of(network: nn.Module) -> Head:
 def set_trainable(network: nn.Module, layers: str) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Freeze all but the head and, of the body below it, `layers`: `head` (nothing), `batchnorm`, `last_half` or `all`.
 
-    `last_half` is the later half of the body's parameters, counted from the pixels up: of ResNet-18 layer3 and layer4.
-    Gives what is trained of the head, and of the body.
+    `last_half` is the half of the body's layers that is next to the head, counted by their parameter tensors: of
+    ResNet-18 layer3 and layer4. Gives the parameters that are trained of the head, and of the body.
     """
     head = list(head_of(network).parameters())
     in_head = set(head)
-    body = [weights for weights in network.parameters() if weights not in in_head]
+    body = [parameter for parameter in network.parameters() if parameter not in in_head]
     trained = {
         "head": [],
-        "batchnorm": [weights for module in _batchnorms(network) for weights in module.parameters()],
-        "last_half": body[len(body) // 2 :],
+        "batchnorm": [
+            parameter
+            for module in network.modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm)
+            for parameter in module.parameters()
+        ],
+        "last_half": _last_half(network, body),
         "all": body,
     }[layers]
     network.requires_grad_(False)
-    for weights in head + trained:
-        weights.requires_grad_(True)
+    for parameter in head + trained:
+        parameter.requires_grad_(True)
     return head, trained
 
 
+def _last_half(network: nn.Module, body: list[nn.Parameter]) -> list[nn.Parameter]:
+    """The later half of `body`, less the rest of a layer that the middle falls into."""
+    earlier = set(body[: len(body) // 2])
+    for module in network.modules():
+        own = set(module.parameters(recurse=False))
+        if earlier & own:
+            earlier |= own
+    return [parameter for parameter in body if parameter not in earlier]
+
+
 def set_training(network: nn.Module, layers: str) -> None:
-    """Training mode for what `set_trainable` left trainable: a frozen BatchNorm keeps its running statistics."""
+    """Training mode, but for what `set_trainable` froze: BatchNorm keeps its statistics there, nothing drops out."""
     network.train(layers != "head")
+    for module in network.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            module.eval()
     head_of(network).train()
-    for batchnorm in _batchnorms(network):
-        batchnorm.train(batchnorm.weight.requires_grad)
 
 
-def _batchnorms(network: nn.Module) -> list[nn.Module]:
-    return [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+def check_image_size(network: nn.Module, name: str, size: int, key: str) -> None:
+    """Raise UserError where `network` cannot take pictures of `size` pixels a side, which `key` of params.yaml sets.
+
+    Some networks (ViT) take one size alone, and others none that is too small. Leaves eval mode on.
+    """
+    try:
+        with torch.inference_mode():
+            network.eval()(torch.zeros(1, 3, size, size))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise UserError(f"{name} cannot take pictures of {size} by {size}: {error}; change {key}") from None
 
 
 def fold_batchnorm(network: nn.Module) -> nn.Module:
     """`network` for inference: a copy in eval mode in which a BatchNorm is a part of the convolution before it.
 
-    It computes the same, but for the last digits. A network without BatchNorm is given back itself.
+    It computes the same, but for the last digits. A network without nn.BatchNorm2d is given back itself. Eval mode is
+    left on in `network`, too.
     """
     network.eval()
     if not any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
@@ -150,7 +177,7 @@ def load_network(path: Path) -> tuple[nn.Module, dict]:
             state_dict = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         network = _build(description["network"])
         _replace_output(network, description["head_width"], description["dropout"])
-        network.load_state_dict(state_dict)
+        network.load_state_dict(_with_version(state_dict, network))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(f"{path}: is not a model of this pipeline ({_first_line(error)}); train it again") from None
     return network, description
@@ -252,12 +279,19 @@ def _load_file(network: nn.Module, name: str, path: Path) -> None:
     unused = (f"{_output_name(network)}.", "aux1.", "aux2.", "AuxLogits.")
     try:
         body = {key: tensor for key, tensor in state_dict.items() if not key.startswith(unused)}
-        missing, unexpected = network.load_state_dict(body, strict=False)
+        missing, unexpected = network.load_state_dict(_with_version(body, network), strict=False)
         differing = unexpected + [key for key in missing if not key.startswith(unused)]
     except (RuntimeError, AttributeError) as error:
         raise UserError(f"{key}: {path} holds another network's weights ({_first_line(error)})") from None
     if differing:
         raise UserError(f"{key}: {path} holds another network's weights: they differ in {differing[0]}")
+
+
+def _with_version(state_dict: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """`state_dict` as a network of this version wrote it; MNASNet refuses one that does not say which did."""
+    versioned = OrderedDict(state_dict)
+    versioned._metadata = {"": {"version": network._version}}  # its layers' are unknown: BatchNorm then takes any
+    return versioned
 
 
 def _first_line(error: Exception) -> str:
