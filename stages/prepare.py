@@ -75,7 +75,7 @@ def check_labels(photos: list[Photo], params: Params) -> None:
     """Raise UserError at once where even without a single bad photo there are too few."""
     split = params.prepare.split
     least = math.ceil((split.validation + split.test + LEAST_TRAIN_SHARE * split.train) / len(CLASSES))
-    found = Counter(photo.label for photo in photos)
+    found = Counter(photo.label for photo in photos if not photo.left_out)
     if min(found[label] for label in range(len(CLASSES))) < least:
         neither = [photo.path for photo in photos if photo.label is None]
         others = f", and {len(neither)} that are neither, such as {neither[0]}" if neither else ""
@@ -93,7 +93,7 @@ def hash_photos(source: PhotoSource, photos: list[Photo], pool: ThreadPoolExecut
             try:
                 photo.sha256 = hashlib.sha256(source.read(photo)).hexdigest()
             except UnreadablePhoto as reason:
-                photo.left_out = str(reason)
+                photo.left_out = photo.left_out or str(reason)
         return len(some)
 
     tasks = [photos[first : first + HASHED_AT_ONCE] for first in range(0, len(photos), HASHED_AT_ONCE)]
@@ -236,13 +236,13 @@ def write_contact_sheet(path: Path, files: dict[str, Path]) -> None:
 
 
 def summarize(photos: list[Photo]) -> dict:
-    """How many photos each split holds, how many were relabelled, and how many are left out for which reason."""
+    """How many photos each split holds, how many of them were relabelled, and how many are left out for what reason."""
     splits = Counter(photo.split for photo in photos)
     reasons = Counter(photo.left_out for photo in photos if photo.left_out)
     return {
         "photos": len(photos),
         **{split: splits[split] for split in SPLITS},
-        "relabelled": sum(bool(photo.relabelled_from) for photo in photos),
+        "relabelled": sum(bool(photo.split and photo.relabelled_from) for photo in photos),
         "left_out": dict(sorted(reasons.items())),
     }
 

@@ -535,6 +535,17 @@ def test_a_line_that_corrects_nothing_is_named(lines: list[str], told: str, proj
     assert list(project.results()) == []
 
 
+def test_a_correction_counts_where_its_photo_is_used_and_is_the_reason_why_it_is_not(project: Project) -> None:
+    """A relabelled photo stands under both labels where an equal one is not relabelled with it."""
+    files = kaggle_files(cats=12, dogs=12)
+    project.photos(files | {"train/cat.11.jpg": files["train/cat.10.jpg"], "train/dog.11.jpg": b""})
+    project.correct("cat.10.jpg: dog", "dog.11.jpg: leave out")
+    project.prepare()
+    assert project.row_of("cat.10.jpg")["left_out"] == "the same photo stands under both labels"
+    assert project.row_of("dog.11.jpg")["left_out"] == "named in data/corrections.txt"
+    assert project.read_json("metrics/prepare.json")["relabelled"] == 0
+
+
 def test_corrections_that_are_no_text_or_gone_are_refused(project: Project) -> None:
     project.photos(kaggle_files(cats=8, dogs=8))
     project.write_params()
