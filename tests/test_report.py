@@ -7,12 +7,15 @@ import shutil
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from conftest import REPOSITORY, STAGE_NAMES, Project, Repository, error_line
+from PIL import Image
 from playwright.sync_api import Browser
 
 import report
+from catsdogs import charts
 from catsdogs.errors import UserError
 from catsdogs.pages import percent
 
@@ -186,6 +189,14 @@ def test_predictions_of_other_photos_are_refused(repository: Repository) -> None
     assert error_line(repository.run("report.py")) == (
         "the predictions in metrics are not of the test photos in data/prepared; `dvc repro` mends that"
     )
+
+
+def test_a_row_that_is_not_full_ends_in_white(tmp_path: Path) -> None:
+    charts.write_png(tmp_path / "charts.png", [lambda panel: panel.plot([0, 1])] * 4)
+    pixels = np.asarray(Image.open(tmp_path / "charts.png").convert("L"))
+    height, width = pixels.shape
+    assert pixels[height // 2 :, : width // 3].min() < 128
+    assert pixels[height // 2 + 9 :, width // 3 + 9 :].min() == 255
 
 
 @pytest.mark.parametrize(

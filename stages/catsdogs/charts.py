@@ -61,7 +61,7 @@ def write_png(path: Path, charts: Sequence[Chart]) -> None:
     rows = -(-len(charts) // columns)
     figure = Figure((columns * PANEL[0], rows * PANEL[1]), layout="constrained", dpi=110)
     panels = figure.subplots(rows, columns, squeeze=False).flat
-    for panel, chart in zip(panels, charts, strict=False):
+    for chart, panel in zip(charts, panels, strict=False):  # in this order: the charts end first
         chart(panel)
     for empty in panels:
         empty.set_axis_off()
