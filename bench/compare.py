@@ -26,7 +26,7 @@ import zipfile
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pandas as pd
@@ -40,8 +40,9 @@ PROJECT = Path(__file__).resolve().parent.parent
 sys.path += [str(PROJECT / "demo"), str(PROJECT / "stages")]
 
 from catsdogs.compute import autocast, choose_device, choose_precision  # noqa: E402
+from catsdogs.errors import UserError, run_stage  # noqa: E402
 from catsdogs.networks import build_network, set_trainable, set_training  # noqa: E402
-from catsdogs.photos import PhotoSource  # noqa: E402
+from catsdogs.photos import PhotoSource, UnreadablePhoto  # noqa: E402
 from draw import write_archive  # noqa: E402
 from run import clean_environment, commit, copy_pipeline, git, make_folder  # noqa: E402
 
@@ -113,11 +114,14 @@ def write_photos(archive: Path, source: Path | None, total: int) -> None:
     with PhotoSource(source) as photos, zipfile.ZipFile(archive, "w") as subset:
         labelled = photos.photos()
         for label, name in enumerate(("cat", "dog")):
-            chosen = [photo for photo in labelled if photo.label == label][: total // 2]
-            if len(chosen) < total // 2:
-                sys.exit(f"error: {source}: {len(chosen)} photos of a {name}, --split needs {total // 2}")
-            for number, photo in enumerate(chosen):
-                subset.writestr(f"train/{name}.{number}{Path(photo.path).suffix}", photos.read(photo))
+            taken = 0
+            for photo in labelled:
+                if photo.label == label and taken < total // 2:
+                    with suppress(UnreadablePhoto):  # empty files, of which Microsoft's copy has some
+                        subset.writestr(f"train/{name}.{taken}{Path(photo.path).suffix}", photos.read(photo))
+                        taken += 1
+            if taken < total // 2:
+                raise UserError(f"{source}: {taken} photos of a {name}, --split needs {total // 2}")
 
 
 def make_pipeline(folder: Path, arguments: argparse.Namespace) -> None:
@@ -337,4 +341,4 @@ def number(value: float) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_stage(main)

@@ -1,4 +1,4 @@
-"""What people run otherwise: the recipe of params.yaml as a user of fastai writes it.
+"""What people run otherwise: the recipe that compare.py sets, as a user of fastai writes it.
 
 Usage and output: as of notebook.py. The head is fastai's own, of the same width and dropout; frozen is what fastai
 freezes, all but the head and every BatchNorm.

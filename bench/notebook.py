@@ -1,4 +1,4 @@
-"""What people run otherwise: the recipe of params.yaml as a notebook writes it.
+"""What people run otherwise: the recipe that compare.py sets, as a notebook writes it.
 
 Usage, from a folder with params.yaml and photos/{train,validation,test}/{cat,dog}/: python notebook.py
 An ImageFolder and a DataLoader with worker processes, float32, torchvision's pretrained network with a two-layer head,

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import yaml
-from conftest import REPOSITORY
+from conftest import REPOSITORY, error_line, kaggle_files, write_zip
 
 from run import copy_pipeline
 
@@ -37,6 +37,13 @@ def test_the_benchmark_sets_the_pipeline_beside_a_notebook_and_the_limit(tmp_pat
         assert abs(ours / theirs - ratio) < 0.05 * ratio + 0.01
     for what in ("decode and scale", "archive to ensemble", "peak memory of training", "nothing to do", "exp run -S"):
         assert what in done.stdout
+
+
+def test_too_few_photos_for_the_benchmark_are_one_line(tmp_path: Path) -> None:
+    write_zip(tmp_path / "photos.zip", {**kaggle_files(cats=3, dogs=3), "train/cat.3.jpg": b""})
+    command = [sys.executable, REPOSITORY / "bench/compare.py", tmp_path / "bench", "--photos", tmp_path / "photos.zip"]
+    done = subprocess.run([*command, "--split", "4", "2", "2"], capture_output=True, text=True)
+    assert error_line(done) == f"{tmp_path}/photos.zip: 3 photos of a cat, --split needs 4"
 
 
 def test_the_benchmark_deletes_no_folder_that_is_not_its_own(tmp_path: Path) -> None:
