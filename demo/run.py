@@ -45,7 +45,7 @@ def main() -> None:
     print("These are scores for drawings of cats and dogs; they say nothing about photos.")
     print(f"All results on one page: {folder}/metrics/report.html")
     print(f"What the networks saw: {folder}/data/prepared/contact_sheet.png")
-    print(f"Try on: cd {folder} && ../.venv/bin/dvc exp run -S lr=0.002")
+    print(f"Try on: cd {folder} && {PROJECT}/.venv/bin/dvc exp run -S lr=0.002")
 
 
 def make_project(folder: Path) -> None:

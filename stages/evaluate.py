@@ -15,7 +15,7 @@ import torch
 from catsdogs.compute import choose_device, choose_precision, keep_freed_memory, make_deterministic, predict_logits
 from catsdogs.dataset import PackedSplit, open_split
 from catsdogs.errors import UserError, run_stage
-from catsdogs.files import PREPARED, write_json, written_whole
+from catsdogs.files import PREPARED, existing, write_json, written_whole
 from catsdogs.networks import load_network, ready_to_predict
 from catsdogs.params import Params, read_params
 from catsdogs.scores import confusion, label_numbers, probability_of_dog, score, scores_table
@@ -32,7 +32,7 @@ def main() -> None:
     keep_freed_memory()
     device = choose_device()
     dtype = choose_precision(params.precision, device)
-    photos = pd.read_csv(PREPARED / "split.csv", keep_default_na=False)
+    photos = pd.read_csv(existing(PREPARED / "split.csv"), keep_default_na=False)
     splits = {split: open_split(PREPARED / f"{split}.safetensors", device) for split in ("validation", "test")}
 
     predictions = pd.concat(rows for name in params.networks for rows in predict(name, splits, photos, params, dtype))

@@ -177,7 +177,8 @@ def model_card(params: Params, ensemble: Ensemble, differences: dict[str, tuple[
         for name, of in scores.items()
     ]
     weights = ", ".join(f"{name}: {network.weights}" for name, network in params.networks.items())
-    recipe = ", ".join(f"{key}: {value}" for key, value in {"lr": params.lr, **asdict(params.train)}.items())
+    settings = {"lr": params.lr, "test_time_flip": params.test_time_flip, **asdict(params.train)}
+    recipe = ", ".join(f"{key}: {value}" for key, value in settings.items())
     return CARD.format(
         members=", ".join(ensemble.networks),
         method=ensemble.combination.method,
@@ -206,6 +207,7 @@ CARD = """# Cats and dogs: model card
 import numpy, onnxruntime
 from PIL import Image, ImageOps
 
+# of a photo without transparent parts
 photo = numpy.asarray(ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB"))
 session = onnxruntime.InferenceSession("ensemble.onnx")
 [[probability_of_dog]] = session.run(None, {{"photos": photo[None]}})

@@ -42,7 +42,7 @@ class Processes:
     def seed_apart(self, seed: int) -> None:
         """Have each process but the first draw numbers of its own from here on."""
         if not self.first:
-            torch.manual_seed(seed + 1_000_003 * self.rank)  # the CPU's generator takes the lower 32 bits alone
+            torch.manual_seed(seed + 1_000_003 * self.rank)  # within 32 bits: the CPU drops those above
 
     def share(self, rows: Tensor) -> Tensor:
         """Every `count`-th of `rows`, another share for each process."""

@@ -35,7 +35,10 @@ def run_stage(main: Callable[[], None]) -> None:
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        _exit("out of memory; close other programs, or lower prepare.image_size or (in training) train.batch_size")
+        _exit(
+            "out of memory; close other programs, or lower prepare.image_size or (in training) train.batch_size or "
+            "train.image_size"
+        )
     except KeyboardInterrupt:
         sys.exit(130)
 
