@@ -151,6 +151,7 @@ def test_too_little_memory_is_one_line(main: Callable[[], None]) -> None:
     with pytest.raises(SystemExit) as exit_:
         run_stage(main)
     assert str(exit_.value).startswith("error: out of memory; close other programs, or lower prepare.image_size")
+    assert "train.image_size" in str(exit_.value)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 

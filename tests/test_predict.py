@@ -166,6 +166,7 @@ def test_the_onnx_files_say_what_the_pipeline_says(repository: Repository, score
         assert probabilities == pytest.approx(scored[name].to_numpy(), abs=CLOSE)
     scores = repository.read_json("metrics/ensemble.json")
     card = (exported / "MODEL_CARD.md").read_text()
+    assert "test_time_flip: False" in card
     assert f"| ensemble | {scores['correct']} of {scores['total']} ({scores['accuracy']:.4f}) |" in card
 
 
