@@ -29,7 +29,7 @@ submission: .venv/installed
 
 # All photos ranked by how doubtful their labels are: metrics/audit.html.
 audit: .venv/installed-for-audit
-	.venv/bin/dvc repro audit/dvc.yaml
+	.venv/bin/python stages/audit.py
 
 # The networks as ONNX, with a model card, in export/.
 export: .venv/installed-for-export

@@ -36,16 +36,19 @@ import yaml
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-PROJECT = Path(__file__).resolve().parent.parent
-sys.path += [str(PROJECT / "demo"), str(PROJECT / "stages")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "demo"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "stages"))
 
-from catsdogs.compute import autocast, choose_device, choose_precision  # noqa: E402
-from catsdogs.errors import UserError, run_stage  # noqa: E402
-from catsdogs.networks import build_network, set_trainable, set_training  # noqa: E402
-from catsdogs.photos import PhotoSource, UnreadablePhoto  # noqa: E402
-from draw import write_archive  # noqa: E402
-from run import clean_environment, commit, copy_pipeline, git, make_folder  # noqa: E402
+from catsdogs.compute import autocast, choose_device, choose_precision
+from catsdogs.errors import UserError
+from catsdogs.networks import build_network, set_trainable, set_training
+from catsdogs.params import weights_file
+from catsdogs.photos import PhotoSource, UnreadablePhoto
+from catsdogs.process import run_stage
+from draw import write_archive
+from run import clean_environment, commit, copy_pipeline, git, make_folder
 
+PROJECT = Path(__file__).resolve().parents[1]
 SAMPLING_S = 0.5
 DECODE_LIMIT_PHOTOS = 1000
 OURS, NOTEBOOK, FASTAI, LIMIT = "pipeline", "notebook", "fastai", "limit"
@@ -142,8 +145,8 @@ def write_params(folder: Path, arguments: argparse.Namespace, seed: int) -> None
     for network in params["networks"].values():
         if arguments.photos is None:
             network["weights"] = "none"
-        elif network["weights"].endswith(".pth"):
-            network["weights"] = str((PROJECT / Path(network["weights"]).expanduser()).resolve())
+        elif file := weights_file(network["weights"]):
+            network["weights"] = str(PROJECT / file)
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 stages = yaml.safe_load(Path("dvc.yaml").read_text())["stages"].values()
-[stage] = [stage for stage in stages if stage["cmd"].split()[2:] == sys.argv]
+[stage] = [stage for stage in stages if stage["cmd"].split()[1:] == sys.argv]
 for out in [*stage["outs"], *stage.get("metrics", [])]:
     path = Path(out if isinstance(out, str) else next(iter(out)))
     if not path.suffix:

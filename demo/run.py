@@ -45,7 +45,7 @@ def main() -> None:
     print("These are scores for drawings of cats and dogs; they say nothing about photos.")
     print(f"All results on one page: {folder}/metrics/report.html")
     print(f"What the networks saw: {folder}/data/prepared/contact_sheet.png")
-    print(f"Try on: cd {folder} && {PROJECT}/.venv/bin/dvc exp run -S lr=0.002")
+    print(f"Try more: source .venv/bin/activate && cd {folder} && dvc exp run -S lr=0.002")
 
 
 def make_project(folder: Path) -> None:
@@ -75,7 +75,7 @@ def copy_pipeline(folder: Path) -> None:
     Nor corrections, which are of other photos.
     """
     shutil.copytree(PROJECT / "stages", folder / "stages", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("dvc.yaml", "audit/dvc.yaml", ".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore"):
+    for name in ("dvc.yaml", ".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitattributes", ".gitignore"):
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copy(PROJECT / name, folder / name)
     (folder / "data").mkdir()
@@ -101,8 +101,9 @@ def run(folder: Path, command: list[str]) -> None:
 
 
 def clean_environment() -> dict[str, str]:
-    """Without what would point git or DVC at another repository."""
-    return {key: value for key, value in os.environ.items() if not key.startswith(("GIT_", "DVC_"))}
+    """Without what would point git or DVC at another repository, and with this Python as `python`, for the stages."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("GIT_", "DVC_"))}
+    return environment | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
 if __name__ == "__main__":

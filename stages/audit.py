@@ -7,9 +7,22 @@ weights turn photos into features, and a logistic regression on these judges eac
 """
 
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
+
 import time
 from collections.abc import Iterator
-from pathlib import Path
+
+from catsdogs import CLASSES, SPLITS
+from catsdogs.compute import choose_device, choose_precision, keep_freed_memory, make_deterministic, predict_logits
+from catsdogs.dataset import PackedSplit, open_split
+from catsdogs.files import PREPARED, existing, written_whole
+from catsdogs.networks import Head, build_network, check_image_size, fold_batchnorm
+from catsdogs.pages import render, thumbnail
+from catsdogs.params import Params, read_params
+from catsdogs.process import extra_packages, run_stage
+from catsdogs.scores import label_numbers
 
 import numpy as np
 import pandas as pd
@@ -19,16 +32,6 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
-
-from catsdogs import CLASSES, SPLITS
-from catsdogs.compute import choose_device, choose_precision, keep_freed_memory, make_deterministic, predict_logits
-from catsdogs.dataset import PackedSplit, open_split
-from catsdogs.errors import extra_packages, run_stage
-from catsdogs.files import PREPARED, existing, written_whole
-from catsdogs.networks import Head, build_network, check_image_size, fold_batchnorm
-from catsdogs.pages import render, thumbnail
-from catsdogs.params import Params, read_params
-from catsdogs.scores import label_numbers
 
 with extra_packages("audit"):
     from cleanlab.filter import find_label_issues

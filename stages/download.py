@@ -5,16 +5,20 @@ The two arguments are for another archive. Until all has come, it lies in data/r
 connection or Ctrl-C the next run goes on from there.
 """
 
-import hashlib
 import sys
-import time
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
+
+import hashlib
+import time
+
+from catsdogs.errors import UserError
+from catsdogs.process import run_stage
 
 import requests
 import urllib3
 from tqdm import tqdm
-
-from catsdogs.errors import UserError, run_stage
 
 URL = "https://download.microsoft.com/download/3/E/1/3E1C3F21-ECDB-4869-8368-6DEBA77B919F/kagglecatsanddogs_5340.zip"
 SHA256 = "b7974bd00a84a99921f36ee4403f089853777b5ae8d151c76a86e64900334af9"

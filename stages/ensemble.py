@@ -5,18 +5,23 @@ Reads metrics/predictions.csv, and runs no network; writes metrics/ensemble.json
 metrics/ensemble_predictions.csv (a row for each photo of validation and test: the ensemble's probability of dog).
 """
 
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
+
+
+from catsdogs.combining import ENSEMBLE_PREDICTIONS, ENSEMBLE_SCORES, Combination, fit_weights
+from catsdogs.errors import UserError
+from catsdogs.files import write_json, written_whole
+from catsdogs.params import read_params
+from catsdogs.process import run_stage
+from catsdogs.scores import confusion, label_numbers, margin, predicted_labels, score, scores_table
 
 import numpy as np
 import pandas as pd
 from scipy.special import expit
 from scipy.stats import binomtest
-
-from catsdogs.combining import ENSEMBLE_PREDICTIONS, ENSEMBLE_SCORES, Combination, fit_weights
-from catsdogs.errors import UserError, run_stage
-from catsdogs.files import write_json, written_whole
-from catsdogs.params import read_params
-from catsdogs.scores import confusion, label_numbers, margin, predicted_labels, score, scores_table
 
 PREDICTIONS = Path("metrics/predictions.csv")
 
@@ -33,9 +38,9 @@ def main() -> None:
     else:
         combination = Combination(method)
         # Of no use for fitted weights, which have seen the validation photos.
-        validation_scores = score(combination(validation.to_numpy()), validation_labels)
+        validation_scores = score(combination(validation.to_numpy().T), validation_labels)
         own_scores = {f"validation_{key}": validation_scores[key] for key in ("accuracy", "log_loss")}
-    combined = combination(test.to_numpy())
+    combined = combination(test.to_numpy().T)
 
     members_on_validation = {name: score(expit(validation[name]), validation_labels) for name in validation}
     best_member = max(members_on_validation, key=lambda name: members_on_validation[name]["accuracy"])
@@ -50,7 +55,9 @@ def main() -> None:
     with written_whole() as write_to:
         write_json(write_to(ENSEMBLE_SCORES), scores)
         probabilities = pd.concat(
-            margins.index.to_frame(index=False).assign(split=split, probability_of_dog=combination(margins.to_numpy()))
+            margins.index.to_frame(index=False).assign(
+                split=split, probability_of_dog=combination(margins.to_numpy().T)
+            )
             for split, margins in (("validation", validation), ("test", test))
         )
         probabilities.to_csv(write_to(ENSEMBLE_PREDICTIONS), index=False, float_format="%.9f")

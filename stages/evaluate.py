@@ -5,20 +5,25 @@ Reads models/ and data/prepared/; writes metrics/predictions.csv (a row for each
 metrics/evaluate.json and metrics/confusion/. All that comes after is arithmetic on the predictions.
 """
 
-import time
-from collections.abc import Iterator
+import sys
 from pathlib import Path
 
-import pandas as pd
-import torch
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
+
+import time
+from collections.abc import Iterator
 
 from catsdogs.compute import choose_device, choose_precision, keep_freed_memory, make_deterministic, predict_logits
 from catsdogs.dataset import PackedSplit, open_split
-from catsdogs.errors import UserError, run_stage
+from catsdogs.errors import UserError
 from catsdogs.files import PREPARED, existing, write_json, written_whole
 from catsdogs.networks import load_network, ready_to_predict
 from catsdogs.params import Params, read_params
+from catsdogs.process import run_stage
 from catsdogs.scores import confusion, label_numbers, probability_of_dog, score, scores_table
+
+import pandas as pd
+import torch
 
 MODELS = Path("models")
 CONFUSION = Path("metrics/confusion")

@@ -1,41 +1,53 @@
-"""Hand the trained networks on as ONNX: each member, and the ensemble as one graph, with a model card beside them.
+"""Export the trained networks as ONNX: each member, and the ensemble as one graph, with a model card beside them.
 
 Usage, from the project's root: python stages/export.py
-Reads models/, metrics/, data/prepared/split.csv and the photos that `source` names; writes export/. A graph takes
-photos of any size, scales and normalises them itself, and gives their probabilities of dog.
+Reads models/, metrics/, data/prepared/split.csv and the photos that `source` names; writes export/. A graph takes one
+image, already scaled, and gives the probabilities of cat and dog. The card has the Python code that scales a photo, and
+example.png, a synthetic photo with the expected answer.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
+
+import io
 import logging
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
+
+from catsdogs.combining import ENSEMBLE_SCORES, Combination
+from catsdogs.dataset import IMAGENET_MEAN, IMAGENET_STD
+from catsdogs.errors import UserError
+from catsdogs.files import PREPARED, existing, read_json, written_whole
+from catsdogs.inference import Ensemble
+from catsdogs.networks import BothViews
+from catsdogs.pages import render
+from catsdogs.params import Params, read_params, without_folders
+from catsdogs.photos import CENTER_CROP_SHARE, PhotoSource, UnreadablePhoto, decode, silence_pillow
+from catsdogs.process import extra_packages, run_stage
 
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image, ImageDraw
 from scipy.special import expit
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 from tqdm import tqdm
 
-from catsdogs.combining import ENSEMBLE_SCORES, Combination
-from catsdogs.dataset import normalise
-from catsdogs.errors import UserError, extra_packages, run_stage
-from catsdogs.files import PREPARED, existing, read_json, written_whole
-from catsdogs.inference import Ensemble
-from catsdogs.params import Params, read_params, without_folders
-from catsdogs.photos import CENTER_CROP_SHARE, PhotoSource, UnreadablePhoto, decode, open_upright, silence_pillow
-
 with extra_packages("export"):
+    import onnx
     import onnxruntime
     import onnxscript  # noqa: F401 (PyTorch's exporter needs it)
+    import openvino
 
 EXPORT = Path("export")
 CHECKED_PHOTOS = 100  # of test, at most
-LARGEST_DIFFERENCE = 0.001  # of a probability, between ONNX and PyTorch
-LARGEST_MEAN_DIFFERENCE = 0.02  # between ONNX and the pipeline, where scaling is not quite the same
-OPSET = 20
-TIE = 2**-10  # halves are rounded up, as Pillow does, also where their last digit differs
+LARGEST_DIFFERENCE = 0.001  # of a probability, between a runtime and the pipeline
+OPSET, IR_VERSION = 18, 8  # old enough for onnxruntime 1.14 and OpenCV 4.11
+
+Run = Callable[[np.ndarray], np.ndarray]  # from an image as the graphs take it to probabilities [1, 2]
 
 
 def main() -> None:
@@ -48,74 +60,105 @@ def main() -> None:
     }
     with PhotoSource(Path(params.source)) as source:
         photos = test_photos(source)
-    expected = probabilities_of(ensemble, photos)
-    differences: dict[str, tuple[float, float]] = {}
+    example = encode_png(draw_example())
+    pixels = np.stack([decode(photo, ensemble.image_size, ensemble.resize) for photo in [*photos, example]])
+    expected = probabilities_of(ensemble, pixels)
+    differences = {}
     with written_whole() as write_to:
         for name, (networks, combination) in graphs.items():
-            graph = PhotosToProbability(networks, combination, ensemble.image_size, ensemble.resize).eval()
             file = write_to(EXPORT / f"{name}.onnx")
-            write_onnx(graph, file)
-            differences[name] = check(file, graph, photos, expected[name])
-        card = model_card(without_folders(params), ensemble, differences, len(photos))
+            write_onnx(ImageToProbabilities(networks, combination, ensemble.image_size), file)
+            differences[name] = compare(name, file, pixels, expected[name])
+        write_to(EXPORT / "example.png").write_bytes(example)
+        table = pd.DataFrame.from_dict(differences, orient="index")
+        example_answers = {name: probabilities[-1] for name, probabilities in expected.items()}
+        card = model_card(without_folders(params), ensemble, table, len(photos), example_answers)
         write_to(EXPORT / "MODEL_CARD.md").write_text(card, encoding="utf-8")
     for path in EXPORT.glob("*.onnx"):
         if path.stem not in graphs:
             path.unlink()  # of a network that was taken out; the card knows nothing of it
-    print(f"{EXPORT}/: " + ", ".join(f"{name}.onnx" for name in graphs) + " and MODEL_CARD.md")
-    print(differences_table(differences).to_string())
+    print(f"{EXPORT}/: " + ", ".join(f"{name}.onnx" for name in graphs) + ", example.png and MODEL_CARD.md")
+    print(f"Largest difference of a probability from the pipeline's, over {len(pixels)} photos:")
+    print(table.map("{:.1e}".format).to_string())
 
 
-class PhotosToProbability(nn.Module):
-    """From photos, uint8 RGB [N, height, width, 3], to probabilities of dog, float32 [N]: `decode` and all after it.
+class ImageToProbabilities(nn.Module):
+    """From one image, float32 RGB [1, 3, size, size] from 0 to 255, to probabilities of cat and dog, float32 [1, 2].
 
-    Scaling is Pillow's in two passes, each rounded to whole numbers, to within one of 255 steps; where a center crop
-    has no whole number of pixels, its place is rounded as well.
+    What the pipeline computes, in operations that runtimes agree on: no resizing (OpenVINO leaves out antialiasing), no
+    negative steps, comparisons or indices that drop an axis (OpenCV fails, or is silently wrong).
     """
 
-    def __init__(self, networks: list[nn.Module], combination: Combination, image_size: int, resize: str) -> None:
+    def __init__(self, networks: list[nn.Module], combination: Combination, size: int) -> None:
         super().__init__()
-        self.networks = nn.ModuleList(networks)
-        self.combination, self.image_size, self.resize = combination, image_size, resize
-        normalise(torch.zeros(1, 3, 1, 1))  # makes its constants, which must not be made while a graph is traced
+        self.flips = [isinstance(network, BothViews) for network in networks]
+        self.networks = nn.ModuleList(
+            network.network if flips else network for network, flips in zip(networks, self.flips, strict=True)
+        )
+        self.combination = combination
+        self.register_buffer("mean", 255 * torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
+        self.register_buffer("std", 255 * torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
+        self.register_buffer("mirrored", torch.arange(size - 1, -1, -1))
 
-    def forward(self, photos: Tensor) -> Tensor:
-        pixels = photos.permute(0, 3, 1, 2).float()
-        size = self.image_size
-        if self.resize == "center_crop":
-            height, width = pixels.shape[2:]
-            shorter, scaled = torch.sym_min(height, width), round(size / CENTER_CROP_SHARE)
-            pixels = scale(pixels, height * scaled // shorter, width * scaled // shorter)
-            top, left = (pixels.shape[2] - size) // 2, (pixels.shape[3] - size) // 2
-            pixels = pixels[:, :, top : top + size, left : left + size]
-        else:
-            pixels = scale(pixels, size, size)
-        images = normalise(pixels)
-        logits = torch.stack([network(images) for network in self.networks], dim=1)
-        return self.combination(logits[:, :, 1] - logits[:, :, 0], torch.sigmoid)
-
-
-def scale(pixels: Tensor, height: int, width: int) -> Tensor:
-    for size in ((pixels.shape[2], width), (height, width)):
-        pixels = (interpolate(pixels, size, mode="bilinear", antialias=True) + 0.5 + TIE).floor()
-    return pixels
+    def forward(self, image: Tensor) -> Tensor:
+        image = (image - self.mean) / self.std
+        margins = []
+        for network, flips in zip(self.networks, self.flips, strict=True):
+            logits = network(image)
+            if flips:
+                logits = (logits + network(image.index_select(3, self.mirrored))) / 2
+            margins.append(logits[:, 1:] - logits[:, :1])
+        dog = self.combination(margins, torch.sigmoid, lambda margin: (margin * 2.0**100).clamp(0, 1))
+        return torch.cat([1 - dog, dog], dim=1)
 
 
-def write_onnx(graph: PhotosToProbability, file: Path) -> None:
-    sizes = {axis: torch.export.Dim.DYNAMIC for axis in range(3)}
-    example = torch.zeros(2, 200, 300, 3, dtype=torch.uint8)
+def write_onnx(graph: ImageToProbabilities, file: Path) -> None:
+    """Write `graph` with weights inside."""
+    size = len(graph.mirrored)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(action="ignore"):  # of PyTorch's own doings
         program = torch.onnx.export(
             graph.eval(),
-            (example,),
+            (torch.zeros(1, 3, size, size),),
             dynamo=True,
-            input_names=["photos"],
-            output_names=["probability_of_dog"],
-            dynamic_shapes=(sizes,),
+            input_names=["image"],
+            output_names=["probabilities"],
             opset_version=OPSET,
             verbose=False,
         )
-    program.save(file)
+    model = program.model_proto
+    model.ir_version = IR_VERSION
+    onnx.save(model, file)
+
+
+def compare(name: str, file: Path, pixels: np.ndarray, expected: np.ndarray) -> dict[str, float]:
+    """The largest difference of probabilities from `expected`, those of dog [N], by runtime and version.
+
+    Raises UserError where it is more than rounding.
+    """
+    runs = {f"onnxruntime {onnxruntime.__version__}": run_onnxruntime(file)}
+    runs[f"OpenVINO {openvino.__version__.partition('-')[0]}"] = run_openvino(file)
+    differences = {}
+    for runtime, run in runs.items():
+        images = pixels.transpose(0, 3, 1, 2)[:, np.newaxis].astype("float32")
+        found = [run(image)[0, 1] for image in tqdm(images, desc=f"{name}, {runtime}", disable=None, leave=False)]
+        differences[runtime] = float(np.abs(found - expected).max())
+        if not differences[runtime] <= LARGEST_DIFFERENCE:
+            raise UserError(
+                f"{name}: {runtime} and the pipeline differ by {differences[runtime]:.2g} in a probability; expected "
+                f"at most {LARGEST_DIFFERENCE}; nothing was exported"
+            )
+    return differences
+
+
+def run_onnxruntime(file: Path) -> Run:
+    session = onnxruntime.InferenceSession(file)
+    return lambda image: session.run(["probabilities"], {"image": image})[0]
+
+
+def run_openvino(file: Path) -> Run:
+    model = openvino.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return lambda image: model([image])["probabilities"]
 
 
 def test_photos(source: PhotoSource) -> list[bytes]:
@@ -124,117 +167,61 @@ def test_photos(source: PhotoSource) -> list[bytes]:
     names = table.loc[table["split"] == "test", "photo"].head(CHECKED_PHOTOS)
     photos = {photo.name: photo for photo in source.photos()}
     if missing := [name for name in names if name not in photos]:
-        raise UserError(f"{source.path}: holds no {missing[0]}, which split.csv names; `dvc repro` prepares it anew")
+        raise UserError(f"{source.path}: holds no {missing[0]}, which split.csv names; run `dvc repro` first")
     try:
         return [source.read(photos[name]) for name in names]
     except UnreadablePhoto as reason:
-        raise UserError(f"{source.path}: a photo of test is {reason}; get the archive anew") from None
+        raise UserError(f"{source.path}: a photo of test is {reason}; get the archive again") from None
 
 
-def probabilities_of(ensemble: Ensemble, photos: list[bytes]) -> dict[str, np.ndarray]:
-    """What PyTorch says of photos: the probabilities of dog [N] of each network and, as `ensemble`, of all."""
-    pixels = np.stack([decode(photo, ensemble.image_size, ensemble.resize) for photo in photos])
+def draw_example() -> Image.Image:
+    """A synthetic photo, wider than high: a light ball on a ground of changing colours."""
+    height, width = 240, 320
+    rows, columns = np.mgrid[0:height, 0:width]
+    colours = [columns * 255 // width, rows * 255 // height, np.full_like(rows, 128)]
+    photo = Image.fromarray(np.stack(colours, axis=-1).astype("uint8"))
+    ImageDraw.Draw(photo).ellipse((60, 50, 200, 190), fill=(230, 200, 150))
+    return photo
+
+
+def encode_png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def probabilities_of(ensemble: Ensemble, pixels: np.ndarray) -> dict[str, np.ndarray]:
+    """What the pipeline says of photos: the probabilities of dog [N] of each network and, as `ensemble`, of all."""
     margins = ensemble.margins(pixels)
-    return {**expit(margins), "ensemble": ensemble.combination(margins.to_numpy())}
+    return {
+        **{name: expit(margins[name].to_numpy()) for name in margins},
+        "ensemble": ensemble.combination(margins.to_numpy().T),
+    }
 
 
-def check(file: Path, graph: PhotosToProbability, photos: list[bytes], expected: np.ndarray) -> tuple[float, float]:
-    """The largest differences of the file's probabilities from PyTorch's, for the same graph and for the pipeline.
-
-    Raises UserError where the former is more than rounding.
-    """
-    session = onnxruntime.InferenceSession(file)
-    from_graph, from_pipeline = [], []
-    for photo, of_pipeline in zip(tqdm(photos, desc=file.name, disable=None, leave=False), expected, strict=True):
-        pixels = np.array(open_upright(photo))[np.newaxis]
-        [[probability]] = session.run(None, {"photos": pixels})
-        with torch.inference_mode():
-            [of_graph] = graph(torch.from_numpy(pixels)).tolist()
-        from_graph.append(abs(probability - of_graph))
-        from_pipeline.append(abs(probability - of_pipeline))
-    if max(from_graph) > LARGEST_DIFFERENCE:
-        raise UserError(f"{file.stem}: ONNX and PyTorch differ by {max(from_graph):.2g}; nothing was exported")
-    if np.mean(from_pipeline) > LARGEST_MEAN_DIFFERENCE:
-        raise UserError(f"{file.stem}: scaling differs from the pipeline's; nothing was exported")
-    return float(max(from_graph)), float(max(from_pipeline))
-
-
-def differences_table(differences: dict[str, tuple[float, float]]) -> pd.DataFrame:
-    columns = ["ONNX from PyTorch", "ONNX from the pipeline"]
-    table = pd.DataFrame.from_dict(differences, orient="index", columns=columns)
-    return table.map("{:.1e}".format)
-
-
-def model_card(params: Params, ensemble: Ensemble, differences: dict[str, tuple[float, float]], checked: int) -> str:
+def model_card(
+    params: Params, ensemble: Ensemble, differences: pd.DataFrame, checked: int, example: dict[str, float]
+) -> str:
     """Markdown: what the graphs take and give, what they were trained on, how good they are, and where they fail."""
-    prepared = read_json(Path("metrics/prepare.json"))
-    scores = read_json(Path("metrics/evaluate.json"))
-    scores["ensemble"] = read_json(ENSEMBLE_SCORES)
-    rows = [
-        f"| {name} | {of['correct']} of {of['total']} ({of['accuracy']:.4f}) | {of['accuracy_low']:.4f} to "
-        f"{of['accuracy_high']:.4f} | {of['log_loss']:.4f} | {of['recall']['cat']:.4f} | {of['recall']['dog']:.4f} | "
-        f"{differences[name][0]:.1e} | {differences[name][1]:.1e} |"
-        for name, of in scores.items()
-    ]
-    weights = ", ".join(f"{name}: {network.weights}" for name, network in params.networks.items())
-    settings = {"lr": params.lr, "test_time_flip": params.test_time_flip, **asdict(params.train)}
-    recipe = ", ".join(f"{key}: {value}" for key, value in settings.items())
-    return CARD.format(
-        members=", ".join(ensemble.networks),
+    settings = {"lr": params.lr, **asdict(params.train)}
+    return render(
+        "model_card.md.jinja",
+        networks=list(ensemble.networks),
         method=ensemble.combination.method,
-        image_size=ensemble.image_size,
-        resize=ensemble.resize,
-        source=params.source,
-        prepared=", ".join(f"{prepared[split]} for {split}" for split in ("train", "validation", "test")),
-        weights=weights,
-        recipe=recipe,
-        rows="\n".join(rows),
+        test_time_flip=params.test_time_flip,
+        size=ensemble.image_size,
+        crop_share=CENTER_CROP_SHARE if ensemble.resize == "center_crop" else None,
+        differences=differences,
         checked=checked,
+        example=example,
+        opset=OPSET,
+        ir_version=IR_VERSION,
+        source=params.source,
+        prepared=read_json(Path("metrics/prepare.json")),
+        weights=", ".join(f"{name}: {network.weights}" for name, network in params.networks.items()),
+        settings=", ".join(f"{key}: {value}" for key, value in settings.items()),
+        scores={**read_json(Path("metrics/evaluate.json")), "ensemble": read_json(ENSEMBLE_SCORES)},
     )
-
-
-CARD = """# Cats and dogs: model card
-
-`ensemble.onnx` combines {members} (`{method}`); each also has a file of its own.
-
-## In and out
-
-- `photos`: uint8 RGB, [N, height, width, 3], N photos of one size, turned upright, what is transparent made white. The
-  graph scales them to {image_size} pixels a side (`{resize}`) and normalises them.
-- `probability_of_dog`: float32, [N], from 0 (cat) to 1 (dog).
-
-```python
-import numpy, onnxruntime
-from PIL import Image, ImageOps
-
-# of a photo without transparent parts
-photo = numpy.asarray(ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB"))
-session = onnxruntime.InferenceSession("ensemble.onnx")
-[[probability_of_dog]] = session.run(None, {{"photos": photo[None]}})
-```
-
-## Trained on
-
-Photos of `{source}`: {prepared}, half cats and half dogs in each.
-Weights to begin with: {weights}. Recipe: {recipe}.
-
-## Scores
-
-On the photos for test, which nothing was trained or chosen on. The interval is the accuracy's, at 95 %. The last two
-columns are the largest differences of a probability over {checked} of these photos: ONNX from PyTorch on the same
-graph, and ONNX from the pipeline, whose photos are scaled by Pillow.
-
-| | right | interval | log loss | of cats right | of dogs right | ONNX | ONNX and scaling |
-| --- | --- | --- | --- | --- | --- | --- | --- |
-{rows}
-
-## Limits
-
-- Every picture is called a cat or a dog, whatever it shows; a probability near 0.5 does not mean "neither".
-- The scores are of photos like those it was trained on. Drawings, other animals, several animals in a photo, and
-  cameras that look another way (night, fisheye) were not tested.
-- A photo under the wrong label, of which such collections hold some, counts as a mistake.
-"""
 
 
 if __name__ == "__main__":

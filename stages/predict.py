@@ -5,24 +5,28 @@ Folders and zips are walked. Writes a table to stdout, or CSV or JSON; every pro
 cannot be read gets its line as well, and the status is 1 at the end.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
+
 import argparse
 import json
 import math
 import os
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 
-import pandas as pd
-from PIL import Image, ImageDraw, ImageFont
-
-from catsdogs.errors import UserError, run_stage
+from catsdogs.errors import UserError
 from catsdogs.files import written_whole
 from catsdogs.inference import Answer, Question, load_ensemble
 from catsdogs.pages import says
 from catsdogs.photos import Photo, PhotoSource, UnreadablePhoto, printable
+from catsdogs.process import run_stage
+
+import pandas as pd
+from PIL import Image, ImageDraw, ImageFont
 
 PICTURE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 MOST_IN_PICTURE = 1000  # photos

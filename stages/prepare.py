@@ -5,30 +5,34 @@ Reads the archive or folder that `source` in params.yaml names, and data/correct
 metrics/prepare.json.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
+
 import hashlib
 import math
 import os
-import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import islice
-from pathlib import Path
+
+from catsdogs import CLASSES, SPLITS
+from catsdogs.corrections import correct
+from catsdogs.errors import UserError
+from catsdogs.files import PREPARED, write_json, written_whole
+from catsdogs.packing import SplitWriter
+from catsdogs.params import Params, Prepare, read_params
+from catsdogs.photos import Photo, PhotoSource, UnreadablePhoto, decode, silence_pillow
+from catsdogs.process import run_stage
 
 import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 from safetensors import safe_open
 from tqdm import tqdm
-
-from catsdogs import CLASSES, SPLITS
-from catsdogs.corrections import correct
-from catsdogs.errors import UserError, run_stage
-from catsdogs.files import PREPARED, write_json, written_whole
-from catsdogs.packing import SplitWriter
-from catsdogs.params import Params, Prepare, read_params
-from catsdogs.photos import Photo, PhotoSource, UnreadablePhoto, decode, silence_pillow
 
 FILL_ORDER = ("test", "validation", "train")  # where photos are missing, train gives way ...
 LEAST_TRAIN_SHARE = 0.99  # ... but only so far

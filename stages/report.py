@@ -5,10 +5,23 @@ Reads metrics/, data/prepared/, params.yaml and dvc.yaml, and runs no network; w
 metrics/plots/ (the charts as PNG), metrics/roc/ and metrics/reliability/ (a table for each network and the ensemble).
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
+
 from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import pairwise
-from pathlib import Path
+
+from catsdogs import CLASSES, charts
+from catsdogs.errors import UserError
+from catsdogs.files import PREPARED, existing, read_json, written_whole
+from catsdogs.graph import read_stages
+from catsdogs.pages import jpeg_uri, render, thumbnail
+from catsdogs.params import read_params, without_folders
+from catsdogs.process import run_stage
+from catsdogs.scores import label_numbers, predicted_labels, probability_of_dog
 
 import numpy as np
 import pandas as pd
@@ -17,14 +30,6 @@ from PIL import Image
 from safetensors import safe_open
 from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix, roc_curve
-
-from catsdogs import CLASSES, charts
-from catsdogs.errors import UserError, run_stage
-from catsdogs.files import PREPARED, existing, read_json, written_whole
-from catsdogs.graph import read_stages
-from catsdogs.pages import jpeg_uri, render, thumbnail
-from catsdogs.params import read_params, without_folders
-from catsdogs.scores import label_numbers, predicted_labels, probability_of_dog
 
 METRICS = Path("metrics")
 ENSEMBLE = "ensemble"
@@ -105,7 +110,7 @@ def read_test_photos(split_table: pd.DataFrame, networks: list[str]) -> pd.DataF
     photos = photos.join(combined.rename(ENSEMBLE), on="photo")
     if photos[[*networks, ENSEMBLE]].isna().any(axis=None):
         raise UserError(
-            f"the predictions in {METRICS} are not of the test photos in {PREPARED}; `dvc repro` mends that"
+            f"the predictions in {METRICS} are not of the test photos in {PREPARED}; run `dvc repro` to fix this"
         )
     return photos
 

@@ -4,13 +4,18 @@ Usage, from the project's root: python stages/serve.py [PORT]
 The page is at http://127.0.0.1:8000 unless another port is named (0: any that is free). No photo is kept.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
+
 import os
 import socket
-import sys
 
-from catsdogs.errors import UserError, extra_packages, run_stage
+from catsdogs.errors import UserError
 from catsdogs.inference import Answer, Ensemble, Question, load_ensemble
 from catsdogs.pages import render, thumbnail
+from catsdogs.process import extra_packages, run_stage
 
 with extra_packages("serve"):
     from flask import Flask, request

@@ -5,21 +5,26 @@ Reads data/raw/test1.zip (of "Dogs vs. Cats") or data/raw/test.zip (of its "Redu
 so on; writes a line for each in the order of these numbers: id, and label, which is the probability of dog.
 """
 
-import re
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
+
+import re
 from functools import partial
 from pathlib import Path, PurePosixPath
+
+from catsdogs.combining import ENSEMBLE_PREDICTIONS
+from catsdogs.errors import UserError
+from catsdogs.files import existing, written_whole
+from catsdogs.inference import Question, load_ensemble
+from catsdogs.photos import Photo, PhotoSource
+from catsdogs.process import run_stage
+from catsdogs.scores import label_numbers, predicted_labels
 
 import numpy as np
 import pandas as pd
 from sklearn.metrics import log_loss
-
-from catsdogs.combining import ENSEMBLE_PREDICTIONS
-from catsdogs.errors import UserError, run_stage
-from catsdogs.files import existing, written_whole
-from catsdogs.inference import Question, load_ensemble
-from catsdogs.photos import Photo, PhotoSource
-from catsdogs.scores import label_numbers, predicted_labels
 
 ARCHIVES = (Path("data/raw/test1.zip"), Path("data/raw/test.zip"))
 SUBMISSION = Path("submission.csv")

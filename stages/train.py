@@ -6,18 +6,14 @@ Reads data/prepared/{train,validation}.safetensors; writes models/NETWORK.safete
 metrics/curves/NETWORK.csv. While it trains, models/NETWORK.checkpoint holds what a stopped training goes on from.
 """
 
-import math
 import sys
-import time
-from dataclasses import asdict
 from pathlib import Path
 
-import pandas as pd
-import torch
-from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, StepLR
-from torchvision.transforms import v2
-from tqdm import tqdm
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
+
+import math
+import time
+from dataclasses import asdict
 
 from catsdogs.checkpoint import Checkpoint
 from catsdogs.compute import (
@@ -30,7 +26,7 @@ from catsdogs.compute import (
 )
 from catsdogs.dataset import PackedSplit, open_split
 from catsdogs.distributed import Processes, all_processes
-from catsdogs.errors import UserError, run_stage
+from catsdogs.errors import UserError
 from catsdogs.files import PREPARED, write_json, written_whole
 from catsdogs.networks import (
     build_network,
@@ -41,6 +37,14 @@ from catsdogs.networks import (
     set_training,
 )
 from catsdogs.params import Params, Train, read_params
+from catsdogs.process import run_stage
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, StepLR
+from torchvision.transforms import v2
+from tqdm import tqdm
 
 STEPS_BETWEEN_CHECKS = 20  # reading the loss makes a GPU wait, so it is not done at every step
 

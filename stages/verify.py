@@ -4,18 +4,27 @@ Usage, from the project's root, after `dvc repro`: python stages/verify.py
 Writes .verify/, and deletes it if all is the same; ends with status 1 if not. Nothing else is touched.
 """
 
-import filecmp
-import json
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
+
+import filecmp
+import json
+import os
+import shutil
+import subprocess
+from typing import Any
+
+from catsdogs.errors import UserError
+from catsdogs.params import weights_file
+from catsdogs.process import run_stage
+
 import yaml
 
-from catsdogs.errors import UserError, run_stage
-
 SCRATCH = Path(".verify")
+# The stages run with this Python, and with the DVC beside it or else the one on PATH.
+ENVIRONMENT = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
 def main() -> None:
@@ -26,7 +35,7 @@ def main() -> None:
         ["config", "cache.type", "reflink,hardlink,copy"],
         ["repro", "--force"],  # even where a cache that several projects share holds what would come out
     ):
-        if run_dvc(*arguments, folder=SCRATCH) != 0:
+        if run_dvc(*arguments, cwd=SCRATCH).returncode != 0:
             raise UserError("the results could not be built anew; the reason stands above")
 
     findings = {path: compare(path) for path in outputs()}
@@ -39,8 +48,7 @@ def main() -> None:
 
 def check_status() -> None:
     """Raise UserError unless all that is to be compared is here, and of the params, code and photos as they are."""
-    command = [sys.executable, "-m", "dvc", "status", "--json", "dvc.yaml"]  # the audit has a file of its own
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    done = run_dvc("status", "--json", stdout=subprocess.PIPE)
     if done.returncode:
         raise UserError("`dvc status` does not work here; the reason stands above")
     source = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))["source"]
@@ -50,22 +58,28 @@ def check_status() -> None:
         raise UserError("what is here is not what params, code and photos now lead to; run `dvc repro` first")
 
 
-def run_dvc(*arguments: str, folder: Path) -> int:
-    return subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=folder).returncode
+def run_dvc(*arguments: str, **options: Any) -> subprocess.CompletedProcess:
+    """Run `dvc` with `options` of subprocess.run; its output, if captured, is text."""
+    if not (dvc := shutil.which("dvc", path=ENVIRONMENT["PATH"])):
+        raise UserError("dvc is not on PATH; install it (https://dvc.org/doc/install), or activate its environment")
+    return subprocess.run([dvc, *arguments], env=ENVIRONMENT, text=True, **options)
 
 
 def copy_pipeline() -> None:
-    """The pipeline, its params and no results; photos and weights are read where they lie."""
+    """The pipeline, its params and no results; photos and weights are read in place.
+
+    Their paths become absolute, but links are kept: the name of an archive or of weights says what they are.
+    """
     shutil.rmtree(SCRATCH, ignore_errors=True)
     shutil.copytree("stages", SCRATCH / "stages", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy("dvc.yaml", SCRATCH)
     (SCRATCH / "data").mkdir()
     shutil.copy("data/corrections.txt", SCRATCH / "data")
     params = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
-    params["source"] = str(Path(params["source"]).resolve())
+    params["source"] = str(Path(params["source"]).absolute())
     for network in params["networks"].values():
-        if network["weights"].endswith(".pth"):
-            network["weights"] = str(Path(network["weights"]).expanduser().resolve())
+        if file := weights_file(network["weights"]):
+            network["weights"] = str(file.absolute())
     (SCRATCH / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
 
 

@@ -13,6 +13,8 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from run import GIT, clean_environment, copy_pipeline
+
 import forked
 import numpy as np
 import pytest
@@ -22,10 +24,11 @@ from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 from safetensors import safe_open
 
-from run import GIT, clean_environment, copy_pipeline
-
 REPOSITORY = Path(__file__).resolve().parents[1]
 STAGES = REPOSITORY / "stages"
+SCRIPTS = sorted(
+    f"{folder}/{path.name}" for folder in ("stages", "tools") for path in (REPOSITORY / folder).glob("*.py")
+)
 SPLITS = ("train", "validation", "test")
 CLASSES = ("cat", "dog")
 STAGE_NAMES = (
@@ -39,6 +42,8 @@ STAGE_NAMES = (
 
 # No GPU, and one thread a process: with pictures this small, more only stand in each other's way.
 os.environ |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+# As with the environment activated: the stages' `python` is the one that runs the tests.
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 Files = Mapping[str, bytes]  # what a zip or a folder holds: the path of each file, and its bytes
 
@@ -109,7 +114,7 @@ def write_zip(path: Path, files: Files, compression: int = zipfile.ZIP_DEFLATED)
 
 
 class Project:
-    """A scratch project: a folder with a params.yaml, in which the repository's stages are run as a user runs them.
+    """A scratch project: a folder with a params.yaml, in which the repository's stages are run as users run them.
 
     `params` starts as the repository's own params.yaml, shrunk: 32 pixels a side, 8/4/4 photos, no downloaded
     weights, one epoch in batches of four, and the plainest recipe.
@@ -159,19 +164,20 @@ class Project:
         stdin: str = "",
         largest_file: int = resource.RLIM_INFINITY,
     ) -> subprocess.CompletedProcess:
-        """Run `python stages/<script> <arguments>` in the project, without a GPU; its output comes as text.
+        """Run `python stages/<script> <arguments>` in the project, or tools/<script>; its output comes as text.
 
         `env` adds to the environment, in which a new Python then starts; `largest_file` is the number of bytes after
         which writing to a file fails, as on a full disk. params.yaml is used as it lies there: call `write_params`
         before.
         """
+        path = REPOSITORY / next(name for name in SCRIPTS if name.endswith(f"/{script}"))
         if env:
-            command = [sys.executable, str(STAGES / script), *arguments]
+            command = [sys.executable, str(path), *arguments]
             self.last_run = subprocess.run(
                 command, cwd=self.root, env=os.environ | env, capture_output=True, text=True, timeout=120
             )
         else:
-            self.last_run = forked.run(STAGES / script, arguments, self.root, os.environ, stdin, largest_file)
+            self.last_run = forked.run(path, arguments, self.root, os.environ, stdin, largest_file)
         return self.last_run
 
     def prepare(self, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess:
@@ -263,7 +269,7 @@ def stand_in_repository(root: Path) -> Repository:
     repository = Repository(root)
     copy_pipeline(root)
     for script in {
-        stage["cmd"].split()[2] for stage in yaml.safe_load((root / "dvc.yaml").read_text())["stages"].values()
+        stage["cmd"].split()[1] for stage in yaml.safe_load((root / "dvc.yaml").read_text())["stages"].values()
     }:
         (root / script).write_text(STAND_IN)
     repository.git("init", "--quiet")

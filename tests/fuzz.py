@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1] / folder) for folder in ("stages", "demo")]
-from conftest import CLASSES, Project, draw_photo, encode, kaggle_files, write_zip  # noqa: E402
-
 import prepare  # noqa: E402
-from catsdogs.errors import run_stage  # noqa: E402
+from catsdogs.process import run_stage  # noqa: E402
+
+from conftest import CLASSES, Project, draw_photo, encode, kaggle_files, write_zip  # noqa: E402
 
 LONGEST_RUN_S = 60
 PHOTOS_AT_ONCE = 500

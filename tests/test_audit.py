@@ -1,4 +1,4 @@
-"""The audit: which labels it doubts, what its page shows, and when DVC runs it."""
+"""The audit: which labels it doubts, and what its page shows."""
 
 import csv
 import html
@@ -82,18 +82,9 @@ def test_relabelled_as_the_page_says_no_photo_is_doubted_any_more(project: Proje
     assert float(ranking(project)[0]["probability_of_label"]) > 0.5
 
 
-def test_dvc_runs_it_when_asked_and_once(repository: Repository) -> None:
-    assert repository.stages_run_by("repro") == []
-    assert not (repository.root / TABLE).exists()
-    audit = ("repro", "audit/dvc.yaml")
-    assert "Running stage 'audit/dvc.yaml:audit'" in repository.dvc(*audit)
+def test_git_and_dvc_see_nothing_of_an_audit(repository: Repository) -> None:
+    done = repository.run("audit.py")
+    assert done.returncode == 0, done.stderr
     assert len(ranking(repository)) == 48
-    assert repository.git("status", "--porcelain") == "?? audit/dvc.lock\n"  # the photos on the page stay out of git
-    assert "Data and pipelines are up to date" in repository.dvc(*audit)
-    assert "up to date" in repository.dvc("checkout") + repository.dvc("status")
-    assert (repository.root / PAGE).exists()
-
-
-def test_dvc_checks_out_where_it_never_ran(repository: Repository) -> None:
-    """As `dvc pull` does; both fail for a cached output that was never made."""
-    repository.dvc("checkout")
+    assert repository.git("status", "--porcelain") == ""  # the photos on the page stay out of git
+    assert repository.try_dvc("status", "--quiet").returncode == 0

@@ -6,10 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from run import copy_pipeline
+
 import yaml
 from conftest import REPOSITORY, error_line, kaggle_files, write_zip
-
-from run import copy_pipeline
 
 
 def test_the_benchmark_sets_the_pipeline_beside_a_notebook_and_the_limit(tmp_path: Path) -> None:

@@ -13,16 +13,16 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import download
+from catsdogs import networks
+from catsdogs.errors import UserError
+from catsdogs.networks import build_network
+
 import numpy as np
 import pytest
 import torch
 from conftest import STAGES, Project, error_line
 from torchvision import models
-
-import download
-from catsdogs import networks
-from catsdogs.errors import UserError
-from catsdogs.networks import build_network
 
 CONTENT = np.random.default_rng(1).bytes(300_001)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

@@ -7,12 +7,12 @@ import sys
 import time
 from collections.abc import Callable
 
+from catsdogs.process import run_stage
+
 import psutil
 import pytest
 import torch
 from conftest import STAGES, Project, Repository, error_line, photo_bytes
-
-from catsdogs.errors import run_stage
 
 STAGE_COMMANDS = (("prepare.py",), ("train.py", "resnet18"), ("evaluate.py",), ("ensemble.py",), ("report.py",))
 

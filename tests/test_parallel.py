@@ -4,16 +4,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+from catsdogs.dataset import PackedSplit
+from catsdogs.distributed import Processes
+from catsdogs.errors import UserError
+from train import check_batch_size
+
 import psutil
 import pytest
 import torch
 from conftest import STAGES, STAND_IN, Repository, stand_in_repository
 from safetensors.torch import load_file
-
-from catsdogs.dataset import PackedSplit
-from catsdogs.distributed import Processes
-from catsdogs.errors import UserError
-from train import check_batch_size
 
 LAUNCHER = ("torchrun", "--standalone", "--nproc-per-node", "2")
 MODEL = "models/resnet18.safetensors"
@@ -67,7 +67,7 @@ def test_two_processes_give_the_same_bytes_every_time(repository: Repository) ->
     repository.params["launcher"] = " ".join(LAUNCHER)
     repository.write_params()
     output = repository.dvc("repro", "--single-item", "train_resnet18")
-    assert f"stages/run {' '.join(LAUNCHER)} stages/train.py resnet18" in output
+    assert f"{' '.join(LAUNCHER)} stages/train.py resnet18" in output
     assert "2 processes" in output
     by_dvc = repository.results()
 

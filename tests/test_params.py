@@ -5,12 +5,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+from catsdogs.errors import UserError
+from catsdogs.params import read_params
+
 import pytest
 import yaml
 from conftest import REPOSITORY, Project, error_line
-
-from catsdogs.errors import UserError
-from catsdogs.params import read_params
 
 
 @pytest.fixture

@@ -3,10 +3,15 @@
 import json
 import os
 import re
+import subprocess
+import sys
+import sysconfig
+import venv
 from pathlib import Path
 
+import pytest
 import yaml
-from conftest import REPOSITORY, STAGE_NAMES, Repository
+from conftest import REPOSITORY, SCRIPTS, STAGE_NAMES, STAGES, Project, Repository, error_line
 
 
 def test_a_second_repro_has_nothing_to_do(finished: Repository) -> None:
@@ -22,17 +27,55 @@ def test_git_holds_the_metrics_and_no_photos_predictions_or_models(finished: Rep
     assert finished.git("status", "--porcelain") == ""
 
 
-def test_a_stage_runs_with_the_python_that_runs_dvc_whatever_path_holds(repository: Repository, tmp_path: Path) -> None:
-    """As with `.venv/bin/dvc repro` and no activated environment."""
-    wrong = tmp_path / "bin"
-    wrong.mkdir()
-    for name in ("python", "python3"):
-        (wrong / name).write_text("#!/bin/sh\necho the wrong python >&2\nexit 1\n")
-        (wrong / name).chmod(0o755)
-    for shell in ("/bin/sh", "/bin/bash"):
-        path = f"{wrong}{os.pathsep}{os.environ['PATH']}"
-        output = repository.dvc("repro", "--force", "--single-item", "prepare", env={"PATH": path, "SHELL": shell})
-        assert "48 photos: 24 train, 12 validation, 12 test; " in output
+def test_status_is_clean_after_repro_and_what_is_there_can_be_committed_and_saved(repository: Repository) -> None:
+    assert repository.try_dvc("status", "--quiet").returncode == 0
+    repository.dvc("commit", "--force")
+    repository.dvc("exp", "save", "--name", "saved")
+    assert repository.git("status", "--porcelain") == ""
+    assert repository.try_dvc("status", "--quiet").returncode == 0
+
+
+def test_a_clone_with_windows_line_endings_has_the_same_bytes(finished: Repository, tmp_path: Path) -> None:
+    finished.git("clone", "--quiet", "--config", "core.autocrlf=true", ".", str(tmp_path / "clone"))
+    for name in finished.git("ls-files").splitlines():
+        assert (tmp_path / "clone" / name).read_bytes() == (finished.root / name).read_bytes(), name
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new environment, in which nothing is installed; its bin/."""
+    folder = tmp_path_factory.mktemp("an environment of its own")
+    venv.create(folder, symlinks=True)
+    return folder / "bin"
+
+
+@pytest.mark.parametrize("shell", ["/bin/sh", "/bin/bash"])
+def test_dvc_of_another_environment_runs_the_stages_with_the_python_on_path(
+    repository: Repository, bare: Path, shell: str
+) -> None:
+    """As pipx and brew install DVC. Here it has all packages, less those that only the stages need."""
+    hide = "import sys; sys.modules.update(dict.fromkeys(('numpy', 'pandas', 'torch')))"
+    code = f"{hide}; sys.path.append({sysconfig.get_path('purelib')!r}); from dvc.cli import main; sys.exit(main())"
+    command = [bare / "python", "-c", code, "repro", "--force", "--single-item", "prepare"]
+    environment = repository.environment | {"SHELL": shell}
+    done = subprocess.run(command, cwd=repository.root, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "48 photos: 24 train, 12 validation, 12 test; " in done.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_python_without_the_packages_is_named_in_one_line(project: Project, bare: Path, script: str) -> None:
+    environment = os.environ | {"PYTHONSAFEPATH": "1"}  # leaves the script's folder out of where Python looks
+    command = [bare / "python", REPOSITORY / script]
+    done = subprocess.run(command, cwd=project.root, env=environment, capture_output=True, text=True, timeout=120)
+    named = re.escape(f"{bare}/python has no package ") + r"\w+; activate the project's environment \(source \.venv"
+    assert re.match(named, error_line(done))
+
+
+def test_an_older_python_is_refused_in_one_line() -> None:
+    code = f"import sys; sys.version_info = (3, 10, 1); sys.path.insert(0, {str(STAGES)!r}); import catsdogs"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "expected 3.11 or newer; activate the project's environment" in error_line(done)
 
 
 def test_another_learning_rate_retrains_and_can_be_compared(repository: Repository) -> None:
@@ -69,23 +112,40 @@ def test_plots_show_curves_confusion_matrices_and_the_contact_sheet(finished: Re
     assert {row["field"] for row in curves} == {"train_loss", "validation_loss"}
 
 
-def test_a_third_network_joins_by_what_the_readme_says(repository: Repository) -> None:
-    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL)
-    [line] = [line for line in blocks[0].splitlines() if "mobilenet_v2" in line]
-    [stage] = [block for block in blocks if "train_mobilenet_v2:" in block]
+def test_one_network_alone_and_then_another_beside_it(repository: Repository) -> None:
+    earlier = {name: (repository.root / name).read_bytes() for name in ("dvc.yaml", "params.yaml", "dvc.lock")}
+    assert repository.run("networks.py", "resnet18").returncode == 0
+    assert repository.stages_run_by("exp", "run") == ["evaluate", "ensemble", "report"]
+    assert list(repository.read_json("metrics/evaluate.json")) == ["resnet18"]
+    assert repository.read_json("metrics/ensemble.json")["members"] == "resnet18"
+    assert repository.try_dvc("status", "--quiet").returncode == 0
 
-    repository.params["networks"] |= yaml.safe_load(line.replace("IMAGENET1K_V1", "none"))
+    assert repository.run("networks.py", "resnet18", "mobilenet_v2").returncode == 0
+    repository.params = yaml.safe_load((repository.root / "params.yaml").read_text())
+    assert repository.params["networks"].pop("mobilenet_v2") == {"weights": "IMAGENET1K_V1"}
+    repository.params["networks"]["mobilenet_v2"] = {"weights": "none"}
     repository.write_params()
-    pipeline = repository.root / "dvc.yaml"
-    pipeline.write_text(pipeline.read_text().replace("\n  evaluate:\n", f"\n{stage}\n  evaluate:\n"))
-
     assert repository.stages_run_by("repro") == ["train_mobilenet_v2", "evaluate", "ensemble", "report"]
-    assert list(repository.read_json("metrics/evaluate.json")) == ["resnet18", "resnet34", "mobilenet_v2"]
-    assert repository.read_json("metrics/ensemble.json")["members"] == "resnet18, resnet34, mobilenet_v2"
+    assert list(repository.read_json("metrics/evaluate.json")) == ["resnet18", "mobilenet_v2"]
     page = (repository.root / "metrics/report.html").read_text(encoding="utf-8")
-    assert "Together, resnet18, resnet34 and mobilenet_v2 name" in page
+    assert "Together, resnet18 and mobilenet_v2 name" in page
     assert "<h3>train_mobilenet_v2</h3>" in page
+
+    assert repository.run("networks.py", "resnet18", "resnet34").returncode == 0
+    assert (repository.root / "dvc.yaml").read_bytes() == earlier["dvc.yaml"]
+    repository.git("restore", ".")
+    repository.dvc("checkout")
+    assert {name: (repository.root / name).read_bytes() for name in earlier} == earlier
+    assert repository.try_dvc("status", "--quiet").returncode == 0
+
+
+def test_a_damaged_score_is_restored_without_training(repository: Repository) -> None:
+    path = repository.root / "metrics/ensemble.json"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:50])
+    assert error_line(repository.run("predict.py", "a.jpg")).endswith("; run `dvc repro` to restore it")
+    assert "train_" not in "".join(repository.stages_run_by("repro"))
+    assert path.read_bytes() == whole
 
 
 def test_a_wrong_param_stops_repro_with_one_line(repository: Repository) -> None:

@@ -3,10 +3,15 @@
 import csv
 import io
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import onnxruntime
+import openvino
 import pandas as pd
 import pytest
 from conftest import (
@@ -29,14 +34,18 @@ CLOSE = 0.02  # between probabilities of a photo in one batch and in another, wh
 
 @pytest.fixture(scope="module")
 def scored(finished: Repository) -> pd.DataFrame:
+    return scored_by(finished)
+
+
+def scored_by(repository: Repository) -> pd.DataFrame:
     """What the pipeline has said of each photo of test: a column of probabilities for each network and `ensemble`."""
-    predictions = pd.read_csv(finished.root / "metrics/predictions.csv")
+    predictions = pd.read_csv(repository.root / "metrics/predictions.csv")
     test = predictions[predictions["split"] == "test"]
     members = test.assign(p=expit(test["logit_dog"] - test["logit_cat"])).pivot(
         index="photo", columns="network", values="p"
     )
-    ensemble = pd.read_csv(finished.root / "metrics/ensemble_predictions.csv").set_index("photo")["probability_of_dog"]
-    return members.assign(ensemble=ensemble)
+    ensemble = pd.read_csv(repository.root / "metrics/ensemble_predictions.csv").set_index("photo")
+    return members.assign(ensemble=ensemble["probability_of_dog"])
 
 
 def test_a_file_a_folder_and_a_zip_get_the_answers_that_were_scored(
@@ -119,7 +128,7 @@ def test_another_set_of_networks_than_was_scored_is_refused(repository: Reposito
     repository.params["networks"] = {"resnet18": {"weights": "none"}}
     repository.write_params()
     assert error_line(repository.run("predict.py", "a.jpg")) == (
-        "metrics/ensemble.json is of resnet18, resnet34, and params.yaml names resnet18; `dvc repro` makes it anew"
+        "metrics/ensemble.json is of resnet18, resnet34, and params.yaml names resnet18; run `dvc repro` to fix this"
     )
 
 
@@ -150,24 +159,68 @@ def test_a_submission_is_in_kaggles_order_and_clipped_where_validation_asks_for_
     assert len(pd.read_csv(repository.root / "submission.csv")) == 11  # as it was
 
 
-def test_the_onnx_files_say_what_the_pipeline_says(repository: Repository, scored: pd.DataFrame) -> None:
-    done = repository.run("export.py")
-    assert done.returncode == 0, done.stderr
+def run_onnxruntime(file: Path, images: list[np.ndarray]) -> list[np.ndarray]:
+    session = onnxruntime.InferenceSession(file)
+    return [session.run(["probabilities"], {"image": image})[0] for image in images]
+
+
+def run_openvino(file: Path, images: list[np.ndarray]) -> list[np.ndarray]:
+    model = openvino.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return [model([image])["probabilities"].copy() for image in images]
+
+
+def run_opencv(file: Path, images: list[np.ndarray]) -> list[np.ndarray]:
+    network, answers = cv2.dnn.readNetFromONNX(str(file)), []
+    for image in images:
+        network.setInput(image)
+        answers.append(network.forward().copy())
+    return answers
+
+
+@pytest.mark.parametrize(
+    ("method", "params", "scripts"),
+    [
+        ("fitted_weights", {}, ()),
+        (
+            "majority_vote",
+            {"prepare": {"resize": "center_crop"}, "test_time_flip": True},
+            ("prepare.py", "train.py resnet18", "train.py resnet34", "evaluate.py"),
+        ),
+    ],
+)
+def test_every_runtime_and_the_model_card_give_the_answers_of_the_pipeline(
+    repository: Repository, method: str, params: dict, scripts: tuple[str, ...]
+) -> None:
+    for key, value in {"ensemble": {"method": method}, **params}.items():
+        repository.params[key] = repository.params[key] | value if isinstance(value, dict) else value
+    repository.write_params()
+    for script in (*scripts, "ensemble.py", "export.py"):
+        done = repository.run(*script.split())
+        assert done.returncode == 0, done.stderr
     exported = repository.root / "export"
-    assert {path.name for path in exported.iterdir()} == {
-        *(f"{name}.onnx" for name in (*NETWORKS, "ensemble")),
-        "MODEL_CARD.md",
-    }
-    files = {Path(name).name: content for name, content in kaggle_files(cats=24, dogs=24).items()}
-    for name in (*NETWORKS, "ensemble"):
-        session = onnxruntime.InferenceSession(exported / f"{name}.onnx")
-        photos = np.stack([np.asarray(Image.open(io.BytesIO(files[photo]))) for photo in scored.index])
-        [probabilities] = session.run(["probability_of_dog"], {"photos": photos})
-        assert probabilities == pytest.approx(scored[name].to_numpy(), abs=CLOSE)
+    graphs = {f"{name}.onnx" for name in (*NETWORKS, "ensemble")}
+    assert {path.name for path in exported.iterdir()} == graphs | {"example.png", "MODEL_CARD.md"}
+
+    expected = scored_by(repository)
+    photos = [row["photo"] for row in repository.split_table() if row["split"] == "test"]
+    images = [image[np.newaxis] for image in repository.packed("test")[0].transpose(0, 3, 1, 2).astype("float32")]
+    for name in expected:
+        for run in (run_onnxruntime, run_openvino, run_opencv):
+            answers = np.concatenate(run(exported / f"{name}.onnx", images))
+            assert answers[:, 1] == pytest.approx(expected.loc[photos, name].to_numpy(), abs=CLOSE), (name, run)
+            assert answers.sum(axis=1) == pytest.approx(1)
+
+    card = (exported / "MODEL_CARD.md").read_text(encoding="utf-8")
+    [code] = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\nprint(dog)"], cwd=exported, capture_output=True, text=True, check=True
+    )
+    [answer] = re.findall(r"\| ensemble \| ([\d.]+) \|", card)
+    assert float(done.stdout) == pytest.approx(float(answer), abs=1e-4)
     scores = repository.read_json("metrics/ensemble.json")
-    card = (exported / "MODEL_CARD.md").read_text()
-    assert "test_time_flip: False" in card
     assert f"| ensemble | {scores['correct']} of {scores['total']} ({scores['accuracy']:.4f}) |" in card
+    for runtime in (onnxruntime, openvino):
+        assert f" {runtime.__version__.partition('-')[0]} |" in card
 
 
 def test_a_package_that_is_not_installed_is_named(project: Project, tmp_path: Path) -> None:

@@ -56,5 +56,6 @@ def test_another_clone_pulls_every_result_and_has_nothing_to_run(
     clone.dvc("pull")
     assert clone.results() == repository.results()
     assert (clone.root / "data/raw/train.zip").read_bytes() == (repository.root / "data/raw/train.zip").read_bytes()
+    assert clone.try_dvc("status", "--quiet").returncode == 0
     assert "Data and pipelines are up to date" in clone.dvc("repro")
     assert clone.git("status", "--porcelain") == ""

@@ -7,17 +7,17 @@ import shutil
 from itertools import pairwise
 from pathlib import Path
 
+import report
+from catsdogs import charts
+from catsdogs.errors import UserError
+from catsdogs.pages import percent
+
 import numpy as np
 import pytest
 import yaml
 from conftest import REPOSITORY, STAGE_NAMES, Project, Repository, error_line
 from PIL import Image
 from playwright.sync_api import Browser
-
-import report
-from catsdogs import charts
-from catsdogs.errors import UserError
-from catsdogs.pages import percent
 
 PAGE = "metrics/report.html"
 UGLY = "<img src=http://x.test/y onerror=alert(1)>&\"'.jpg"
@@ -187,7 +187,7 @@ def test_predictions_of_other_photos_are_refused(repository: Repository) -> None
     table.unlink()
     table.write_text(re.sub(r"^(cat|dog)", r"other.\1", content, flags=re.MULTILINE))
     assert error_line(repository.run("report.py")) == (
-        "the predictions in metrics are not of the test photos in data/prepared; `dvc repro` mends that"
+        "the predictions in metrics are not of the test photos in data/prepared; run `dvc repro` to fix this"
     )
 
 

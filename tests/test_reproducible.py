@@ -9,11 +9,12 @@ import sys
 import time
 from pathlib import Path
 
+from catsdogs.checkpoint import Checkpoint
+
 import pytest
 import torch
 from conftest import Repository, error_line, stand_in_repository
-
-from catsdogs.checkpoint import Checkpoint
+from weight_files import write_weights
 
 OTHER_SETTINGS = {"PYTHONHASHSEED": "4711", "TZ": "Asia/Kathmandu", "LC_ALL": "C", "LANG": "tr_TR.UTF-8"}
 # For each stage a line, and how many seconds after it the stage is killed at the latest.
@@ -123,7 +124,19 @@ def test_a_checkpoint_is_read_by_the_same_training_alone(tmp_path: Path, monkeyp
     assert checkpoint().load() is None
 
 
-def test_verify_rebuilds_everything_and_finds_it_the_same(repository: Repository) -> None:
+def test_verify_rebuilds_everything_and_finds_it_the_same(repository: Repository, tmp_path: Path) -> None:
+    """Also where links stand for the files, as `cache.type symlink` has it: their names count, not their targets'."""
+    weights = write_weights(tmp_path, "resnet18")
+    for path in (weights, repository.root / "data/raw/train.zip"):
+        path.rename(tmp_path / f"content of {path.stem}")
+        path.symlink_to(tmp_path / f"content of {path.stem}")
+    repository.params["networks"]["resnet18"]["weights"] = str(weights)
+    repository.write_params()
+    repository.dvc("config", "cache.type", "symlink")
+    repository.dvc("repro")
+    repository.dvc("checkout", "--relink")
+    assert (repository.root / MODEL).is_symlink()
+
     before = repository.git("status", "--porcelain", "--ignored")
     done = repository.run("verify.py", env=OTHER_SETTINGS)
     assert done.returncode == 0, done.stderr

@@ -9,15 +9,6 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
-import pytest
-import torch
-import torchvision
-from conftest import REPOSITORY, Project, error_line, kaggle_files
-from safetensors.numpy import save_file
-from safetensors.torch import load_file
-
 import train
 from catsdogs.errors import UserError
 from catsdogs.networks import (
@@ -30,6 +21,17 @@ from catsdogs.networks import (
     set_training,
 )
 from catsdogs.params import read_params
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torchvision
+from conftest import REPOSITORY, Project, error_line, kaggle_files
+from safetensors.numpy import save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as save_safetensors
+from weight_files import name_by_hash, save_weights, write_weights
 
 
 def prepare_small(root: Path) -> Project:
@@ -58,18 +60,6 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Project:
         assert result.returncode == 0, result.stderr
         assert result.stderr == ""  # progress bars are for people who watch
     return project
-
-
-def write_weights(folder: Path, name: str) -> Path:
-    """Random weights of torchvision's network `name`, in a file named by its hash as torch.hub names them."""
-    torch.manual_seed(7)
-    return save_weights(folder, name, torchvision.models.get_model(name, weights=None).state_dict())
-
-
-def save_weights(folder: Path, name: str, state_dict: dict) -> Path:
-    path = folder / "weights.pth"
-    torch.save(state_dict, path)
-    return path.rename(folder / f"{name}-{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}.pth")
 
 
 def test_training_writes_the_model_its_curves_and_its_best_epoch(evaluated: Project) -> None:
@@ -300,6 +290,16 @@ def test_folded_batchnorm_changes_no_logits_and_not_the_network() -> None:
         torch.testing.assert_close(folded(photos), network.eval()(photos), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("isa", ["AVX2", "AVX512_CORE"])
+def test_bfloat16_is_not_chosen_where_onednn_may_not_use_it(prepared: Project, tmp_path: Path, isa: str) -> None:
+    shutil.copytree(prepared.root, tmp_path / "project")
+    project = Project(tmp_path / "project")
+    project.write_params()
+    done = project.run("train.py", "resnet18", env={"ONEDNN_MAX_CPU_ISA": isa})
+    assert "float32 on cpu" in done.stdout, done.stderr
+    assert "onednn" not in done.stdout
+
+
 def test_precision_can_be_set(small: Project) -> None:
     models = []
     for precision in ("float32", "bfloat16"):
@@ -411,10 +411,30 @@ def test_weights_are_taken_from_a_file_only_if_its_name_and_content_agree(tmp_pa
     with pytest.raises(UserError, match=r"its SHA-256 begins [0-9a-f]{8}, not 00000000"):
         build_network("resnet18", str(wrong), 512, 0.5, seed=1)
     unnamed = wrong.rename(tmp_path / "resnet18.pth")
-    with pytest.raises(UserError, match=r"like resnet18-<8 or more first digits of its SHA-256>\.pth; rename it"):
+    with pytest.raises(UserError, match=rf"; rename it to {path.name}$"):
         build_network("resnet18", str(unnamed), 512, 0.5, seed=1)
     with pytest.raises(UserError, match="cannot be read"):
         build_network("resnet18", str(tmp_path / "resnet18-0123abcd.pth"), 512, 0.5, seed=1)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".ckpt", ".safetensors"])
+@pytest.mark.parametrize("prefix", ["", "module.", "model._orig_mod."])
+def test_weights_of_wrapped_networks_and_of_checkpoints_are_found(tmp_path: Path, prefix: str, suffix: str) -> None:
+    """As DataParallel, Lightning and torch.compile save them, and published safetensors files."""
+    plain = torchvision.models.squeezenet1_1(weights=None).state_dict()
+    wrapped = {f"{prefix}{name}": tensor for name, tensor in plain.items()}
+    if suffix == ".safetensors":
+        path = name_by_hash(tmp_path, "squeezenet1_1", suffix, save_safetensors(wrapped))
+    elif suffix == ".ckpt":
+        optimizer = {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 0.1}]}
+        loss = {"criterion.weight": torch.ones(1000)} if prefix else {}
+        content = {"epoch": 3, "optimizer_states": [optimizer], "state_dict": wrapped | loss, "metrics": {}}
+        path = save_weights(tmp_path, "squeezenet1_1", content, suffix)
+    else:
+        path = save_weights(tmp_path, "squeezenet1_1", wrapped)
+    built = build_network("squeezenet1_1", str(path), 512, 0.5, seed=1).state_dict()
+    body = [name for name in plain if not name.startswith("classifier.")]
+    assert all(torch.equal(built[name], plain[name]) for name in body)
 
 
 class Harmful:
@@ -429,7 +449,7 @@ class Harmful:
 
 def test_code_in_a_file_of_weights_is_not_run(tmp_path: Path) -> None:
     path = save_weights(tmp_path, "resnet18", {"conv1.weight": Harmful(tmp_path / "harm")})
-    with pytest.raises(UserError, match="is not a file of weights"):
+    with pytest.raises(UserError, match="is not a file of weights that can be loaded without running code in it"):
         build_network("resnet18", str(path), 512, 0.5, seed=1)
     assert not (tmp_path / "harm").exists()
 

@@ -6,10 +6,10 @@ import json
 import sys
 from pathlib import Path
 
+from catsdogs.files import written_whole
+
 import torch
 import torchvision
-
-from catsdogs.files import written_whole
 
 STAGES = Path(__file__).resolve().parents[1]
 DIGEST_BYTES = 32  # of SHA-256, at the head of the file

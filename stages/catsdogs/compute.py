@@ -2,13 +2,16 @@
 
 import ctypes
 import os
+import re
+import sys
+import tempfile
+
+from catsdogs.dataset import PackedSplit
+from catsdogs.errors import UserError
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
-
-from catsdogs.dataset import PackedSplit
-from catsdogs.errors import UserError
 
 INFERENCE_BATCH_SIZE = 64
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt(3)
@@ -56,16 +59,46 @@ def choose_precision(precision: str, device: torch.device) -> torch.dtype:
 
     That a CPU can multiply bfloat16 says little: with AVX2 alone it is several times slower than float32. AMX is made
     for it, and AMD's AVX512-BF16 doubles the rate of float32; Intel's alone trains at about the same rate, and predicts
-    slower. On a GPU `float32` leaves PyTorch's default, which multiplies in TF32 within convolutions.
+    slower. And oneDNN may not use these units everywhere (ONEDNN_MAX_CPU_ISA, some containers), so it is
+    asked. On a GPU `float32` leaves PyTorch's default, which multiplies in TF32 within convolutions.
     """
     if precision == "auto":
         if device.type == "cuda":
             fast = torch.cuda.get_device_capability(device) >= (8, 0)
         else:
-            cpu = torch.cpu.get_capabilities()
-            fast = cpu.get("amx_bf16") or (cpu.get("avx512_bf16") and cpu["cpu_name"].startswith("AMD"))
+            kernel = _bfloat16_kernel()
+            is_amd = torch.cpu.get_capabilities().get("cpu_name", "").startswith("AMD")
+            fast = "amx" in kernel or (kernel.endswith("avx512_core_bf16") and is_amd)
         return torch.bfloat16 if fast else torch.float32
     return getattr(torch, precision)
+
+
+def _bfloat16_kernel() -> str:
+    """What oneDNN multiplies bfloat16 matrices with here, `brg_matmul:avx512_core_bf16` for example; `` if it does not.
+
+    Only its verbose output tells, which it writes to stdout itself:
+    https://uxlfoundation.github.io/oneDNN/dev_guide_verbose.html
+    """
+    capabilities = torch.cpu.get_capabilities()
+    if not torch.backends.mkldnn.is_available() or not (
+        capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    ):
+        return ""
+    matrix = torch.zeros(256, 256, dtype=torch.bfloat16)
+    sys.stdout.flush()
+    stdout = os.dup(1)
+    with tempfile.TemporaryFile() as captured:
+        os.dup2(captured.fileno(), 1)
+        try:
+            with torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON):
+                torch.mm(matrix, matrix)
+        finally:
+            os.dup2(stdout, 1)
+            os.close(stdout)
+        captured.seek(0)
+        lines = captured.read().decode()
+    found = re.search(r"exec,cpu,matmul,([^,]+),", lines)
+    return found[1] if found else ""
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from catsdogs.errors import UserError
+
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-
-from catsdogs.errors import UserError
 
 IMAGENET_MEAN = [0.485, 0.456, 0.406]  # red, green and blue, from 0 to 1, as torchvision's weights expect them
 IMAGENET_STD = [0.229, 0.224, 0.225]

@@ -48,7 +48,7 @@ def read_json(path: Path) -> dict:
     try:
         return json.loads(existing(path).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path}: is not valid JSON ({error}); `dvc repro --force` writes it anew") from None
+        raise UserError(f"{path}: is not valid JSON ({error}); run `dvc repro` to restore it") from None
 
 
 def write_json(path: Path, content: dict) -> None:

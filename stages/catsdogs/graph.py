@@ -4,9 +4,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import yaml
-
 from catsdogs.errors import UserError
+
+import yaml
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
-import torch
-from scipy.special import expit
-from torch import nn
-from tqdm import tqdm
-
 from catsdogs import CLASSES
 from catsdogs.combining import read_combination
 from catsdogs.compute import (
@@ -30,6 +23,13 @@ from catsdogs.networks import load_network, ready_to_predict
 from catsdogs.params import Params, read_params
 from catsdogs.photos import UnreadablePhoto, decode, silence_pillow
 from catsdogs.scores import predicted_labels
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.special import expit
+from torch import nn
+from tqdm import tqdm
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,9 @@ class Ensemble:
             self.networks[name] = ready_to_predict(network, params.test_time_flip, device)
         for key in ("image_size", "resize", "draw"):
             if len({description[key] for description in descriptions}) > 1:
-                raise UserError(f"{' and '.join(names)} were trained with another {key} each; `dvc repro` mends that")
+                raise UserError(
+                    f"{' and '.join(names)} were trained with another {key} each; run `dvc repro` to fix this"
+                )
         self.image_size: int = descriptions[0]["image_size"]
         self.resize: str = descriptions[0]["resize"]
 
@@ -124,7 +126,7 @@ class Ensemble:
         readable = [pixels for pixels in decoded if not isinstance(pixels, UnreadablePhoto)]
         if readable:
             margins = self.margins(np.stack(readable))
-            rows = zip(self.combination(margins.to_numpy()), expit(margins).to_dict("records"), strict=True)
+            rows = zip(self.combination(margins.to_numpy().T), expit(margins).to_dict("records"), strict=True)
         for question, pixels in zip(questions, decoded, strict=True):
             if isinstance(pixels, UnreadablePhoto):
                 yield Answer(question.photo, unreadable=str(pixels))

@@ -1,19 +1,15 @@
-"""torchvision's networks with a head for two classes: building, pretrained weights, saving and loading."""
+"""torchvision's networks with a head for two classes: building, freezing, saving and loading."""
 
 import difflib
-import hashlib
-import io
 import json
 import re
-import socket
-import sys
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.client import HTTPException
 from pathlib import Path
-from urllib.parse import urlparse
+
+from catsdogs import CLASSES
+from catsdogs.errors import UserError
+from catsdogs.weights import read_weights, strip_prefix
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,11 +17,6 @@ from safetensors.torch import save
 from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse
 from torchvision import models
-
-from catsdogs import CLASSES
-from catsdogs.errors import UserError
-
-DOWNLOAD_TIMEOUT_S = 30  # of waiting for a connection, and for each further part
 
 
 class Head(nn.Sequential):
@@ -50,7 +41,8 @@ def build_network(name: str, weights: str, head_width: int, dropout: float, seed
     """torchvision's network `name`, its last linear layer replaced by a new head drawn from `seed`.
 
     `weights`: `none` (drawn from `seed` as well), torchvision's name for them (downloaded once, hash checked), or a
-    file named like torch.hub's, `<name>-<first digits of its SHA-256>.pth`, whose layers below the head are used.
+    file named like torch.hub's, `<name>-<first digits of its SHA-256>.pth`, or `.safetensors`; also a checkpoint of
+    DataParallel or Lightning. What it has below the head is used.
     Raises UserError for an unknown name, and for weights that are missing, damaged or another network's.
     """
     known = models.list_models(module=models)
@@ -60,8 +52,7 @@ def build_network(name: str, weights: str, head_width: int, dropout: float, seed
     torch.manual_seed(seed)
     network = _build(name)
     if weights != "none":
-        path = Path(weights).expanduser() if weights.endswith(".pth") else _downloaded(name, weights)
-        _load_file(network, name, path)
+        _load_body(network, name, weights)
     torch.manual_seed(seed)
     _replace_output(network, head_width, dropout)
     return network
@@ -179,7 +170,9 @@ def load_network(path: Path) -> tuple[nn.Module, dict]:
         _replace_output(network, description["head_width"], description["dropout"])
         network.load_state_dict(_with_version(state_dict, network))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise UserError(f"{path}: is not a model of this pipeline ({_first_line(error)}); train it again") from None
+        raise UserError(
+            f"{path}: is not a model of this pipeline ({_first_line(error)}); run `dvc repro` to restore it"
+        ) from None
     return network, description
 
 
@@ -211,80 +204,22 @@ def _replace_output(network: nn.Module, head_width: int, dropout: float) -> None
     network.set_submodule(name, replacement)
 
 
-def _downloaded(name: str, weights: str) -> Path:
-    """torchvision's file of the `weights` of that name, in torch.hub's cache; downloaded if it is not there yet."""
-    # By their own names: DEFAULT is an alias, and stands for other weights in another torchvision.
-    known = {entry.name: entry for entry in models.get_model_weights(name)}
-    if weights not in known:
-        raise UserError(
-            f"params.yaml: networks.{name}.weights is {weights!r}; expected none, a file named "
-            f"{name}-<first digits of its SHA-256>.pth, or torchvision's {', '.join(known)}"
-        )
-    url = known[weights].url
-    path = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(url).path).name)
-    if not path.exists():
-        print(f"downloading {url}", flush=True)
-        digits = torch.hub.HASH_REGEX.search(path.name)[1]
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with _waiting_at_most(DOWNLOAD_TIMEOUT_S):
-                torch.hub.download_url_to_file(url, str(path), digits, progress=sys.stderr.isatty())
-        except (OSError, HTTPException, ValueError, RuntimeError) as error:  # the last: a wrong hash, or cut off
-            raise UserError(
-                f"networks.{name}: {url} could not be downloaded ({_first_line(error)}); run this again, or put that "
-                f"file anywhere and give its path as networks.{name}.weights, or set that to none"
-            ) from None
-    return path
-
-
-@contextmanager
-def _waiting_at_most(seconds: float) -> Iterator[None]:
-    """Bound every wait of connections made meanwhile, since torch.hub gives its own no timeout."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
-
-
-def _load_file(network: nn.Module, name: str, path: Path) -> None:
+def _load_body(network: nn.Module, name: str, weights: str) -> None:
     """Load all but the output layer, whose weights may be missing or for other classes."""
-    key = f"networks.{name}.weights"
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{key}: {path} cannot be read ({error.strerror})") from None
-    digits = re.fullmatch(r".+-([0-9a-f]{8,64})", path.stem)
-    if not digits:
-        raise UserError(
-            f"{key}: {path} should bear the name that it was published under, like {name}-<8 or more first digits of "
-            "its SHA-256>.pth; rename it"
-        )
-    sha256 = hashlib.sha256(content).hexdigest()
-    if not sha256.startswith(digits[1]):
-        raise UserError(
-            f"{key}: {path} is damaged (its SHA-256 begins {sha256[:8]}, not {digits[1]} as its name says); "
-            "delete it, and get it again"
-        )
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of odd pickles, which the error names
-            state_dict = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
-    except MemoryError:
-        raise
-    except Exception as error:  # a pickle that is none may raise anything
-        raise UserError(f"{key}: {path} is not a file of weights ({type(error).__name__})") from None
-    if isinstance(network, models.DenseNet):  # its published files write norm.1 for norm1
-        state_dict = {re.sub(r"(denselayer\d+\.(?:norm|conv))\.", r"\1", key): state_dict[key] for key in state_dict}
+    tensors = read_weights(name, weights)
     unused = (f"{_output_name(network)}.", "aux1.", "aux2.", "AuxLogits.")
+    expected = [key for key in network.state_dict() if not key.startswith(unused)]
+    if isinstance(network, models.DenseNet):  # its published files write norm.1 for norm1
+        tensors = {re.sub(r"(denselayer\d+\.(?:norm|conv))\.", r"\1", key): tensors[key] for key in tensors}
+    tensors = strip_prefix(tensors, expected)
+    wrong = f"networks.{name}.weights: {weights} holds another network's weights"
     try:
-        body = {key: tensor for key, tensor in state_dict.items() if not key.startswith(unused)}
+        body = {key: tensor for key, tensor in tensors.items() if not key.startswith(unused)}
         missing, unexpected = network.load_state_dict(_with_version(body, network), strict=False)
-        differing = unexpected + [key for key in missing if not key.startswith(unused)]
     except (RuntimeError, AttributeError) as error:
-        raise UserError(f"{key}: {path} holds another network's weights ({_first_line(error)})") from None
-    if differing:
-        raise UserError(f"{key}: {path} holds another network's weights: they differ in {differing[0]}")
+        raise UserError(f"{wrong} ({_first_line(error)})") from None
+    if differing := unexpected + [key for key in missing if not key.startswith(unused)]:
+        raise UserError(f"{wrong}: they differ in {differing[0]}")
 
 
 def _with_version(state_dict: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:

@@ -9,10 +9,10 @@ import struct
 from collections import deque
 from pathlib import Path
 
-import numpy as np
-
 from catsdogs import CLASSES
 from catsdogs.photos import Photo
+
+import numpy as np
 
 HEADER_BYTES = 1024  # fixed, and filled up with spaces, because the number of rows is known only at the end
 

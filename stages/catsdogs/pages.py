@@ -4,21 +4,21 @@ import base64
 import io
 from pathlib import Path
 
+from catsdogs import CLASSES
+from catsdogs.scores import predicted_labels
+
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
-
-from catsdogs import CLASSES
-from catsdogs.scores import predicted_labels
 
 JPEG_QUALITY = 80
 
 
 def render(template: str, **content: object) -> str:
-    """The page that a template of this folder makes of `content`; all text is escaped unless it is Markup."""
+    """The text that a template of this folder makes of `content`; in HTML all of it is escaped unless it is Markup."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
+        autoescape=lambda name: name.endswith(".html.jinja"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

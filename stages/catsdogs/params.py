@@ -5,9 +5,11 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
+from catsdogs.errors import UserError
+
 import yaml
 
-from catsdogs.errors import UserError
+WEIGHTS_SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors")
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,11 @@ def read_params(path: Path = Path("params.yaml")) -> Params:
     if not params.networks:
         raise _wrong("networks", params.networks, "at least one network")
     return params
+
+
+def weights_file(weights: str) -> Path | None:
+    """The file that a network's `weights` names; None for torchvision's own names and for `none`."""
+    return Path(weights).expanduser() if weights.endswith(WEIGHTS_SUFFIXES) else None
 
 
 def without_folders(params: Params) -> Params:

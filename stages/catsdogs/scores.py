@@ -1,12 +1,12 @@
 """How good predictions are."""
 
+from catsdogs import CLASSES
+
 import numpy as np
 import pandas as pd
 from scipy.special import expit
 from scipy.stats import binomtest
 from sklearn.metrics import log_loss, precision_recall_fscore_support, roc_auc_score
-
-from catsdogs import CLASSES
 
 
 def margin(logits: pd.DataFrame) -> pd.Series:
