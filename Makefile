@@ -1,52 +1,58 @@
 PYTHON ?= python3
+PIP_INSTALL = .venv/bin/python -m pip install --disable-pip-version-check --require-hashes --requirement
+COMPILE = .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 
-.PHONY: audit bench demo export photos serve submission test verify
+.PHONY: help install demo photos test test-fast lock verify serve submission audit export bench
 
-# The whole pipeline over drawn pictures, in a folder of its own (.demo): it touches nothing else.
-demo: .venv/installed
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
+
+install: .venv/installed  ## the environment, in .venv; then: source .venv/bin/activate
+
+demo: .venv/installed  ## the whole pipeline on synthetic photos, in .demo/
 	.venv/bin/python demo/run.py .demo
 
-# Microsoft's public copy of the photos, at data/raw/train.zip.
-photos: .venv/installed
-	.venv/bin/python stages/download.py
+photos: .venv/installed  ## Microsoft's public copy of the photos, to data/raw/train.zip
+	.venv/bin/python tools/download.py
 
-test: .venv/installed-for-test
+test: .venv/installed-for-test  ## lint, format and all tests
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/python -m pytest
 
-# Every result rebuilt in a scratch folder and compared with what is here.
-verify: .venv/installed
-	.venv/bin/python stages/verify.py
+test-fast: .venv/installed-for-test  ## the tests that take less than a minute together
+	.venv/bin/python -m pytest -m "not slow"
 
-# A page at http://127.0.0.1:8000 where photos are dropped and answered.
-serve: .venv/installed-for-serve
-	.venv/bin/python stages/serve.py
+verify: .venv/installed  ## rebuild every result in .verify/ and compare it with what is here, byte for byte
+	.venv/bin/python tools/verify.py
 
-# Kaggle's unlabelled photos, data/raw/test1.zip or test.zip, to submission.csv.
-submission: .venv/installed
-	.venv/bin/python stages/submission.py
+serve: .venv/installed-for-serve  ## a page to drop photos on, at http://127.0.0.1:8000
+	.venv/bin/python tools/serve.py
 
-# All photos ranked by how doubtful their labels are: metrics/audit.html.
-audit: .venv/installed-for-audit
-	.venv/bin/python stages/audit.py
+submission: .venv/installed  ## predictions for Kaggle's unlabelled photos, to submission.csv
+	.venv/bin/python tools/submission.py
 
-# The networks as ONNX, with a model card, in export/.
-export: .venv/installed-for-export
-	.venv/bin/python stages/export.py
+audit: .venv/installed-for-audit  ## all photos by how doubtful their labels are, to metrics/audit.html
+	.venv/bin/python tools/audit.py
 
-# The pipeline beside a notebook's recipe and beside what this computer can do, in a folder of its own (.bench).
-bench: .venv/installed
+export: .venv/installed-for-export  ## the networks and the ensemble as ONNX, with a model card, to export/
+	.venv/bin/python tools/export.py
+
+bench: .venv/installed  ## speed compared with a notebook and with the hardware limit, in .bench/
 	.venv/bin/python bench/compare.py .bench $(BENCH)
 
+lock: .venv/installed-for-test  ## compile requirements*.txt from requirements*.in
+	$(COMPILE) requirements.in --output-file requirements.txt
+	for name in audit export s3 serve test; do \
+		$(COMPILE) requirements/$$name.in --output-file requirements/$$name.txt || exit 1; \
+	done
+
 .venv/installed: requirements.txt
-	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; name one: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; name one: make install PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --disable-pip-version-check --requirement requirements.txt
+	$(PIP_INSTALL) requirements.txt
 	touch $@
 
-.venv/installed-for-test: requirements-audit.txt requirements-export.txt requirements-s3.txt requirements-serve.txt
-
-.venv/installed-for-%: .venv/installed requirements-%.txt
-	.venv/bin/python -m pip install --disable-pip-version-check --requirement requirements-$*.txt
+.venv/installed-for-%: .venv/installed requirements/%.txt
+	$(PIP_INSTALL) requirements/$*.txt
 	touch $@

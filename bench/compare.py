@@ -1,12 +1,12 @@
-"""Measure the pipeline beside what people run otherwise and beside what this computer can do.
+"""Compare the pipeline's speed with the usual alternatives and with the hardware limit.
 
 Usage: python bench/compare.py FOLDER [--photos ARCHIVE] [--split TRAIN VALIDATION TEST] [--epochs 1] [--rounds 3]
-FOLDER is made anew; nothing outside it is touched. Without --photos the pictures are drawn and the networks start from
-random weights, which shows speed alone; with it, the weights are those that params.yaml names.
+FOLDER is recreated; nothing outside it is touched. Without --photos, the photos are synthetic and the networks start
+from random weights, which measures only speed; with it, the weights are those in params.yaml.
 
-In each round, with another seed, `dvc repro` and the notebook's recipe (notebook.py; where fastai is installed, its as
-well) go from the same archive to the ensemble's accuracy, one after the other, and what the computer can do is measured
-anew. The table gives medians.
+Each round has a different seed. In each, `dvc repro` and the notebook (notebook.py; also fastai_recipe.py if fastai is
+installed) go from the same archive to the ensemble's accuracy, one after the other, and the hardware limit is measured
+again. The table has medians.
 """
 
 import argparse
@@ -37,15 +37,17 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "demo"))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "stages"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from catsdogs.compute import autocast, choose_device, choose_precision
-from catsdogs.errors import UserError
-from catsdogs.networks import build_network, set_trainable, set_training
-from catsdogs.params import weights_file
-from catsdogs.photos import PhotoSource, UnreadablePhoto
-from catsdogs.process import run_stage
 from draw import write_archive
+from pipeline.core.errors import UserError
+from pipeline.core.params import weights_file
+from pipeline.core.process import run_stage
+from pipeline.networks.building import build_network
+from pipeline.networks.compute import autocast, set_up
+from pipeline.networks.freezing import set_trainable, set_training
+from pipeline.photos.decoding import UnreadablePhoto
+from pipeline.photos.source import PhotoSource
 from run import clean_environment, commit, copy_pipeline, git, make_folder
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -53,7 +55,7 @@ SAMPLING_S = 0.5
 DECODE_LIMIT_PHOTOS = 1000
 OURS, NOTEBOOK, FASTAI, LIMIT = "pipeline", "notebook", "fastai", "limit"
 
-RECIPE = {  # that of notebook.py, whatever params.yaml says now
+RECIPE = {  # as in notebook.py, whatever params.yaml says
     "layers": "batchnorm",
     "body_lr_factor": 1.0,
     "head_width": 512,
@@ -67,12 +69,13 @@ RECIPE = {  # that of notebook.py, whatever params.yaml says now
 }
 
 EXPLANATION = """
-Medians; of accuracies the means. In brackets the pipeline's value divided by that one: for a rate more is better, for
-seconds and memory less. The others' rates include decoding, which they do in every epoch anew; the pipeline does it
-once, in `prepare`. Its memory is that of the stage, without DVC's own process. The limit: a loop that only decodes and
-scales, and for a network its arithmetic at the rate of one large product of matrices in the same precision."""
+Medians, but means for accuracies. In parentheses, the pipeline's value divided by that one: higher is better for rates,
+lower for seconds and memory. The alternatives' rates include decoding, which they repeat in every epoch; the pipeline
+decodes once, in `prepare`. Its memory is that of the stage, without DVC's own process. The limit for decoding is a loop
+that only decodes and scales; for a network, its arithmetic at the rate of one large matrix product in the same
+precision."""
 
-Measured = dict[tuple[str, str], list[float]]  # (what, by whom) to a value of each round
+Measured = dict[tuple[str, str], list[float]]  # (what, by whom) to one value per round
 
 
 def main() -> None:
@@ -99,18 +102,28 @@ def main() -> None:
 
 
 def read_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="The pipeline beside a notebook, and beside what the computer can do.")
-    parser.add_argument("folder", type=Path, help="made anew")
-    parser.add_argument("--photos", type=Path, help="a zip or folder of labelled photos (default: drawn ones)")
+    parser = argparse.ArgumentParser(description="Compare the pipeline with a notebook and with the hardware limit.")
+    parser.add_argument("folder", type=Path, help="where to run; recreated if it is from an earlier benchmark")
+    parser.add_argument("--photos", type=Path, help="a zip or folder of labelled photos (default: synthetic photos)")
     sizes = ("TRAIN", "VALIDATION", "TEST")
-    parser.add_argument("--split", type=int, nargs=3, default=[384, 128, 128], metavar=sizes, help="photos")
-    parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--split",
+        type=int,
+        nargs=3,
+        default=[384, 128, 128],
+        metavar=sizes,
+        help="photos in each split (default: 384 128 128)",
+    )
+    parser.add_argument("--epochs", type=int, default=1, help="epochs of training (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="runs, each with a different seed (default: %(default)s)")
     return parser.parse_args()
 
 
 def write_photos(archive: Path, source: Path | None, total: int) -> None:
-    """A zip of `total` photos in Kaggle's layout, half cats and half dogs: drawn ones, or the first of `source`."""
+    """Write a zip of `total` photos in Kaggle's layout, half cats and half dogs: the first of `source`, or synthetic.
+
+    Raises UserError if `source` has too few.
+    """
     if source is None:
         write_archive(archive, photos=total, seed=1)
         return
@@ -120,11 +133,13 @@ def write_photos(archive: Path, source: Path | None, total: int) -> None:
             taken = 0
             for photo in labelled:
                 if photo.label == label and taken < total // 2:
-                    with suppress(UnreadablePhoto):  # empty files, of which Microsoft's copy has some
+                    with suppress(UnreadablePhoto):  # Microsoft's copy contains some empty files
                         subset.writestr(f"train/{name}.{taken}{Path(photo.path).suffix}", photos.read(photo))
                         taken += 1
             if taken < total // 2:
-                raise UserError(f"{source}: {taken} photos of a {name}, --split needs {total // 2}")
+                raise UserError(
+                    f"{source}: found {taken} {name}s, but --split needs {total // 2}; lower it or add photos"
+                )
 
 
 def make_pipeline(folder: Path, arguments: argparse.Namespace) -> None:
@@ -137,10 +152,11 @@ def make_pipeline(folder: Path, arguments: argparse.Namespace) -> None:
 
 def write_params(folder: Path, arguments: argparse.Namespace, seed: int) -> None:
     params = yaml.safe_load((PROJECT / "params.yaml").read_text())
-    params["source"] = "../photos.zip"
+    params["prepare"]["source"] = "../photos.zip"
     params["prepare"]["split"] = dict(zip(("train", "validation", "test"), arguments.split, strict=True))
     params["prepare"]["resize"] = "squeeze"
-    params |= {"lr": 0.001, "test_time_flip": False}
+    params["lr"] = 0.001
+    params["evaluate"]["test_time_flip"] = False
     params["train"] |= {**RECIPE, "epochs": arguments.epochs, "seed": seed}
     for network in params["networks"].values():
         if arguments.photos is None:
@@ -151,7 +167,7 @@ def write_params(folder: Path, arguments: argparse.Namespace, seed: int) -> None
 
 
 def measure_pipeline(folder: Path, measured: Measured) -> None:
-    """`dvc repro` from the archive on; its rates are those that the stages print themselves."""
+    """Run `dvc repro` from the archive to the ensemble; the rates are the ones the stages print."""
     output, seconds, peaks = watched(
         [sys.executable, "-m", "dvc", "repro", "--force", "--no-run-cache", "ensemble"], folder
     )
@@ -171,7 +187,7 @@ def measure_pipeline(folder: Path, measured: Measured) -> None:
 
 
 def measure_other(name: str, script: str, archive: Path, folder: Path, pipeline: Path, measured: Measured) -> None:
-    """The same photos in the same splits, as files in folders; unpacking them counts."""
+    """Run an alternative on the same photos in the same splits, as files in folders. Unpacking them counts."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     shutil.copy(pipeline / "params.yaml", folder)
@@ -195,13 +211,12 @@ def measure_other(name: str, script: str, archive: Path, folder: Path, pipeline:
 
 
 def measure_limits(archive: Path, pipeline: Path, measured: Measured) -> None:
-    """A bare loop that decodes and scales; and how fast a product of matrices would do a network's arithmetic."""
+    """Measure a loop that only decodes and scales, and how fast a matrix product would do a network's arithmetic."""
     params = yaml.safe_load((pipeline / "params.yaml").read_text())
     size, recipe = params["prepare"]["image_size"], params["train"]
     measured["decode and scale, photos/s", LIMIT].append(bare_decode_rate(archive, size))
-    device = choose_device()
-    dtype = choose_precision(params["precision"], device)
-    operations = product_rate(device, dtype)
+    device, dtype = set_up(params["precision"])
+    operations_per_s = product_rate(device, dtype)
     for name in params["networks"]:
         network = build_network(name, "none", recipe["head_width"], recipe["dropout"], 1).to(device)
         set_trainable(network, recipe["layers"])
@@ -212,11 +227,13 @@ def measure_limits(archive: Path, pipeline: Path, measured: Measured) -> None:
         with FlopCounterMode(display=False) as inference, torch.no_grad(), autocast(device, dtype):
             network(images)
         for kind, counter in (("training", training), ("inference", inference)):
-            rate = operations * len(images) / counter.get_total_flops()
+            rate = operations_per_s * len(images) / counter.get_total_flops()
             measured[f"{name}: {kind}, images/s", LIMIT].append(rate)
 
 
 def bare_decode_rate(archive: Path, size: int) -> float:
+    """Photos per second of a loop that only decodes and scales."""
+
     def decode(name: str) -> None:
         with Image.open(io.BytesIO(photos.read(name))) as image:
             image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
@@ -230,11 +247,11 @@ def bare_decode_rate(archive: Path, size: int) -> float:
 
 
 def product_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations per second in a product of two matrices of 4096 by 4096 (on a GPU 8192 by 8192), the best of five."""
+    """Operations per second in a product of two 4096x4096 matrices (8192x8192 on a GPU), the best of five."""
     side = 8192 if device.type == "cuda" else 4096
     matrix = torch.ones(side, side, dtype=dtype, device=device)
     seconds = []
-    for _ in range(6):  # the first is for warming up
+    for _ in range(6):  # the first one is a warm-up
         start = time.perf_counter()
         (matrix @ matrix)[0, 0].item()  # waits for a GPU
         seconds.append(time.perf_counter() - start)
@@ -242,23 +259,23 @@ def product_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def measure_dvc(folder: Path, rounds: int, measured: Measured) -> None:
-    """DVC's own time: stages that take none (stand_in.py), over the photos and the dvc.yaml that were used above."""
+    """Measure DVC's own time, with stages that take none (stand_in.py) on the same photos and dvc.yaml."""
     dvc = [sys.executable, "-m", "dvc"]
     watched([*dvc, "repro"], folder)
     for _ in range(rounds):
         measured["`dvc repro`, nothing to do, s", OURS].append(watched([*dvc, "repro"], folder)[1])
     for script in ("prepare", "train", "evaluate", "ensemble", "report"):
         shutil.copy(PROJECT / "bench/stand_in.py", folder / f"stages/{script}.py")
-    watched([*dvc, "commit", "--force", "prepare"], folder)  # the photos as they are
+    watched([*dvc, "commit", "--force", "prepare"], folder)  # keep the prepared photos
     watched([*dvc, "repro"], folder)
     commit(folder, "Stages that take no time")
     for number in range(1, rounds + 1):
         seconds = watched([*dvc, "exp", "run", "-S", f"lr=0.01{number}"], folder)[1]
-        measured["`dvc exp run -S lr=…` beside its stages, s", OURS].append(seconds)
+        measured["`dvc exp run -S lr=…` without its stages, s", OURS].append(seconds)
 
 
 def watched(command: list[str], folder: Path) -> tuple[str, float, dict[str, float]]:
-    """Run `command`; give its output, its seconds, and its peak memory in MB, by stage and under `all`."""
+    """Run `command`; return its output, its seconds, and its peak memory in MB, by stage and in total (`all`)."""
     start = time.perf_counter()
     log = folder / "output.log"
     with log.open("w") as output:
@@ -267,7 +284,7 @@ def watched(command: list[str], folder: Path) -> tuple[str, float, dict[str, flo
             status = process.wait()
     seconds = time.perf_counter() - start
     if status:
-        sys.exit(f"error: `{' '.join(command)}` failed in {folder}; the reason stands above")
+        sys.exit(f"error: `{' '.join(command)}` failed in {folder}; see the error above")
     text = log.read_text()
     log.unlink()
     return text, seconds, peaks
@@ -275,7 +292,7 @@ def watched(command: list[str], folder: Path) -> tuple[str, float, dict[str, flo
 
 @contextmanager
 def peak_memory(pid: int) -> Iterator[dict[str, float]]:
-    """Sampled every half a second until left; a file's pages in memory, which can be dropped, do not count."""
+    """Sample the peak memory until the block ends. Cached file pages, which the system can drop, do not count."""
     peaks: dict[str, float] = defaultdict(float)
     done = threading.Event()
 
@@ -289,7 +306,7 @@ def peak_memory(pid: int) -> Iterator[dict[str, float]]:
                     now["all"] += memory
                     if stage := re.search(r"stages/(\w+)\.py", " ".join(process.cmdline())):
                         now[stage[1]] += memory
-            except (psutil.Error, OSError):  # one has ended meanwhile
+            except (psutil.Error, OSError):  # a process has ended in the meantime
                 continue
             for key, memory in now.items():
                 peaks[key] = max(peaks[key], memory)
@@ -304,7 +321,7 @@ def peak_memory(pid: int) -> Iterator[dict[str, float]]:
 
 
 def private_memory(process: psutil.Process) -> float:
-    """MB of a process; what several share is divided among them. Without Linux's /proc, all that is resident."""
+    """A process's memory in MB, its share of shared memory included; without Linux's /proc, all resident memory."""
     try:
         text = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
     except FileNotFoundError:
@@ -313,27 +330,27 @@ def private_memory(process: psutil.Process) -> float:
 
 
 def print_table(measured: Measured, pipeline: Path) -> None:
-    """Medians (of accuracies, means); in brackets the pipeline's share of the limit, or how it stands to the others."""
-    whos = [who for who in (OURS, NOTEBOOK, FASTAI, LIMIT) if any(who == other for _, other in measured)]
+    """Print medians (means for accuracies), and in parentheses the pipeline's value divided by each other one."""
+    columns = [who for who in (OURS, NOTEBOOK, FASTAI, LIMIT) if any(who == other for _, other in measured)]
     rows = []
     for what in dict.fromkeys(what for what, _ in measured):
         row = {"": what}
-        exact = "accuracy" in what
-        values = {who: measured[what, who] for who in whos if measured.get((what, who))}
-        middle = {who: (statistics.mean if exact else statistics.median)(value) for who, value in values.items()}
-        for who in whos:
-            text = "" if who not in middle else f"{middle[who]:.4f}" if exact else number(middle[who])
-            if who in middle and who != OURS and not exact:
-                share = middle[OURS] / middle[who]
-                text += f" ({share:.0%})" if who == LIMIT else f" ({share:.2f} x)"
+        is_accuracy = "accuracy" in what
+        values = {who: measured[what, who] for who in columns if measured.get((what, who))}
+        average = {who: (statistics.mean if is_accuracy else statistics.median)(value) for who, value in values.items()}
+        for who in columns:
+            text = "" if who not in average else f"{average[who]:.4f}" if is_accuracy else number(average[who])
+            if who in average and who != OURS and not is_accuracy:
+                ratio = average[OURS] / average[who]
+                text += f" ({ratio:.0%})" if who == LIMIT else f" ({ratio:.2f} x)"
             row[who] = text
         rows.append(row)
     params = yaml.safe_load((pipeline / "params.yaml").read_text())
     split = "/".join(str(count) for count in params["prepare"]["split"].values())
-    dtype = str(choose_precision(params["precision"], choose_device())).removeprefix("torch.")
+    device, dtype = set_up(params["precision"])
     print(
         f"\n{split} photos, epochs: {params['train']['epochs']}, batch size {params['train']['batch_size']}, "
-        f"{dtype} on {choose_device().type}, {os.cpu_count()} cores, PyTorch {torch.__version__}\n"
+        f"{str(dtype).removeprefix('torch.')} on {device.type}, {os.cpu_count()} cores, PyTorch {torch.__version__}\n"
     )
     print(pd.DataFrame(rows).to_string(index=False, justify="left"))
     print(EXPLANATION)

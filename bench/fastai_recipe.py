@@ -1,7 +1,7 @@
-"""What people run otherwise: the recipe that compare.py sets, as a user of fastai writes it.
+"""The recipe of compare.py as a fastai user would write it.
 
-Usage and output: as of notebook.py. The head is fastai's own, of the same width and dropout; frozen is what fastai
-freezes, all but the head and every BatchNorm.
+Usage and output are those of notebook.py. The head is fastai's own, with the same width and dropout; as fastai does by
+default, everything but the head and BatchNorm is frozen.
 """
 
 import json
@@ -49,7 +49,7 @@ def main() -> None:
             loaders,
             partial(pretrained, name, network["weights"]),
             metrics=accuracy,
-            pretrained=False,  # by fastai; `pretrained` below loads them
+            pretrained=False,  # not loaded by fastai but by `pretrained` below
             normalize=False,
             cut=meta["cut"],
             splitter=meta["split"],
@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def pretrained(name: str, weights: str, **_: object) -> nn.Module:
-    """torchvision's network with the `weights` that params.yaml names."""
+    """torchvision's network with the `weights` of params.yaml."""
     if not weights.endswith(".pth"):
         return models.get_model(name, weights=None if weights == "none" else weights)
     model = models.get_model(name)

@@ -1,11 +1,11 @@
-"""What people run otherwise: the recipe that compare.py sets, as a notebook writes it.
+"""The recipe of compare.py as it is usually written in a notebook.
 
 Usage, from a folder with params.yaml and photos/{train,validation,test}/{cat,dog}/: python notebook.py
 An ImageFolder and a DataLoader with worker processes, float32, torchvision's pretrained network with a two-layer head,
-and the usual loop. It takes `networks`, `lr` and of `train` the batch size, epochs, head width and dropout; trained are
-the head and every BatchNorm. Two mistakes that such notebooks make are mended, in their favour: `eval()` is called
-before a network is judged, and the last weights are used as they are, without a detour over a file.
-Prints a line of JSON for each network, and one for the mean of their logits.
+and the usual training loop. It reads `networks`, `lr`, and from `train` the batch size, epochs, head width, dropout and
+seed; the head and every BatchNorm are trained. Two common mistakes are fixed, in the notebook's favour: `eval()` is
+called before predicting, and the last weights are used directly instead of being saved and loaded again.
+Prints one line of JSON per network, and one for the mean of their logits.
 """
 
 import json
@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def pretrained(name: str, weights: str, head_width: int, dropout: float) -> nn.Module:
-    """torchvision's network, all but its BatchNorms frozen, with a new head."""
+    """torchvision's network with a new head; everything else except BatchNorm is frozen."""
     if weights.endswith(".pth"):
         model = models.get_model(name)
         model.load_state_dict(torch.load(weights, weights_only=True), strict=False)
@@ -97,7 +97,7 @@ def pretrained(name: str, weights: str, head_width: int, dropout: float) -> nn.M
 
 
 def predict(model: nn.Module, loader: DataLoader, device: torch.device) -> tuple[Tensor, Tensor, float]:
-    """Logits and labels of all photos, and the seconds that it took."""
+    """Logits and labels of all photos, and the seconds it took."""
     start = time.perf_counter()
     model.eval()
     logits, labels = [], []

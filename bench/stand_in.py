@@ -1,6 +1,6 @@
-"""A stage's script that takes no time: it writes something new to each output of the stage whose command it stands for.
+"""A replacement for a stage's script that takes no time: it writes new content to each output of that stage.
 
-Put in the place of the scripts in stages/, it shows what DVC alone does and how long that takes.
+Copied over the scripts in stages/, it shows what DVC itself does and how long that takes.
 """
 
 import sys

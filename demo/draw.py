@@ -1,11 +1,11 @@
-"""Draw pictures of cats and dogs, for a demonstration of the pipeline that needs no photo.
+"""Draw synthetic photos of cats and dogs, for a demo of the pipeline that needs no real photos.
 
 Usage: python demo/draw.py ARCHIVE.zip [--photos 1200] [--seed 1]
 Writes a zip in the layout of Kaggle's train.zip: train/cat.0.jpg, ..., train/dog.0.jpg, ..., half cats and half dogs.
 The same seed (and the same Pillow) gives the same bytes.
 
-Size, background, coat, pose, place and light are drawn alike for both classes, so that a network must learn shapes:
-ears, eyes, muzzle, tail. Colour helps a little (a dog's dark nose and tongue, a cat's pink nose), but not far.
+Size, background, coat, pose, position and light are distributed equally in both classes, so a network must learn
+shapes: ears, eyes, muzzle, tail. Colour helps only a little (a dog's dark nose and tongue, a cat's pink nose).
 """
 
 import argparse
@@ -17,7 +17,7 @@ from random import Random
 
 from PIL import Image, ImageDraw
 
-OVERSAMPLING = 2  # drawn larger and scaled down, so that edges come out smooth
+OVERSAMPLING = 2  # draw larger and scale down, for smooth edges
 JPEG_QUALITY = 85
 
 Colour = tuple[int, ...]
@@ -25,7 +25,7 @@ Point = tuple[float, float]
 
 
 def colours(text: str) -> list[Colour]:
-    """Colours as the web writes them, with a space between."""
+    """Parse space-separated hex colours."""
     return [tuple(bytes.fromhex(code)) for code in text.split()]
 
 
@@ -37,22 +37,22 @@ WHITE, INK, PINK, RED, GOLD = colours("ffffff 2c2426 ee9ea0 e86874 f5cd50")
 
 
 def mix(first: Colour, second: Colour, share: float) -> Colour:
-    """`share` of the second colour in the first."""
+    """Mix two colours; `share` is that of the second."""
     return tuple(round(a + (b - a) * share) for a, b in zip(first, second, strict=True))
 
 
 def oval(x: float, y: float, across: float, down: float) -> list[Point]:
-    """An ellipse as a polygon, by its centre and its two radii."""
+    """An ellipse as a polygon, from its centre and its two radii."""
     return [(x + across * math.cos(k * math.pi / 16), y + down * math.sin(k * math.pi / 16)) for k in range(32)]
 
 
 def mirrored(points: list[Point]) -> list[Point]:
-    """The same on the animal's other side."""
+    """The same points on the animal's other side."""
     return [(-x, y) for x, y in points]
 
 
 def smooth(points: list[Point], closed: bool = True, steps: int = 7) -> list[Point]:
-    """A curve through all the points (Catmull and Rom's)."""
+    """A smooth curve through all points (a Catmull-Rom spline)."""
     points = [points[-1], *points, *points[:2]] if closed else [points[0], *points, points[-1]]
     curve = []
     for four in zip(points, points[1:], points[2:], points[3:], strict=False):
@@ -63,44 +63,44 @@ def smooth(points: list[Point], closed: bool = True, steps: int = 7) -> list[Poi
 
 
 def symmetric(right: list[Point], closed: bool = True) -> list[Point]:
-    """A smooth curve through `right`, its side from the top down, and through its mirror image."""
+    """A smooth curve through `right` (one side, from top to bottom) and its mirror image."""
     return smooth(mirrored(right)[::-1] + right, closed)
 
 
 class Pen:
-    """Draws in the animal's own units: the head's centre is the origin, its radius about 1, and y points down."""
+    """Draws in the animal's units: the origin is the centre of the head, its radius is about 1, and y points down."""
 
     def __init__(self, image: Image.Image, centre: Point, unit: float, angle: float) -> None:
         self.image, self.centre, self.unit, self.angle = image, centre, unit, angle
-        self.shift: Point = (0, 0)  # of the features in the face: a head that looks aside
+        self.shift: Point = (0, 0)  # of the facial features, for a head that looks sideways
         self.coat, self.outline = image, INK
         self.draw = ImageDraw.Draw(image)
 
     def place(self, points: list[Point]) -> list[Point]:
-        """From the animal's units to the picture's pixels."""
+        """Convert from the animal's units to pixels."""
         cos, sin = math.cos(self.angle) * self.unit, math.sin(self.angle) * self.unit
         moved = [(x + self.shift[0], y + self.shift[1]) for x, y in points]
         return [(self.centre[0] + x * cos - y * sin, self.centre[1] + x * sin + y * cos) for x, y in moved]
 
     def fill(self, points: list[Point], colour: Colour) -> None:
-        """A surface without an outline."""
+        """Fill a shape, without an outline."""
         self.draw.polygon(self.place(points), colour)
 
     def line(self, points: list[Point], colour: Colour, width: float) -> None:
-        """A stroke; its width is in the animal's units too."""
+        """Draw a stroke; its width is in the animal's units."""
         self.draw.line(self.place(points), colour, max(1, round(width * self.unit)), joint="curve")
 
     def part(self, points: list[Point], tint: Colour | None = None) -> None:
-        """A part with an outline, in the animal's coat or in one colour."""
+        """Draw a shape with an outline, filled with the animal's coat or with `tint`."""
         mask = Image.new("L", self.image.size)
         ImageDraw.Draw(mask).polygon(self.place(points), 255)
-        if box := mask.getbbox():  # pasting over the whole picture takes most of the time
+        if box := mask.getbbox():  # pasting over the whole image would take most of the time
             self.image.paste(tint or self.coat.crop(box), box, mask.crop(box))
         self.line([*points, *points[:2]], self.outline, 0.05)
 
 
 def draw_backdrop(random: Random, size: tuple[int, int]) -> Image.Image:
-    """Plain, a gradient, a meadow, a room or blurred colours."""
+    """A plain colour, a gradient, a meadow, a room or blurred colours."""
     width, height = size
     first, second = random.sample(BACKDROPS, 2)
     image = Image.new("RGB", size, first)
@@ -145,7 +145,7 @@ def draw_meadow(random: Random, image: Image.Image) -> None:
 
 
 def draw_coat(random: Random, pen: Pen, base: Colour, second: Colour) -> Image.Image:
-    """The fur as a picture of its own, from which every part of the animal is cut."""
+    """The fur as a separate image, from which every part of the animal is cut."""
     coat = Image.new("RGB", pen.image.size, base)
     brush = Pen(coat, pen.centre, pen.unit, pen.angle)
     pattern = random.choice(["plain", "stripes", "patches", "spots"])
@@ -171,7 +171,7 @@ def draw_coat(random: Random, pen: Pen, base: Colour, second: Colour) -> Image.I
 
 
 def draw_body(random: Random, pen: Pen, tail: list[Point], light: Colour) -> None:
-    """A sitting body; a portrait shows its shoulders only."""
+    """A sitting body; a portrait shows only its shoulders."""
     tail = smooth(tail if random.random() < 0.5 else mirrored(tail), closed=False)
     for widening, colour in ((0.045, pen.outline), (0, light)):
         pen.line(tail, colour, 0.21 + 2 * widening)
@@ -215,7 +215,7 @@ def draw_cat(random: Random, pen: Pen, light: Colour, ear: Colour | None) -> Non
 
 
 def draw_dog(random: Random, pen: Pen, light: Colour, ear: Colour | None) -> None:
-    """A longer head with hanging ears, round eyes, a broad muzzle with a big dark nose, and now and then a tongue."""
+    """A longer head with hanging ears, round eyes, a broad muzzle with a big dark nose, and sometimes a tongue."""
     pen.part(symmetric([(0.3, -0.95), (0.75, -0.7), (0.88, -0.1), (0.72, 0.5), (0.45, 0.95), (0.15, 1.05)]))
     x, y = random.uniform(1.08, 1.3), random.uniform(0.35, 0.75)
     lobe = [(0.4, -0.9), (0.8, -0.92), (x, -0.4), (x + 0.05, y - 0.3), (x - 0.2, y), (0.8, y - 0.35), (0.72, -0.3)]
@@ -241,14 +241,14 @@ def draw_dog(random: Random, pen: Pen, light: Colour, ear: Colour | None) -> Non
     pen.fill(oval(-0.08, 0.19, 0.08, 0.035), mix(INK, WHITE, 0.5))
 
 
-CLASSES = {  # how each head is drawn, and where each tail goes
+CLASSES = {  # the function that draws the head, and the points of the tail
     "cat": (draw_cat, [(0.6, 2.4), (1.25, 2.3), (1.45, 1.7), (1.2, 1.25), (1.3, 0.95)]),
     "dog": (draw_dog, [(0.6, 2.3), (1.1, 2.1), (1.4, 1.75), (1.45, 1.4)]),
 }
 
 
-def draw_picture(kind: str, random: Random) -> Image.Image:
-    """One cat or dog, as a portrait or whole, on a backdrop."""
+def draw_photo(kind: str, random: Random) -> Image.Image:
+    """One cat or dog, as a portrait or in full, on a backdrop."""
     width = random.randint(120, 240)
     height = min(240, max(120, round(width * random.uniform(0.7, 1.4))))
     width, height = OVERSAMPLING * width, OVERSAMPLING * height
@@ -271,28 +271,32 @@ def draw_picture(kind: str, random: Random) -> Image.Image:
     draw_head(random, pen, light, random.choice([None, second, mix(base, INK, 0.25)]))
     gain, offset = random.uniform(0.75, 1.15), random.uniform(-15, 15)
     image = image.reduce(OVERSAMPLING).point(lambda level: level * gain + offset)
-    # A little grain: it weighs more in a file's size than a cat's whiskers do, which would give the class away.
+    # A little grain, so that the file's size does not give the class away: a cat's whiskers alone would make it larger.
     grain = Image.frombytes("L", image.size, random.randbytes(image.width * image.height)).convert("RGB")
     return Image.blend(image, grain, random.uniform(0.01, 0.06))
 
 
 def write_archive(path: Path, photos: int, seed: int) -> None:
-    """Draw the pictures and write them as a zip; its entries' date is fixed, so that its bytes stay the same."""
+    """Draw the photos and write them to a zip; its entries have a fixed date, so that its bytes are always the same."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for kind in CLASSES:
             for number in range(photos // 2):
                 content = io.BytesIO()
-                draw_picture(kind, Random(f"{seed} {kind} {number}")).save(content, "JPEG", quality=JPEG_QUALITY)
+                draw_photo(kind, Random(f"{seed} {kind} {number}")).save(content, "JPEG", quality=JPEG_QUALITY)
                 archive.writestr(zipfile.ZipInfo(f"train/{kind}.{number}.jpg"), content.getvalue())
 
 
 def main() -> None:
     """Read the command line and write the archive."""
-    parser = argparse.ArgumentParser(description="Draw cats and dogs into a zip in the layout of Kaggle's train.zip.")
+    parser = argparse.ArgumentParser(description="Draw cats and dogs, and write them to a zip like Kaggle's train.zip.")
     parser.add_argument("archive", type=Path, help="the zip to write")
-    parser.add_argument("--photos", type=int, default=1200, help="half cats and half dogs (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=1, help="another seed draws other pictures (default %(default)s)")
+    parser.add_argument(
+        "--photos", type=int, default=1200, help="number of photos, half cats and half dogs (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=1, help="a different seed gives different photos (default: %(default)s)"
+    )
     arguments = parser.parse_args()
     write_archive(arguments.archive, arguments.photos, arguments.seed)
 

@@ -1,8 +1,7 @@
-"""Run the whole pipeline over drawn pictures: the same dvc.yaml and the same scripts, with smaller numbers
-and without pretrained weights.
+"""Run the whole pipeline on synthetic photos: the same dvc.yaml and scripts, smaller numbers, no pretrained weights.
 
 Usage: python demo/run.py FOLDER
-FOLDER is made anew, as a DVC project of its own; nothing outside it is touched.
+FOLDER is recreated as a separate DVC project; nothing outside it is touched.
 """
 
 import json
@@ -17,7 +16,7 @@ import yaml
 
 PROJECT = Path(__file__).resolve().parent.parent
 DEMO_PARAMS = PROJECT / "demo/params.yaml"
-# The user's own settings might ask for a signature, or run hooks.
+# Override settings of the user's that would sign commits or run hooks.
 GIT = [
     *("git", "-c", "user.name=demo", "-c", "user.email=demo@localhost"),
     *("-c", "commit.gpgsign=false", "-c", f"core.hooksPath={os.devnull}"),
@@ -26,14 +25,14 @@ GIT = [
 
 def main() -> None:
     if len(sys.argv) != 2:
-        sys.exit("error: expected one argument, the folder to make: python demo/run.py .demo")
+        sys.exit("error: expected one argument, the folder to create: python demo/run.py .demo")
     folder = Path(sys.argv[1])
     make_project(folder)
     git(folder, "init", "--quiet")
-    commit(folder, "The pipeline")
+    commit(folder, "Add the pipeline")
     python(folder, PROJECT / "demo/draw.py", "data/raw/train.zip")
     python(folder, "-m", "dvc", "repro")
-    commit(folder, "Its results")
+    commit(folder, "Add the results")
 
     scores = {
         **json.loads((folder / "metrics/evaluate.json").read_text()),
@@ -42,14 +41,14 @@ def main() -> None:
     columns = ["accuracy", "correct", "total", "log_loss", "roc_auc"]
     table = pd.DataFrame(scores).T[columns].to_string(formatters={"accuracy": "{:.6f}".format})
     print(f"\n{table}\n")
-    print("These are scores for drawings of cats and dogs; they say nothing about photos.")
+    print("These scores are for synthetic photos and say nothing about real ones.")
     print(f"All results on one page: {folder}/metrics/report.html")
-    print(f"What the networks saw: {folder}/data/prepared/contact_sheet.png")
-    print(f"Try more: source .venv/bin/activate && cd {folder} && dvc exp run -S lr=0.002")
+    print(f"The photos as the networks saw them: {folder}/data/prepared/contact_sheet.png")
+    print(f"To try an experiment: source .venv/bin/activate && cd {folder} && dvc exp run -S lr=0.002")
 
 
 def make_project(folder: Path) -> None:
-    """The pipeline as it stands in the project, with the demo's params and an empty cache."""
+    """Copy the pipeline to `folder`, with the demo's params and an empty cache."""
     make_folder(folder, "demo")
     copy_pipeline(folder)
     params = yaml.safe_load((PROJECT / "params.yaml").read_text())
@@ -60,21 +59,19 @@ def make_project(folder: Path) -> None:
 
 
 def make_folder(folder: Path, purpose: str) -> None:
-    """Make `folder` anew; ends the program where it holds anything but an earlier one of that `purpose`."""
-    mark = folder / f"made-by-{purpose}"  # a file in the folder: what holds it may be deleted
+    """Recreate `folder`; exit with an error if it is not empty and was not created for the same `purpose`."""
+    mark = folder / f"made-by-{purpose}"  # a folder that contains this file may be deleted
     if folder.exists() and not mark.exists() and any(folder.iterdir()):
-        sys.exit(f"error: {folder} is no earlier {purpose}; it would be deleted: name another folder")
+        sys.exit(f"error: {folder} was not created by the {purpose}; refusing to delete it; use another folder")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     mark.touch()
 
 
 def copy_pipeline(folder: Path) -> None:
-    """The stages and what DVC and git know of them, into a folder that exists; no params, photos or cache.
-
-    Nor corrections, which are of other photos.
-    """
-    shutil.copytree(PROJECT / "stages", folder / "stages", ignore=shutil.ignore_patterns("__pycache__"))
+    """Copy the code and the settings of DVC and git to an existing folder: no params, photos, corrections or cache."""
+    for part in ("stages", "pipeline", "tools"):
+        shutil.copytree(PROJECT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("dvc.yaml", ".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitattributes", ".gitignore"):
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copy(PROJECT / name, folder / name)
@@ -97,11 +94,11 @@ def python(folder: Path, *arguments: str | Path) -> None:
 
 def run(folder: Path, command: list[str]) -> None:
     if subprocess.run(command, cwd=folder, env=clean_environment()).returncode:
-        sys.exit(f"error: stopped at `{' '.join(command)}`; the reason stands above")
+        sys.exit(f"error: `{' '.join(command)}` failed; see the error above")
 
 
 def clean_environment() -> dict[str, str]:
-    """Without what would point git or DVC at another repository, and with this Python as `python`, for the stages."""
+    """The environment without GIT_* and DVC_*, which may point to another repository; `python` is this Python."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("GIT_", "DVC_"))}
     return environment | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 

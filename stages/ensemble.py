@@ -1,95 +1,100 @@
-"""Combine the networks' predictions, score the combination, and compare it with its best member.
+"""Combine the networks' predictions, score the ensemble, and compare it with its best member.
 
-Usage, from the project's root: python stages/ensemble.py
-Reads metrics/predictions.csv, and runs no network; writes metrics/ensemble.json, metrics/confusion_ensemble.csv and
-metrics/ensemble_predictions.csv (a row for each photo of validation and test: the ensemble's probability of dog).
+Reads metrics/predictions.csv and runs no network; writes metrics/ensemble.json, metrics/confusion_ensemble.csv and
+metrics/ensemble_predictions.csv (the ensemble's probability of dog, one row per photo of validation and test).
 """
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `pipeline` can be imported
 
+from dataclasses import dataclass
 
-from catsdogs.combining import ENSEMBLE_PREDICTIONS, ENSEMBLE_SCORES, Combination, fit_weights
-from catsdogs.errors import UserError
-from catsdogs.files import write_json, written_whole
-from catsdogs.params import read_params
-from catsdogs.process import run_stage
-from catsdogs.scores import confusion, label_numbers, margin, predicted_labels, score, scores_table
+from pipeline.core.command_line import read_arguments
+from pipeline.core.files import atomic_write, require_file, write_json
+from pipeline.core.params import read_params
+from pipeline.core.paths import ENSEMBLE_PREDICTIONS, ENSEMBLE_SCORES, METRICS, PREDICTIONS
+from pipeline.core.process import run_stage
+from pipeline.scores.combining import Combination, fit_weights
+from pipeline.scores.scoring import confusion, label_numbers, margin, predicted_labels, score, scores_table
 
 import numpy as np
 import pandas as pd
 from scipy.special import expit
 from scipy.stats import binomtest
 
-PREDICTIONS = Path("metrics/predictions.csv")
+
+@dataclass(frozen=True)
+class Split:
+    """The networks' predictions on a split: `margins`, one row per photo and one column per network, and `labels`."""
+
+    margins: pd.DataFrame
+    labels: np.ndarray  # int [N], 0 cat, 1 dog
+
+    def combined(self, combination: Combination) -> np.ndarray:
+        """The ensemble's probabilities of dog [N]."""
+        return combination(self.margins.to_numpy().T)
+
+    def member_scores(self) -> dict[str, dict]:
+        return {name: score(expit(self.margins[name]), self.labels) for name in self.margins}
 
 
 def main() -> None:
+    read_arguments(__doc__)
     method = read_params().ensemble.method
-    predictions = read_predictions()
-    validation, validation_labels = margins_of(predictions, "validation")
-    test, test_labels = margins_of(predictions, "test")
+    predictions = pd.read_csv(require_file(PREDICTIONS))
+    validation, test = (read_split(predictions, split) for split in ("validation", "test"))
 
-    if method == "fitted_weights":
-        combination = fit_weights(validation.to_numpy(), validation_labels, list(validation))  # never sees test
-        own_scores = {"weights": combination.weights, "intercept": combination.intercept}
-    else:
-        combination = Combination(method)
-        # Of no use for fitted weights, which have seen the validation photos.
-        validation_scores = score(combination(validation.to_numpy().T), validation_labels)
-        own_scores = {f"validation_{key}": validation_scores[key] for key in ("accuracy", "log_loss")}
-    combined = combination(test.to_numpy().T)
-
-    members_on_validation = {name: score(expit(validation[name]), validation_labels) for name in validation}
-    best_member = max(members_on_validation, key=lambda name: members_on_validation[name]["accuracy"])
+    combination, own_scores = make_combination(method, validation)
+    combined = test.combined(combination)
+    on_validation = validation.member_scores()
+    best_member = max(on_validation, key=lambda name: on_validation[name]["accuracy"])
     scores = {
-        **score(combined, test_labels),
+        **score(combined, test.labels),
         **own_scores,
         "method": method,
-        "members": ", ".join(test.columns),  # DVC shows no lists
+        "members": ", ".join(test.margins),  # DVC shows no lists
         "best_member": best_member,
-        **compare(expit(test[best_member]), combined, test_labels),
+        **compare(expit(test.margins[best_member]), combined, test.labels),
     }
-    with written_whole() as write_to:
+    with atomic_write() as write_to:
         write_json(write_to(ENSEMBLE_SCORES), scores)
-        probabilities = pd.concat(
-            margins.index.to_frame(index=False).assign(
-                split=split, probability_of_dog=combination(margins.to_numpy().T)
-            )
-            for split, margins in (("validation", validation), ("test", test))
+        rows = pd.concat(
+            split.margins.index.to_frame(index=False).assign(split=name, probability_of_dog=split.combined(combination))
+            for name, split in (("validation", validation), ("test", test))
         )
-        probabilities.to_csv(write_to(ENSEMBLE_PREDICTIONS), index=False, float_format="%.9f")
-        confusion(combined, test_labels).to_csv(write_to(Path("metrics/confusion_ensemble.csv")), index=False)
+        rows.to_csv(write_to(ENSEMBLE_PREDICTIONS), index=False, float_format="%.9f")
+        confusion(combined, test.labels).to_csv(write_to(METRICS / "confusion_ensemble.csv"), index=False)
 
-    members = {name: score(expit(test[name]), test_labels) for name in test}
-    print(scores_table({**members, f"ensemble ({method})": scores}))
+    print(scores_table({**test.member_scores(), f"ensemble ({method})": scores}))
     print(
-        f"against {best_member}, its best member on validation, photos put right: {scores['put_right']}, "
-        f"put wrong: {scores['put_wrong']} (McNemar's exact test: p = {scores['mcnemar_p']:.3g})"
+        f"compared with {best_member}, its best member on validation: {scores['put_right']} mistakes corrected, "
+        f"{scores['put_wrong']} added (McNemar's exact test: p = {scores['mcnemar_p']:.3g})"
     )
 
 
-def read_predictions() -> pd.DataFrame:
-    try:
-        return pd.read_csv(PREDICTIONS)
-    except FileNotFoundError:
-        raise UserError(f"there is no {PREDICTIONS}; `dvc repro evaluate` writes it") from None
-
-
-def margins_of(predictions: pd.DataFrame, split: str) -> tuple[pd.DataFrame, np.ndarray]:
-    """A split's margins, a row for each photo and a column for each network, and its labels: int [N], 0 cat, 1 dog."""
+def read_split(predictions: pd.DataFrame, split: str) -> Split:
     rows = predictions[predictions["split"] == split].assign(margin=margin)
     margins = rows.pivot(index=["photo", "label"], columns="network", values="margin")[rows["network"].unique()]
-    return margins, label_numbers(margins.index.to_frame())
+    return Split(margins, label_numbers(margins.index.to_frame()))
+
+
+def make_combination(method: str, validation: Split) -> tuple[Combination, dict]:
+    """The combination, and its entries in ensemble.json: the weights if they are fitted, else the validation scores."""
+    if method == "fitted_weights":  # fitted on validation, so scores on it would mean nothing
+        combination = fit_weights(validation.margins.to_numpy(), validation.labels, list(validation.margins))
+        return combination, {"weights": combination.weights, "intercept": combination.intercept}
+    combination = Combination(method)
+    scores = score(validation.combined(combination), validation.labels)
+    return combination, {f"validation_{key}": scores[key] for key in ("accuracy", "log_loss")}
 
 
 def compare(member: np.ndarray, combined: np.ndarray, labels: np.ndarray) -> dict:
-    """What the ensemble changed against a member, from the probabilities of dog of both.
+    """Compare the ensemble with a member, given the probabilities of dog of both.
 
-    `mcnemar_p` is the exact probability of changes at least as one-sided if right and wrong were equally likely
-    (McNemar's test as a two-sided binomial test; 1.0 where nothing changed).
+    `put_right` counts the member's mistakes that the ensemble corrects, `put_wrong` the mistakes that only the ensemble
+    makes. `mcnemar_p` is the p-value of McNemar's exact test (a two-sided binomial test; 1.0 if nothing changed).
     """
     member_correct, combined_correct = (predicted_labels(p) == labels for p in (member, combined))
     put_right = int((combined_correct & ~member_correct).sum())

@@ -1,81 +1,85 @@
 """Run every network over validation and test, once, and score it.
 
-Usage, from the project's root: python stages/evaluate.py
-Reads models/ and data/prepared/; writes metrics/predictions.csv (a row for each photo and network),
-metrics/evaluate.json and metrics/confusion/. All that comes after is arithmetic on the predictions.
+Reads models/ and data/prepared/; writes metrics/predictions.csv (one row per photo and network), metrics/evaluate.json
+and metrics/confusion/. The stages after it only do arithmetic on the predictions.
 """
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `pipeline` can be imported
 
 import time
 from collections.abc import Iterator
 
-from catsdogs.compute import choose_device, choose_precision, keep_freed_memory, make_deterministic, predict_logits
-from catsdogs.dataset import PackedSplit, open_split
-from catsdogs.errors import UserError
-from catsdogs.files import PREPARED, existing, write_json, written_whole
-from catsdogs.networks import load_network, ready_to_predict
-from catsdogs.params import Params, read_params
-from catsdogs.process import run_stage
-from catsdogs.scores import confusion, label_numbers, probability_of_dog, score, scores_table
+from pipeline.core.command_line import read_arguments
+from pipeline.core.errors import UserError
+from pipeline.core.files import atomic_write, write_json
+from pipeline.core.params import Params, read_params
+from pipeline.core.paths import METRICS, MODELS, NETWORK_SCORES, PREDICTIONS, model, packed_split
+from pipeline.core.process import run_stage
+from pipeline.core.split_table import read_split_table
+from pipeline.networks.compute import set_up
+from pipeline.networks.dataset import PackedSplit, open_split
+from pipeline.networks.models import load_model
+from pipeline.networks.predicting import predict_logits, ready_to_predict
+from pipeline.scores.scoring import confusion, label_numbers, probability_of_dog, score, scores_table
 
 import pandas as pd
 import torch
 
-MODELS = Path("models")
-CONFUSION = Path("metrics/confusion")
-LOGIT_DIGITS = 6  # after the point; rounded before scoring, so that scores from predictions.csv are the same
+LOGIT_DIGITS = 6  # decimal places; rounded before scoring, so that predictions.csv gives the same scores
 
 
 def main() -> None:
+    read_arguments(__doc__)
     params = read_params()
-    check_models(set(params.networks))
-    make_deterministic()
-    keep_freed_memory()
-    device = choose_device()
-    dtype = choose_precision(params.precision, device)
-    photos = pd.read_csv(existing(PREPARED / "split.csv"), keep_default_na=False)
-    splits = {split: open_split(PREPARED / f"{split}.safetensors", device) for split in ("validation", "test")}
+    require_models(set(params.networks))
+    device, dtype = set_up(params.precision)
+    photos = read_split_table()
+    splits = {split: open_split(packed_split(split), device) for split in ("validation", "test")}
 
     predictions = pd.concat(rows for name in params.networks for rows in predict(name, splits, photos, params, dtype))
     scores = {name: score_network(rows) for name, rows in predictions.groupby("network", sort=False)}
-    with written_whole() as write_to:
-        predictions.to_csv(write_to(Path("metrics/predictions.csv")), index=False)
-        write_json(write_to(Path("metrics/evaluate.json")), scores)
+    with atomic_write() as write_to:
+        predictions.to_csv(write_to(PREDICTIONS), index=False)
+        write_json(write_to(NETWORK_SCORES), scores)
         for name, rows in predictions[predictions["split"] == "test"].groupby("network", sort=False):
             matrix = confusion(probability_of_dog(rows), label_numbers(rows))
-            matrix.to_csv(write_to(CONFUSION / f"{name}.csv"), index=False)  # a file for each, for DVC's plot
+            matrix.to_csv(write_to(METRICS / f"confusion/{name}.csv"), index=False)  # one file per DVC plot
     print(scores_table(scores))
 
 
-def check_models(names: set[str]) -> None:
-    """models/ is an input as a whole, so that a further network needs no line here; it must hold the networks alone."""
+def require_models(names: set[str]) -> None:
+    """Raise UserError unless models/ contains exactly these networks, because the stage depends on the whole folder."""
     found = {path.stem for path in MODELS.glob("*.safetensors")}
     if missing := names - found:
         name = min(missing)
-        raise UserError(f"there is no {MODELS}/{name}.safetensors; train {name}, by a stage of its own in dvc.yaml")
+        raise UserError(
+            f"{model(name)} does not exist; run `dvc repro` (if dvc.yaml has no stage train_{name}, first run "
+            f"`python tools/networks.py {' '.join(sorted(names))}`)"
+        )
     if strays := found - names:
         name = min(strays)
-        raise UserError(f"params.yaml names no network {name}; add it there or delete {MODELS}/{name}.safetensors")
+        raise UserError(f"{model(name)} is not for a network in params.yaml; add {name} to networks or delete the file")
 
 
 def predict(
     name: str, splits: dict[str, PackedSplit], photos: pd.DataFrame, params: Params, dtype: torch.dtype
 ) -> Iterator[pd.DataFrame]:
-    """For each split, a row for each of its photos with the network's logits.
+    """Yield a table for each split, with one row per photo and the network's logits.
 
-    Raises UserError for a model that was trained on another draw, whose train may hold what is test here.
+    Raises UserError if the model was trained on a different split, whose train may contain photos of this test.
     """
-    path = MODELS / f"{name}.safetensors"
-    network, description = load_network(path)
+    network, description = load_model(model(name))
     for split, packed in splits.items():
         expected = {"network": name, **packed.description}
         if differing := [key for key in expected if description.get(key) != expected[key]]:
-            raise UserError(f"{path}: was trained with another {differing[0]} than that of {split}; train it again")
-    network = ready_to_predict(network, params.test_time_flip, splits["test"].device)
+            key = "split" if differing[0] == "draw" else differing[0]
+            raise UserError(
+                f"{model(name)} was trained with a different {key} than {packed_split(split)} has; run `dvc repro`"
+            )
+    network = ready_to_predict(network, params.evaluate.test_time_flip, splits["test"].device)
     start = time.perf_counter()
     for split, packed in splits.items():
         logits = predict_logits(network, packed, dtype, f"{name} {split}").numpy().astype("float64")
@@ -87,7 +91,7 @@ def predict(
 
 
 def score_network(rows: pd.DataFrame) -> dict:
-    """Scores on test, and validation's accuracy and log loss beside them, from one network's predictions."""
+    """The scores of one network's predictions: all scores on test, and accuracy and log loss on validation."""
     validation, test = rows[rows["split"] == "validation"], rows[rows["split"] == "test"]
     validation_scores = score(probability_of_dog(validation), label_numbers(validation))
     return {

@@ -1,28 +1,29 @@
-"""Set which networks are trained, evaluated and combined: their entries in params.yaml, their stages in dvc.yaml.
+"""Set which networks are trained, evaluated and combined, in params.yaml and dvc.yaml.
 
-Usage, from the project's root: python tools/networks.py resnet18, or python tools/networks.py resnet18 mobilenet_v2
-Networks that are there already keep their weights and their stage; new ones get torchvision's IMAGENET1K_V1. What a
-network left behind that is not named any more is deleted: `git restore . && dvc checkout` brings all of it back.
+Existing networks keep their weights and their stage; new ones get torchvision's IMAGENET1K_V1. The results of networks
+that are not given are deleted; `git restore . && dvc checkout` restores everything.
 """
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "stages"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `pipeline` can be imported
 
 import argparse
 import io
 from typing import Any
 
-from catsdogs.errors import UserError
-from catsdogs.files import existing, written_whole
-from catsdogs.process import run_stage
+from pipeline.core.command_line import ArgumentParser
+from pipeline.core.errors import UserError
+from pipeline.core.files import atomic_write
+from pipeline.core.paths import learning_curve, model, train_scores
+from pipeline.core.process import run_stage
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
 PARAMS, PIPELINE = Path("params.yaml"), Path("dvc.yaml")
-TRAIN = "train_"  # what the names of their stages begin with
+TRAIN = "train_"  # the prefix of the training stages' names
 
 yaml = YAML()  # keeps comments, order, anchors and style
 yaml.width = 120
@@ -31,28 +32,36 @@ yaml.indent(mapping=2, sequence=4, offset=2)
 
 def main() -> None:
     names = read_arguments().networks
-    params, pipeline = (yaml.load(existing(path).read_text(encoding="utf-8")) for path in (PARAMS, PIPELINE))
+    params, pipeline = load(PARAMS), load(PIPELINE)
     before = list(params["networks"])
     set_networks(params["networks"], names)
     set_stages(pipeline["stages"], names)
-    with written_whole() as write_to:
+    set_artifacts(pipeline["artifacts"], names)
+    with atomic_write() as write_to:
         yaml.dump(params, write_to(PARAMS))
         yaml.dump(pipeline, write_to(PIPELINE))
     for name in before:
         if name not in names:
             for path in results(name):
                 path.unlink(missing_ok=True)
-    print(f"networks: {', '.join(params['networks'])}; `dvc repro` trains what is new and combines them")
+    print(f"networks: {', '.join(params['networks'])}; run `dvc repro` to train the new ones and combine them all")
 
 
 def read_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = ArgumentParser(__doc__)
     parser.add_argument("networks", nargs="+", metavar="NETWORK", help="torchvision's name, such as resnet18")
     return parser.parse_args()
 
 
+def load(path: Path) -> CommentedMap:
+    """The YAML in `path`. Raises UserError if the file does not exist."""
+    if not path.exists():
+        raise UserError(f"{path} does not exist in {Path.cwd()}; run this from the project's root")
+    return yaml.load(path.read_text(encoding="utf-8"))
+
+
 def set_networks(networks: CommentedMap, names: list[str]) -> None:
-    """Drop from `networks`, a section of params.yaml, what is not in `names`, and add what is missing."""
+    """Make the section `networks` of params.yaml contain exactly `names`."""
     for name in [*networks]:
         if name not in names:
             del networks[name]
@@ -63,10 +72,12 @@ def set_networks(networks: CommentedMap, names: list[str]) -> None:
 
 
 def set_stages(stages: CommentedMap, names: list[str]) -> None:
-    """Likewise with the train stages of dvc.yaml; a new one is a copy of the last, for another network."""
+    """Make dvc.yaml contain exactly the training stages of `names`; a new one is a copy of the last existing one."""
     trained = [stage.removeprefix(TRAIN) for stage in stages if stage.startswith(TRAIN)]
     if not trained:
-        raise UserError(f"{PIPELINE}: no stage is named {TRAIN}…; run `git restore {PIPELINE}`")
+        raise UserError(
+            f"{PIPELINE} has no training stage; expected at least one {TRAIN}NETWORK; run `git restore {PIPELINE}`"
+        )
     last = trained[-1]
     deps = stages[TRAIN + last]["deps"]
     for name in names:
@@ -80,6 +91,18 @@ def set_stages(stages: CommentedMap, names: list[str]) -> None:
             del stages[TRAIN + name]
 
 
+def set_artifacts(artifacts: CommentedMap, names: list[str]) -> None:
+    """Make dvc.yaml declare exactly the models of `names`; DVC does not allow underscores in these names."""
+    expected = {name.replace("_", "-"): model(name) for name in names}
+    for name in [*artifacts]:
+        if name not in expected:
+            del artifacts[name]
+    for name, path in expected.items():
+        if name not in artifacts:
+            artifacts[name] = CommentedMap(path=str(path), type="model")
+            artifacts[name].fa.set_flow_style()
+
+
 def dumped(value: Any) -> str:
     text = io.StringIO()
     yaml.dump(value, text)
@@ -87,8 +110,8 @@ def dumped(value: Any) -> str:
 
 
 def results(name: str) -> list[Path]:
-    """What the train stage of a network writes."""
-    return [Path(f"models/{name}.safetensors"), Path(f"metrics/train_{name}.json"), Path(f"metrics/curves/{name}.csv")]
+    """The files that a network's training stage writes."""
+    return [model(name), train_scores(name), learning_curve(name)]
 
 
 if __name__ == "__main__":

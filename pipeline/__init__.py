@@ -1,0 +1,1 @@
+"""Code shared by the stages and tools; CONTRIBUTING.md says which part may import which."""

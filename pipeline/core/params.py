@@ -1,0 +1,150 @@
+"""Read params.yaml and check it before any work starts. The comments in that file explain each key."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pipeline.core.errors import UserError
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, ValidationError
+
+WEIGHTS_SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors")
+
+
+def _not_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("expected a number, not true or false")
+    return value
+
+
+# Numbers may also be strings, because YAML 1.1 parses 5e-4 as a string.
+Integer = Annotated[int, BeforeValidator(_not_bool)]
+Number = Annotated[float, BeforeValidator(_not_bool), Field(allow_inf_nan=False)]
+Count = Annotated[Integer, Field(ge=1)]
+Pairs = Annotated[Integer, Field(ge=2, multiple_of=2)]  # a number of photos, half cats and half dogs
+Seed = Annotated[Integer, Field(ge=0, le=2**32 - 1)]
+Share = Annotated[Number, Field(gt=0, le=1)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Network(Section):
+    weights: Text
+
+
+class Split(Section):
+    train: Pairs
+    validation: Pairs
+    test: Pairs
+
+
+class Prepare(Section):
+    source: Text
+    image_size: Annotated[Integer, Field(ge=32, le=1024)]
+    resize: Literal["squeeze", "center_crop"]
+    split: Split
+    seed: Seed
+
+
+class Train(Section):
+    launcher: Text
+    layers: Literal["head", "batchnorm", "last_half", "all"]
+    body_lr_factor: Share
+    head_width: Annotated[Integer, Field(ge=0)]
+    dropout: Annotated[Number, Field(ge=0, le=0.99)]
+    optimizer: Literal["adam", "sgd"]
+    momentum: Annotated[Number, Field(ge=0, le=0.9999)]
+    lr_schedule: Literal["step", "one_cycle"]
+    lr_step_size: Annotated[Integer, Field(ge=0)]
+    lr_gamma: Share
+    label_smoothing: Annotated[Number, Field(ge=0, le=0.9)]
+    augment: Literal["none", "flip", "crop_and_flip"]
+    crop_scale: Share
+    image_size: Annotated[Integer, Field(ge=0, le=1024)]
+    batch_size: Annotated[Integer, Field(ge=2)]
+    epochs: Count
+    seed: Seed
+
+
+class Evaluate(Section):
+    test_time_flip: StrictBool
+
+
+class Ensemble(Section):
+    method: Literal["mean_logits", "mean_probabilities", "majority_vote", "fitted_weights"]
+
+
+class Params(Section):
+    """All of params.yaml."""
+
+    lr: Annotated[Number, Field(gt=0)]
+    precision: Literal["auto", "float32", "bfloat16"]
+    networks: Annotated[dict[str, Network], Field(min_length=1)]
+    prepare: Prepare
+    train: Train
+    evaluate: Evaluate
+    ensemble: Ensemble
+
+
+def read_params(path: Path = Path("params.yaml")) -> Params:
+    """Read and check every key of `path`.
+
+    Raises UserError with one line per mistake, which names the key (or the line number, for invalid YAML), its value
+    and what was expected.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist in {Path.cwd()}; run this from the project's root") from None
+    except Exception as error:  # not only YAML's own errors: also invalid UTF-8 and impossible dates
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UserError(f"{path}{line}: not valid YAML: {problem}") from None
+    try:
+        params = Params.model_validate(content)
+    except ValidationError as error:
+        raise UserError(*map(_describe, error.errors())) from None
+    _check_together(params)
+    return params
+
+
+def weights_file(weights: str) -> Path | None:
+    """The path if a network's `weights` is a file, else None (for torchvision's names and `none`)."""
+    return Path(weights).expanduser() if weights.endswith(WEIGHTS_SUFFIXES) else None
+
+
+def without_folders(params: Params) -> Params:
+    """Reduce the paths of photos and weights to file names, so that pages are the same in every folder."""
+    networks = {name: Network(weights=Path(network.weights).name) for name, network in params.networks.items()}
+    prepare = params.prepare.model_copy(update={"source": Path(params.prepare.source).name})
+    return params.model_copy(update={"networks": networks, "prepare": prepare})
+
+
+def _check_together(params: Params) -> None:
+    """Raise UserError if two values contradict each other."""
+    train, prepare = params.train, params.prepare
+    if train.batch_size > prepare.split.train:
+        raise UserError(
+            f"params.yaml: train.batch_size is {train.batch_size}; expected at most prepare.split.train "
+            f"({prepare.split.train})"
+        )
+    if train.image_size > prepare.image_size:
+        raise UserError(
+            f"params.yaml: train.image_size is {train.image_size}; expected at most prepare.image_size "
+            f"({prepare.image_size}), or 0 to use that size"
+        )
+
+
+def _describe(error: Any) -> str:
+    """Format a pydantic error as one line: the key, its value and what was expected."""
+    key = ".".join(map(str, error["loc"]))
+    if error["type"] == "missing":
+        return f"params.yaml: the key {key} is missing"
+    if error["type"] == "extra_forbidden":
+        return f"params.yaml: unknown key {key}; remove it or correct its name"
+    expected = error["msg"].removeprefix("Value error, ")
+    return f"params.yaml: {key or 'the file'} is {error['input']!r}; {expected[0].lower()}{expected[1:]}"

@@ -1,0 +1,109 @@
+"""A stage or tool as a process: the Python it runs in, the DVC that started it, and how it exits."""
+
+import errno
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import TracebackType
+
+from pipeline.core.errors import UserError
+
+OLDEST_PYTHON = (3, 11)
+ACTIVATE = "activate the project's environment: `source .venv/bin/activate` (`make install` creates it)"
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def run_stage(main: Callable[[], None]) -> None:
+    """Call `main()`, and turn errors that the user can fix into one line on stderr and exit status 1.
+
+    The exit status is 130 after Ctrl-C and 143 after SIGTERM; partial files are deleted first. A stage that DVC started
+    also exits when DVC does, because it would otherwise keep writing while the next `dvc repro` runs.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if DVC:
+        threading.Thread(target=_end_with_dvc, daemon=True).start()
+    try:
+        main()
+    except UserError as error:
+        _exit(*error.args)
+    except OSError as error:  # no permission, no space left, a file where a folder should be
+        hint = "; free some disk space and run this again" if error.errno in DISK_FULL else ""
+        _exit(f"{error.filename or 'I/O error'}: {error.strerror or error}{hint}")
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        _exit(
+            "out of memory; close other programs, or lower prepare.image_size or (in training) train.batch_size or "
+            "train.image_size"
+        )
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@contextmanager
+def extra_packages(name: str) -> Iterator[None]:
+    """Wrap imports of packages from requirements/`name`.txt; exit with a one-line error if one is not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        _exit(f"{error.name} is not installed; run `pip install -r requirements/{name}.txt` or `make {name}`")
+
+
+def _exit(*lines: str) -> None:
+    """Exit with status 1 and print each of `lines` as one line on stderr, even if a file name in it has line breaks."""
+    sys.exit("\n".join("error: " + " ".join(line.splitlines()) for line in lines))
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out: MemoryError, or PyTorch's RuntimeErrors, which only their text tells apart."""
+    texts = ("CUDA out of memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or any(text in str(error) for text in texts)
+
+
+def _explain_missing_package(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """sys.excepthook: explain missing packages, since `python` is often not the one they were installed for."""
+    package = (getattr(error, "name", None) or "").partition(".")[0]
+    if not issubclass(kind, ModuleNotFoundError) or package in ("", "pipeline"):
+        sys.__excepthook__(kind, error, trace)
+        return
+    print(f"error: package {package} is not installed for {sys.executable}; {ACTIVATE}", file=sys.stderr)
+
+
+def _find_dvc() -> "psutil.Process | None":  # noqa: F821
+    """The DVC process that started this one, if any: the nearest ancestor that is not part of a stage."""
+    if "DVC_STAGE" not in os.environ:
+        return None
+    import psutil  # installed with DVC, and only needed under DVC
+
+    def environment(process: psutil.Process) -> dict[str, str]:
+        with suppress(psutil.Error):
+            return process.environ()
+        return {}  # another user's process, or one of macOS's own programs
+
+    # Skip shells and torchrun. Names are not compared, because DVC's executable may have any name.
+    ancestors = [process for process in psutil.Process().parents() if "DVC_STAGE" not in environment(process)]
+    if len(ancestors) == 1:  # DVC is PID 1 in a container; or it has exited, and this is the init process
+        return ancestors[0]
+    return next((process for process in ancestors if environment(process)), None)
+
+
+def _end_with_dvc() -> None:
+    """Wait until DVC has exited, then send SIGTERM to this process."""
+    import psutil
+
+    with suppress(psutil.NoSuchProcess):
+        if DVC.pid == 1 and not any(name in " ".join(DVC.cmdline()) for name in ("dvc", "python")):
+            raise psutil.NoSuchProcess(DVC.pid)  # the init process, so DVC has already exited
+        while DVC.is_running() and DVC.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if sys.version_info < OLDEST_PYTHON:
+    _exit(f"{sys.executable} is Python {sys.version.split()[0]}; expected 3.11 or newer; {ACTIVATE}")
+sys.excepthook = _explain_missing_package
+DVC = _find_dvc()  # on import, because DVC may have exited by the time a stage has imported everything else

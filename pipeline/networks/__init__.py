@@ -1,0 +1,1 @@
+"""torchvision's networks: building, training and running them on packed splits."""

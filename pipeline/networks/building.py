@@ -1,0 +1,131 @@
+"""Build torchvision's networks with pretrained weights and our own head."""
+
+import difflib
+import re
+import warnings
+from collections import OrderedDict
+
+from pipeline.core import CLASSES
+from pipeline.core.errors import UserError
+from pipeline.networks.weights import read_weights, strip_prefix
+
+import torch
+from torch import Tensor, nn
+from torchvision import models
+
+
+class Head(nn.Sequential):
+    """Maps features to logits, always in float32: bfloat16's three digits are too coarse for probabilities.
+
+    Two layers (`width` hidden units, ReLU, dropout), or a single linear layer if `width` is 0.
+    """
+
+    def __init__(self, features: int, width: int, dropout: float) -> None:
+        if width:
+            layers = [nn.Linear(features, width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, len(CLASSES))]
+        else:
+            layers = [nn.Linear(features, len(CLASSES))]
+        super().__init__(*layers)
+
+    def forward(self, features: Tensor) -> Tensor:
+        with torch.autocast(features.device.type, enabled=False):
+            return super().forward(features.float())
+
+
+def build_network(name: str, weights: str, head_width: int, dropout: float, seed: int) -> nn.Module:
+    """Build torchvision's network `name` with a new head instead of its last linear layer; `seed` sets its weights.
+
+    `weights` is `none` (random, also from `seed`), one of torchvision's names (downloaded once, hash checked), or a
+    file named like torch.hub's, `<name>-<first digits of its SHA-256>.pth` or `.safetensors`. Checkpoints of
+    DataParallel and Lightning work too. Only the weights below the head are used.
+    Raises UserError for an unknown name, and for weights that are missing, damaged or for a different network.
+    """
+    known = models.list_models(module=models)
+    if name not in known:
+        similar = ", ".join(difflib.get_close_matches(name, known)) or "resnet18"
+        raise UserError(
+            f"params.yaml: networks.{name}: torchvision has no such network; expected a name such as {similar}"
+        )
+    torch.manual_seed(seed)
+    network = bare_network(name)
+    if weights != "none":
+        _load_body(network, name, weights)
+    torch.manual_seed(seed)
+    replace_output(network, head_width, dropout)
+    return network
+
+
+def head_of(network: nn.Module) -> Head:
+    return next(module for module in network.modules() if isinstance(module, Head))
+
+
+def check_image_size(network: nn.Module, name: str, size: int, key: str) -> None:
+    """Raise UserError if `network` cannot take images of `size` pixels a side, which `key` in params.yaml sets.
+
+    Some networks (ViT) accept only one size, others need a minimum size. Leaves the network in eval mode.
+    """
+    try:
+        with torch.inference_mode():
+            network.eval()(torch.zeros(1, 3, size, size))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise UserError(f"{name} cannot take images of {size}x{size} pixels ({error}); change {key}") from None
+
+
+def bare_network(name: str) -> nn.Module:
+    """torchvision's network `name` with random weights and without auxiliary heads."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # googlenet and inception_v3 warn about weight initialisation
+        network = models.get_model(name, weights=None)
+    if getattr(network, "aux_logits", False):  # the auxiliary heads of googlenet and inception_v3
+        network.aux_logits = False
+        network.aux1 = network.aux2 = network.AuxLogits = None
+    if hasattr(network, "transform_input"):  # the same two expect a different normalisation, and convert ours to it
+        network.transform_input = True
+    return network
+
+
+def _output_name(network: nn.Module) -> str:
+    """The name of the module that a Head replaces: the last linear layer, or in SqueezeNet the whole classifier."""
+    if isinstance(network, models.SqueezeNet):
+        return "classifier"
+    return [name for name, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
+
+
+def replace_output(network: nn.Module, head_width: int, dropout: float) -> None:
+    """Replace the network's output layer by a new Head."""
+    name = _output_name(network)
+    if isinstance(network, models.SqueezeNet):  # its classifier is a convolution followed by pooling
+        replacement = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), Head(512, head_width, dropout))
+    else:
+        replacement = Head(network.get_submodule(name).in_features, head_width, dropout)
+    network.set_submodule(name, replacement)
+
+
+def _load_body(network: nn.Module, name: str, weights: str) -> None:
+    """Load all weights except the output layer's, which may be missing or for other classes."""
+    tensors = read_weights(name, weights)
+    unused = (f"{_output_name(network)}.", "aux1.", "aux2.", "AuxLogits.")
+    expected = [key for key in network.state_dict() if not key.startswith(unused)]
+    if isinstance(network, models.DenseNet):  # torchvision's files have norm.1 instead of norm1
+        tensors = {re.sub(r"(denselayer\d+\.(?:norm|conv))\.", r"\1", key): tensors[key] for key in tensors}
+    tensors = strip_prefix(tensors, expected)
+    mismatch = f"networks.{name}.weights: {weights} contains weights for a different network"
+    try:
+        body = {key: tensor for key, tensor in tensors.items() if not key.startswith(unused)}
+        missing, unexpected = network.load_state_dict(with_version(body, network), strict=False)
+    except (RuntimeError, AttributeError) as error:
+        raise UserError(f"{mismatch} ({first_line(error)})") from None
+    if differing := unexpected + [key for key in missing if not key.startswith(unused)]:
+        raise UserError(f"{mismatch} ({differing[0]} is missing or unexpected)")
+
+
+def with_version(state_dict: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """Return `state_dict` marked with the version of `network`'s class; MNASNet refuses one without a version."""
+    versioned = OrderedDict(state_dict)
+    versioned._metadata = {"": {"version": network._version}}  # none for the layers: BatchNorm accepts that
+    return versioned
+
+
+def first_line(error: Exception) -> str:
+    """The first line of the error's message, or its type if the message is empty."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

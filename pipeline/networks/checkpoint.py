@@ -1,0 +1,81 @@
+"""Checkpoints, from which an interrupted training resumes after its last finished epoch."""
+
+import hashlib
+import io
+import json
+import sys
+from pathlib import Path
+
+from pipeline.core.files import atomic_write
+
+import torch
+import torchvision
+
+ROOT = Path(__file__).resolve().parents[2]
+DIGEST_BYTES = 32  # SHA-256, at the start of the file
+
+
+class Checkpoint:
+    """The state of a training after its last finished epoch, in a file that only the same training loads.
+
+    It is the same if `settings` (any JSON value), the size and modification time of `files`, the code, library
+    versions, device and number of threads are all equal. Resuming from any other state would give different bytes.
+    """
+
+    def __init__(self, path: Path, settings: dict, files: list[Path], device: torch.device) -> None:
+        self._path = path
+        identity = {
+            "settings": settings,
+            "files": [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files],
+            "code": {str(file): hashlib.sha256((ROOT / file).read_bytes()).hexdigest() for file in _code_files()},
+            "versions": [torch.__version__, torchvision.__version__],
+            "device": _name(device),
+            "threads": torch.get_num_threads(),
+        }
+        self._training = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+    def load(self) -> dict | None:
+        """Return the last saved state with its tensors on the CPU, or None if there is none of this training."""
+        try:
+            file = self._path.read_bytes()
+        except FileNotFoundError:
+            return None
+        digest, content = file[:DIGEST_BYTES], memoryview(file)[DIGEST_BYTES:]
+        if hashlib.sha256(content).digest() == digest:  # torch.load would not notice damaged tensors
+            checkpoint = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            if checkpoint["training"] == self._training:
+                return checkpoint["state"]
+        print(
+            f"{self._path}: damaged, or from different params, data, code or hardware; training starts from scratch",
+            flush=True,
+        )
+        return None
+
+    def save(self, state: dict) -> None:
+        """Save `state`: lists and dicts of tensors, numbers and strings. If the disk is full, warn and continue."""
+        buffer = io.BytesIO()
+        torch.save({"training": self._training, "state": state}, buffer)
+        content = buffer.getbuffer()
+        try:
+            with atomic_write() as write_to, write_to(self._path).open("wb") as file:
+                file.write(hashlib.sha256(content).digest())
+                file.write(content)
+        except OSError as error:
+            print(
+                f"warning: {self._path}: {error.strerror}; an interrupted training will start from scratch",
+                file=sys.stderr,
+            )
+
+    def delete(self) -> None:
+        self._path.unlink(missing_ok=True)
+
+
+def _code_files() -> list[Path]:
+    """The running script and the modules of `pipeline` it has imported, as paths relative to the project's root."""
+    ours = [module for name, module in sys.modules.items() if name == "__main__" or name.startswith("pipeline")]
+    files = {Path(file).resolve() for module in ours if (file := getattr(module, "__file__", None))}
+    return sorted(file.relative_to(ROOT) for file in files if ROOT in file.parents)
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()

@@ -1,0 +1,114 @@
+"""How networks run: the device, the precision, and the same bits every time."""
+
+import ctypes
+import os
+import re
+import sys
+import tempfile
+
+from pipeline.core.errors import UserError
+
+import torch
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of glibc's mallopt(3)
+
+
+def set_up(precision: str) -> tuple[torch.device, torch.dtype]:
+    """Set up this process to run networks; return the device, and the dtype that `precision` stands for there.
+
+    Call it before using a GPU. Raises UserError if there are more processes than GPUs.
+    """
+    _make_deterministic()
+    _keep_freed_memory()
+    device = _choose_device()
+    return device, choose_precision(precision, device)
+
+
+def _make_deterministic() -> None:
+    """Make PyTorch compute the same bits from the same input in every run. Call it before using a GPU.
+
+    On a GPU, PyTorch warns about operations without a deterministic implementation, such as `backward` of
+    AdaptiveAvgPool2d with more than one output pixel (VGG, AlexNet). See
+    https://docs.pytorch.org/docs/stable/notes/randomness.html
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # slow, and no code here reads uninitialised memory
+
+
+def _keep_freed_memory() -> None:
+    """Make glibc keep the memory of freed tensors for the next ones; do nothing with any other C library.
+
+    By default glibc returns large blocks to the system, which zeroes every page before handing it out again: that takes
+    a sixth of a training step on a CPU. Keeping the blocks makes the process about a third larger.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)
+
+
+def _choose_device() -> torch.device:
+    """The GPU if there is one, else the CPU; each process gets its own GPU. Raises UserError if there are too few."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    number, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()  # torchrun sets LOCAL_RANK
+    if number >= count:
+        raise UserError(
+            "params.yaml: train.launcher starts more processes than this machine has GPUs; "
+            f"expected at most {count} per machine"
+        )
+    device = torch.device("cuda", number)
+    torch.cuda.set_device(device)
+    return device
+
+
+def choose_precision(precision: str, device: torch.device) -> torch.dtype:
+    """`float32` or `bfloat16` as given; for `auto`, bfloat16 if the hardware multiplies it faster.
+
+    Support for bfloat16 alone is not enough: on a CPU with only AVX2 it is several times slower than float32. AMX is
+    built for it, and AMD's AVX512-BF16 doubles the rate of float32; Intel's AVX512-BF16 without AMX trains at about the
+    same rate and predicts more slowly. oneDNN may also be kept from using these units (ONEDNN_MAX_CPU_ISA, some
+    containers), so it is queried. On a GPU, `float32` keeps PyTorch's default, which uses TF32 in convolutions.
+    """
+    if precision == "auto":
+        if device.type == "cuda":
+            fast = torch.cuda.get_device_capability(device) >= (8, 0)
+        else:
+            kernel = _bfloat16_kernel()
+            is_amd = torch.cpu.get_capabilities().get("cpu_name", "").startswith("AMD")
+            fast = "amx" in kernel or (kernel.endswith("avx512_core_bf16") and is_amd)
+        return torch.bfloat16 if fast else torch.float32
+    return getattr(torch, precision)
+
+
+def _bfloat16_kernel() -> str:
+    """The kernel with which oneDNN multiplies bfloat16 matrices here, such as `brg_matmul:avx512_core_bf16`, or "".
+
+    Only oneDNN's verbose output says, which it writes directly to file descriptor 1:
+    https://uxlfoundation.github.io/oneDNN/dev_guide_verbose.html
+    """
+    capabilities = torch.cpu.get_capabilities()
+    if not torch.backends.mkldnn.is_available() or not (
+        capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    ):
+        return ""
+    matrix = torch.zeros(256, 256, dtype=torch.bfloat16)
+    sys.stdout.flush()
+    stdout = os.dup(1)
+    with tempfile.TemporaryFile() as captured:
+        os.dup2(captured.fileno(), 1)
+        try:
+            with torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON):
+                torch.mm(matrix, matrix)
+        finally:
+            os.dup2(stdout, 1)
+            os.close(stdout)
+        captured.seek(0)
+        lines = captured.read().decode()
+    found = re.search(r"exec,cpu,matmul,([^,]+),", lines)
+    return found[1] if found else ""
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)

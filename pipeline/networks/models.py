@@ -1,0 +1,33 @@
+"""Models: trained weights and the description needed to use them, as safetensors files."""
+
+import json
+from pathlib import Path
+
+from pipeline.core.errors import UserError
+from pipeline.networks.building import bare_network, first_line, replace_output, with_version
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+
+def save_model(path: Path, state_dict: dict[str, Tensor], description: dict) -> None:
+    """Write a state_dict and the `description` that `load_model` needs; equal content gives equal bytes."""
+    tensors = {key: tensor.contiguous() for key, tensor in state_dict.items()}
+    path.write_bytes(save(tensors, metadata={"network": json.dumps(description, sort_keys=True)}))
+
+
+def load_model(path: Path) -> tuple[nn.Module, dict]:
+    """Return a network written by `save_model`, and its description. Raises UserError if the file is not a model."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            description = json.loads((file.metadata() or {})["network"])
+            state_dict = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        network = bare_network(description["network"])
+        replace_output(network, description["head_width"], description["dropout"])
+        network.load_state_dict(with_version(state_dict, network))
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise UserError(
+            f"{path} is not a model written by this pipeline ({first_line(error)}); run `dvc repro` to restore it"
+        ) from None
+    return network, description

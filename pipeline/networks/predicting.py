@@ -1,0 +1,62 @@
+"""Inference: fold BatchNorm, apply test-time flip, and run a network over a split."""
+
+from pipeline.networks.building import Head
+from pipeline.networks.compute import autocast
+from pipeline.networks.dataset import PackedSplit
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.experimental.optimization import fuse
+from tqdm import tqdm
+
+INFERENCE_BATCH_SIZE = 64
+
+
+def fold_batchnorm(network: nn.Module) -> nn.Module:
+    """Return a copy of `network` in eval mode with each BatchNorm folded into the convolution before it.
+
+    The output is the same up to rounding. A network without nn.BatchNorm2d is returned as is. Also sets `network`
+    itself to eval mode.
+    """
+    network.eval()
+    if not any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
+        return network
+    return fuse(fx.GraphModule(network, _HeadAsLeaf().trace(network)), no_trace=True)
+
+
+class TestTimeFlip(nn.Module):
+    """Averages a network's logits for images and for their mirror images."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (self.network(images) + self.network(images.flip(-1))) / 2
+
+
+def ready_to_predict(network: nn.Module, test_time_flip: bool, device: torch.device) -> nn.Module:
+    """Make a trained network ready for inference: BatchNorm folded, on `device`, with test-time flip if asked for."""
+    network = fold_batchnorm(network).to(device, memory_format=torch.channels_last)
+    return TestTimeFlip(network) if test_time_flip else network
+
+
+class _HeadAsLeaf(fx.Tracer):
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return isinstance(module, Head) or super().is_leaf_module(module, name)  # autocast cannot be traced
+
+
+@torch.inference_mode()
+def predict_logits(network: nn.Module, packed: PackedSplit, dtype: torch.dtype, title: str) -> Tensor:
+    """Return the logits of every photo, float32 [N, 2] on the CPU. Leaves the network in eval mode.
+
+    `title` labels the progress bar.
+    """
+    network.eval()
+    logits = []
+    with tqdm(total=len(packed), desc=title, unit=" images", disable=None, leave=False) as bar:
+        for rows in torch.arange(len(packed), device=packed.device).split(INFERENCE_BATCH_SIZE):
+            with autocast(packed.device, dtype):
+                logits.append(network(packed.images(rows)).float())
+            bar.update(len(rows))
+    return torch.cat(logits).cpu()

@@ -1,0 +1,127 @@
+"""Pretrained weights: torchvision's, downloaded once, or the user's; checked against the hash in the file name."""
+
+import hashlib
+import io
+import re
+import socket
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPException
+from pathlib import Path
+from urllib.parse import urlparse
+
+from pipeline.core.errors import UserError
+from pipeline.core.params import weights_file
+
+import safetensors.torch
+import torch
+from torch import Tensor
+from torchvision import models
+
+DOWNLOAD_TIMEOUT_S = 30  # for connecting, and for each chunk
+
+
+def read_weights(name: str, weights: str) -> dict[str, Tensor]:
+    """Return the tensors of `networks.<name>.weights`, keyed as in the file.
+
+    Raises UserError if the file is missing, damaged or contains no tensors, or if the download fails.
+    """
+    path = weights_file(weights) or _downloaded(name, weights)
+    key = f"networks.{name}.weights"
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{key}: {path} cannot be read ({error.strerror}); check the path") from None
+    _check_hash(key, name, path, hashlib.sha256(content).hexdigest())
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load(content)
+        with warnings.catch_warnings(action="ignore"):  # about odd pickles, which the error below covers
+            loaded = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+    except MemoryError:
+        raise
+    except Exception as error:  # an invalid pickle may raise anything
+        raise UserError(
+            f"{key}: {path} cannot be loaded without running code from the file ({type(error).__name__}); "
+            "save only the network's state_dict"
+        ) from None
+    if not (tensors := _find_tensors(loaded)):
+        raise UserError(f"{key}: {path} contains no weights; expected a network's state_dict")
+    return tensors
+
+
+def strip_prefix(tensors: dict[str, Tensor], expected: list[str]) -> dict[str, Tensor]:
+    """Remove the prefix that a wrapper puts before every `expected` name, such as DataParallel's `module.`.
+
+    Tensors without the prefix, such as those of a loss, are dropped.
+    """
+    candidates = {key.removesuffix(expected[0]) for key in tensors if key.endswith(expected[0])}
+    prefix = max(sorted(candidates), key=lambda start: sum(start + name in tensors for name in expected), default="")
+    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+
+
+def _check_hash(key: str, name: str, path: Path, sha256: str) -> None:
+    """Raise UserError unless the file's name ends in the first digits of its SHA-256, as torch.hub's do."""
+    digits = re.fullmatch(r".+-([0-9a-f]{8,64})", path.stem)
+    if not digits:
+        raise UserError(
+            f"{key}: the name of {path} must end in the first digits of its SHA-256, so that DVC notices when the file "
+            f"changes; rename it to {name}-{sha256[:8]}{path.suffix}"
+        )
+    if not sha256.startswith(digits[1]):
+        raise UserError(
+            f"{key}: {path} is damaged (its SHA-256 starts with {sha256[:8]}, its name says {digits[1]}); "
+            "delete it and download it again"
+        )
+
+
+def _find_tensors(loaded: object) -> dict[str, Tensor]:
+    """The state_dict in a loaded file: the whole file, or the largest in a checkpoint (with epoch, optimizer, ...)."""
+    if not isinstance(loaded, dict):
+        return {}
+    found = [
+        {key: value for key, value in candidate.items() if isinstance(key, str) and isinstance(value, Tensor)}
+        for candidate in (loaded, *loaded.values())
+        if isinstance(candidate, dict)
+    ]
+    return max(found, key=len)
+
+
+def _downloaded(name: str, weights: str) -> Path:
+    """The path of torchvision's `weights` in torch.hub's cache; downloads them if missing. Raises UserError."""
+    # Without aliases: DEFAULT may stand for different weights in another version of torchvision.
+    known = {entry.name: entry for entry in models.get_model_weights(name)}
+    if weights not in known:
+        raise UserError(
+            f"params.yaml: networks.{name}.weights is {weights!r}; expected none, a file named "
+            f"{name}-<first digits of its SHA-256>.pth or .safetensors, or torchvision's {', '.join(known)}"
+        )
+    url = known[weights].url
+    path = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(url).path).name)
+    if not path.exists():
+        print(f"downloading {url}", flush=True)
+        digits = torch.hub.HASH_REGEX.search(path.name)[1]
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _waiting_at_most(DOWNLOAD_TIMEOUT_S):
+                torch.hub.download_url_to_file(url, str(path), digits, progress=sys.stderr.isatty())
+        except (OSError, HTTPException, ValueError, RuntimeError) as error:  # RuntimeError: wrong hash, or truncated
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"networks.{name}: {url} could not be downloaded ({reason}); run this again, or download the file "
+                f"yourself and set networks.{name}.weights to its path, or set it to none"
+            ) from None
+    return path
+
+
+@contextmanager
+def _waiting_at_most(seconds: float) -> Iterator[None]:
+    """Set a default timeout for connections made in the meantime, because torch.hub sets none."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)

@@ -1,0 +1,1 @@
+"""Plots, the report and the other HTML pages."""

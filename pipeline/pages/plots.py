@@ -1,0 +1,191 @@
+"""Plots of the scores, as SVG for the report and as PNG files.
+
+A plot is a function that draws into a panel (matplotlib's Axes), which the caller chooses. On a page, plots use the
+page's colours, which suit both light and dark mode.
+"""
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pipeline.core import CLASSES
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+Plot = Callable[[Axes], None]
+
+PANEL = (4.4, 3.4)  # inches; small enough that 11-point text is readable on a phone
+INK = "#1a1a1a"
+SERIES = ("#0b62a4", "#c2410c", "#0f766e", "#9d174d", "#6d28d9", "#5f6b1c")  # one per network; INK for the ensemble
+MARKERS = "osD^vP"  # one per network, for readers who cannot tell the colours apart
+PERCENT = FuncFormatter(lambda share, _: f"{100 * share:.4g} %")
+PAGE_COLOURS = {INK: "currentColor"} | {colour: f"var(--series-{n})" for n, colour in enumerate(SERIES, start=1)}
+
+matplotlib.rcdefaults()  # ignore the user's matplotlibrc
+matplotlib.rcParams |= {
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
+    **{"grid.color": INK, "grid.alpha": 0.15, "axes.grid": True, "axes.axisbelow": True},
+    **{"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False},
+    **{"font.size": 11, "axes.titlesize": 12, "axes.titleweight": "bold", "axes.titlelocation": "left"},
+    "svg.fonttype": "none",  # keep text as text
+}
+
+
+def svg(plot: Plot, name: str) -> str:
+    """The plot as an <svg> element, for a page that defines --series-1 and so on; `name` makes its ids unique."""
+    figure = Figure(PANEL, layout="constrained")
+    plot(figure.subplots())
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.DOTALL)
+    text = re.sub(r' id="[\w.]+_\d+"', "", text)  # repeated in every plot, and never referenced
+    text = re.sub(r"font-family: [^;\"]*", "font-family: inherit", text)
+    for colour, page_colour in PAGE_COLOURS.items():
+        text = text.replace(colour, page_colour)
+    viewbox = re.search(r'viewBox="[^"]*"', text)[0]
+    return re.sub(r"<svg[^>]*>", f'<svg {viewbox} aria-hidden="true">', re.sub(r"\s*\n\s*", "\n", text), count=1)
+
+
+def write_png(path: Path, plots: Sequence[Plot]) -> None:
+    """Write the plots into one PNG, at most three per row."""
+    columns = min(len(plots), 3)
+    rows = -(-len(plots) // columns)
+    figure = Figure((columns * PANEL[0], rows * PANEL[1]), layout="constrained", dpi=110)
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    for plot, panel in zip(plots, panels, strict=False):  # plots first, so that no panel is consumed when they run out
+        plot(panel)
+    for empty in panels:
+        empty.set_axis_off()
+    figure.savefig(path, format="png", metadata={"Software": None})
+
+
+def style_of(name: str, networks: Sequence[str]) -> dict:
+    """Colour and marker of a network, or of the ensemble."""
+    if name not in networks:
+        return {"color": INK, "marker": "*"}
+    index = list(networks).index(name)
+    return {"color": SERIES[index % len(SERIES)], "marker": MARKERS[index % len(MARKERS)]}
+
+
+def accuracies(scores: dict[str, dict], networks: Sequence[str]) -> Plot:
+    """The accuracy of each network and of the ensemble, with its 95 % interval."""
+
+    def draw(panel: Axes) -> None:
+        for row, (name, values) in enumerate(scores.items()):
+            accuracy = values["accuracy"]
+            interval = [[accuracy - values["accuracy_low"]], [values["accuracy_high"] - accuracy]]
+            panel.errorbar(accuracy, row, xerr=interval, capsize=5, markersize=9, **style_of(name, networks))
+        panel.set_yticks(range(len(scores)), scores)
+        panel.set_ylim(len(scores) - 0.5, -0.5)
+        panel.grid(axis="y", visible=False)
+        panel.xaxis.set_major_locator(MaxNLocator(5))
+        panel.xaxis.set_major_formatter(PERCENT)
+        panel.set_title("accuracy, with 95 % intervals")
+
+    return draw
+
+
+def losses(name: str, curve: pd.DataFrame, networks: Sequence[str]) -> Plot:
+    """A network's train and validation loss by epoch."""
+
+    def draw(panel: Axes) -> None:
+        style = style_of(name, networks)
+        panel.plot(curve["epoch"], curve["train_loss"], **style, linestyle="--", markerfacecolor="none", label="train")
+        panel.plot(curve["epoch"], curve["validation_loss"], **style, label="validation")
+        panel.set_title(f"{name}: loss")
+        panel.set_ylim(bottom=0)
+        label_epochs(panel)
+
+    return draw
+
+
+def validation_accuracies(curves: dict[str, pd.DataFrame]) -> Plot:
+    """Every network's validation accuracy by epoch."""
+
+    def draw(panel: Axes) -> None:
+        for name, curve in curves.items():
+            panel.plot(curve["epoch"], curve["validation_accuracy"], **style_of(name, list(curves)), label=name)
+        panel.set_title("validation accuracy")
+        panel.yaxis.set_major_formatter(PERCENT)
+        label_epochs(panel)
+
+    return draw
+
+
+def confusion_matrix(name: str, counts: np.ndarray) -> Plot:
+    """`counts` [2, 2] of photos, by actual and predicted class."""
+
+    def draw(panel: Axes) -> None:
+        panel.imshow(counts / counts.sum(axis=1, keepdims=True), cmap="Blues", vmin=0, vmax=1.4)
+        for actual, predicted in np.ndindex(counts.shape):
+            text = f"{counts[actual, predicted]:,}"
+            panel.text(predicted, actual, text, horizontalalignment="center", verticalalignment="center", fontsize=16)
+        panel.set_xticks(range(len(CLASSES)), CLASSES)
+        panel.set_yticks(range(len(CLASSES)), CLASSES)
+        panel.set(title=name, xlabel="predicted", ylabel="actual")
+        panel.grid(visible=False)
+
+    return draw
+
+
+def roc(
+    curves: dict[str, pd.DataFrame], counts: dict[str, np.ndarray], networks: Sequence[str], reach: float = 1.0
+) -> Plot:
+    """ROC curves with dog as the positive class; a mark shows the threshold 0.5, from `counts` as in confusion_matrix.
+
+    `reach` below 1 shows only the upper left corner.
+    """
+
+    def draw(panel: Axes) -> None:
+        for name, curve in curves.items():
+            style = style_of(name, networks)
+            rates = curve["false_positive_rate"], curve["true_positive_rate"]
+            panel.plot(*rates, color=style["color"], linewidth=1.5 if name in networks else 2.5)
+            predicted_dog = counts[name][:, 1] / counts[name].sum(axis=1)  # share of the cats, share of the dogs
+            panel.plot(*predicted_dog, **style, clip_on=False, label=name)
+        margin = 0.02 * reach
+        panel.set_xlim(-margin, reach + margin)
+        panel.set_ylim(1 - reach - margin, 1 + margin)
+        panel.set_title("ROC" if reach == 1 else "ROC, upper left corner")
+        panel.set(xlabel="cats classified as dogs", ylabel="dogs classified as dogs")
+        for axis in (panel.xaxis, panel.yaxis):
+            axis.set_major_locator(MaxNLocator(5))
+            axis.set_major_formatter(PERCENT)
+        panel.legend(loc="lower right")
+
+    return draw
+
+
+def reliability(name: str, table: pd.DataFrame, edges: Sequence[float], networks: Sequence[str]) -> Plot:
+    """Mean confidence, and accuracy with its 95 % interval, of the predictions in each confidence range."""
+
+    def draw(panel: Axes) -> None:
+        x = np.searchsorted(edges[:-1], table["sure_from"])
+        panel.hlines(table["sureness"], x - 0.35, x + 0.35, color=INK, linewidth=2, label="mean confidence")
+        interval = [table["accuracy"] - table["accuracy_low"], table["accuracy_high"] - table["accuracy"]]
+        style = style_of(name, networks) | {"linestyle": "none", "capsize": 4, "markersize": 7}
+        panel.errorbar(x, table["accuracy"], yerr=interval, **style, label="accuracy")
+        panel.set_xticks(range(len(edges) - 1), [f"{100 * edge:g}" for edge in edges[:-1]])
+        panel.set_xlim(-0.6, len(edges) - 1.4)
+        panel.set_ylim(0, 1.03)
+        panel.yaxis.set_major_formatter(PERCENT)
+        panel.set(title=name, xlabel="confidence: from this % to the next", ylabel="accuracy")
+        panel.legend(loc="lower right")
+
+    return draw
+
+
+def label_epochs(panel: Axes) -> None:
+    """Label the x axis with whole epochs, and add the legend."""
+    panel.set_xlabel("epoch")
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    panel.legend()

@@ -1,0 +1,57 @@
+"""Render HTML pages that are single files and open offline: all content is embedded, images included."""
+
+import base64
+import io
+from pathlib import Path
+
+from pipeline.core import CLASSES
+from pipeline.scores.scoring import predicted_labels
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+
+JPEG_QUALITY = 80
+
+
+def render(template: str, **content: object) -> str:
+    """Fill in a template from templates/. In HTML templates, all content is escaped unless it is Markup."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=lambda name: name.endswith(".html.jinja"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "says": says}
+    return environment.get_template(template).render(content)
+
+
+def thumbnail(pixels: np.ndarray, side: int = 160) -> str:
+    """An image (uint8 [size, size, 3]) as a data URI, at most `side` pixels wide."""
+    image = Image.fromarray(pixels)
+    image.thumbnail((side, side))
+    return jpeg_uri(image)
+
+
+def jpeg_uri(image: Image.Image) -> str:
+    """An RGB image as a data URI."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=JPEG_QUALITY, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def percent(share: float, digits: int = 2) -> str:
+    """0.990889 as `99.09 %`, with a no-break space. Only exactly 1 and 0 become 100 % and 0 %."""
+    step = 10.0 ** -(digits + 2)
+    if 1 - step / 2 < share < 1:
+        return f"> {100 * (1 - step):.{digits}f}\N{NO-BREAK SPACE}%"
+    if 0 < share < step / 2:
+        return f"< {100 * step:.{digits}f}\N{NO-BREAK SPACE}%"
+    return f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
+
+
+def says(probability_of_dog: float) -> str:
+    """The predicted class and its probability: `dog 98.1 %`."""
+    label = CLASSES[predicted_labels(probability_of_dog)]
+    return f"{label} {percent(max(probability_of_dog, 1 - probability_of_dog), 1)}"

@@ -1,0 +1,1 @@
+"""From an archive or folder of photos to packed splits."""

@@ -1,0 +1,31 @@
+"""The contact sheet: the first photos of every split, as the networks see them."""
+
+from pathlib import Path
+
+from pipeline.core import SPLITS
+
+from PIL import Image, ImageDraw, ImageFont
+from safetensors import safe_open
+
+COLUMNS, ROWS = 12, 3
+SIDE, GAP, TITLE = 96, 4, 24  # pixels
+
+
+def write_contact_sheet(path: Path, files: dict[str, Path]) -> None:
+    """Write a PNG of the first photos of train, validation and test, alternating cats and dogs.
+
+    `files` maps each split to its packed file.
+    """
+    step, height = SIDE + GAP, TITLE + ROWS * (SIDE + GAP)
+    sheet = Image.new("RGB", (COLUMNS * step + GAP, len(SPLITS) * height), "white")
+    draw = ImageDraw.Draw(sheet)
+    for top, split in zip(range(0, sheet.height, height), SPLITS, strict=True):
+        with safe_open(files[split], framework="numpy") as file:
+            photos = file.get_slice("pixels")
+            total = photos.get_shape()[0]
+            draw.text((GAP, top + GAP), f"{split}: {total} photos", "black", ImageFont.load_default(16))
+            for number, pixels in enumerate(photos[: min(total, COLUMNS * ROWS)]):
+                row, column = divmod(number, COLUMNS)
+                thumbnail = Image.fromarray(pixels).resize((SIDE, SIDE))
+                sheet.paste(thumbnail, (GAP + column * step, top + TITLE + row * step))
+    sheet.save(path, format="PNG")

@@ -1,0 +1,125 @@
+"""Rank all photos by how doubtful their labels are, as judged by classifiers that never saw these labels.
+
+Reads data/prepared/; writes metrics/audit.csv (one row per photo, most doubtful first) and metrics/audit.html (a page
+with the first 100). The trained models have learned the labels of train, including wrong ones. The audit therefore uses
+the pretrained weights to turn photos into features, and judges each photo by a logistic regression fitted on others.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `pipeline` can be imported
+
+import time
+from collections.abc import Iterator
+
+from pipeline.core import CLASSES, SPLITS
+from pipeline.core.command_line import read_arguments
+from pipeline.core.files import atomic_write
+from pipeline.core.params import Params, read_params
+from pipeline.core.paths import METRICS, packed_split
+from pipeline.core.process import extra_packages, run_stage
+from pipeline.core.split_table import read_split_table
+from pipeline.networks.building import Head, build_network, check_image_size
+from pipeline.networks.compute import set_up
+from pipeline.networks.dataset import PackedSplit, open_split
+from pipeline.networks.predicting import fold_batchnorm, predict_logits
+from pipeline.pages.rendering import render, thumbnail
+from pipeline.scores.scoring import label_numbers
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GroupKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import nn
+
+with extra_packages("audit"):
+    from cleanlab.filter import find_label_issues
+    from cleanlab.rank import get_label_quality_scores
+
+FOLDS, FOLDS_SEED = 5, 1
+REGULARISATION = 0.001  # scikit-learn's C; strong, so that wrong labels have little influence
+SHOWN = 100  # on the page
+DIGITS = 6  # decimal places of probabilities
+
+
+def main() -> None:
+    read_arguments(__doc__)
+    params = read_params()
+    device, dtype = set_up(params.precision)
+    start = time.perf_counter()
+    splits = {split: open_split(packed_split(split), device) for split in SPLITS}
+    photos = read_photos()
+    features = np.hstack([features_of(name, splits, params, dtype) for name in params.networks])
+    probabilities = judge(features, photos)
+    photos["probability_of_label"] = get_label_quality_scores(label_numbers(photos), probabilities).round(DIGITS)
+    estimated_wrong = int(find_label_issues(label_numbers(photos), probabilities, n_jobs=1).sum())
+    ranked = photos.sort_values("probability_of_label", kind="stable")
+    ranked.insert(0, "rank", range(1, len(ranked) + 1))
+    page = render(
+        "audit.html.jinja",
+        photos=list(show(ranked.head(SHOWN), splits)),
+        total=len(ranked),
+        estimated_wrong=estimated_wrong,
+        networks=list(params.networks),
+    )
+    with atomic_write() as write_to:
+        columns = ["rank", "photo", "label", "probability_of_label", "split"]
+        ranked[columns].to_csv(write_to(METRICS / "audit.csv"), index=False)
+        write_to(METRICS / "audit.html").write_text(page, encoding="utf-8")
+    seconds = time.perf_counter() - start
+    print(
+        f"{len(ranked)} photos, {estimated_wrong} labels estimated to be wrong; {seconds:.0f} s; see metrics/audit.html"
+    )
+
+
+def read_photos() -> pd.DataFrame:
+    """The photos of all splits in the order of their pixels; `row` is the position in the split."""
+    table = read_split_table()
+    photos = pd.concat([table[table["split"] == split] for split in SPLITS], ignore_index=True)
+    photos["row"] = photos.groupby("split").cumcount()
+    return photos
+
+
+def features_of(name: str, splits: dict[str, PackedSplit], params: Params, dtype: torch.dtype) -> np.ndarray:
+    """The input of the network's output layer with its pretrained weights: [photos, features]."""
+    weights = params.networks[name].weights
+    if weights == "none":
+        print(
+            f"warning: networks.{name}.weights is none; features from random weights say little about labels",
+            file=sys.stderr,
+        )
+    network = build_network(name, weights, head_width=0, dropout=0, seed=0)
+    check_image_size(network, name, splits["train"].description["image_size"], "prepare.image_size")
+    [head] = [path for path, module in network.named_modules() if isinstance(module, Head)]
+    network.set_submodule(head, nn.Identity())
+    network = fold_batchnorm(network).to(splits["train"].device, memory_format=torch.channels_last)
+    features = [predict_logits(network, packed, dtype, f"{name} {split}") for split, packed in splits.items()]
+    return torch.cat(features).numpy()
+
+
+def judge(features: np.ndarray, photos: pd.DataFrame) -> np.ndarray:
+    """Probabilities of cat and dog [photos, 2], each from a classifier that saw neither the photo nor an equal one."""
+    classifier = make_pipeline(StandardScaler(), LogisticRegression(C=REGULARISATION, max_iter=1000))
+    folds = GroupKFold(FOLDS, shuffle=True, random_state=FOLDS_SEED)
+    labels, groups = label_numbers(photos), photos["sha256"]
+    return cross_val_predict(classifier, features, labels, groups=groups, cv=folds, method="predict_proba")
+
+
+def show(photos: pd.DataFrame, splits: dict[str, PackedSplit]) -> Iterator[dict]:
+    """What the page shows for each photo."""
+    for photo in photos.to_dict("records"):
+        is_dog = photo["label"] == CLASSES[1]
+        yield {
+            **photo,
+            "other": CLASSES[not is_dog],
+            "probability_of_dog": photo["probability_of_label"] if is_dog else 1 - photo["probability_of_label"],
+            "image": thumbnail(splits[photo["split"]].pixels[photo["row"]].cpu().numpy()),
+        }
+
+
+if __name__ == "__main__":
+    run_stage(main)

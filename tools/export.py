@@ -1,0 +1,231 @@
+"""Export the trained models to ONNX: each member, and the ensemble as one graph, with a model card.
+
+Reads models/, metrics/, data/prepared/split.csv and the photos in prepare.source; writes export/. A graph takes one
+image, already scaled, and returns the probabilities of cat and dog. The model card has the Python code that scales a
+photo, and the expected answer for example.png, a synthetic photo.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `pipeline` can be imported
+
+import io
+import logging
+import warnings
+from collections.abc import Callable
+
+from pipeline.core.command_line import read_arguments
+from pipeline.core.errors import UserError
+from pipeline.core.files import atomic_write, read_json
+from pipeline.core.params import Params, read_params, without_folders
+from pipeline.core.paths import ENSEMBLE_SCORES, NETWORK_SCORES, PREPARE_SUMMARY
+from pipeline.core.process import extra_packages, run_stage
+from pipeline.core.split_table import read_split_table
+from pipeline.inference import Ensemble
+from pipeline.networks.dataset import IMAGENET_MEAN, IMAGENET_STD
+from pipeline.networks.predicting import TestTimeFlip
+from pipeline.pages.rendering import render
+from pipeline.photos.decoding import CENTER_CROP_SHARE, UnreadablePhoto, decode, silence_pillow
+from pipeline.photos.source import PhotoSource
+from pipeline.scores.combining import Combination
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image, ImageDraw
+from scipy.special import expit
+from torch import Tensor, nn
+from tqdm import tqdm
+
+with extra_packages("export"):
+    import onnx
+    import onnxruntime
+    import onnxscript  # noqa: F401 (PyTorch's exporter needs it)
+    import openvino
+
+EXPORT = Path("export")
+CHECKED_PHOTOS = 100  # test photos, at most
+LARGEST_DIFFERENCE = 0.001  # allowed between the probabilities of a runtime and the pipeline
+OPSET, IR_VERSION = 18, 8  # old enough for onnxruntime 1.14 and OpenCV 4.11
+
+Run = Callable[[np.ndarray], np.ndarray]  # maps an image, as the graphs take it, to probabilities [1, 2]
+
+
+def main() -> None:
+    read_arguments(__doc__)
+    params = read_params()
+    silence_pillow()
+    ensemble = Ensemble(params, torch.device("cpu"), torch.float32)
+    graphs = {
+        **{name: ([network], Combination("mean_logits")) for name, network in ensemble.networks.items()},
+        "ensemble": (list(ensemble.networks.values()), ensemble.combination),
+    }
+    with PhotoSource(Path(params.prepare.source)) as source:
+        photos = test_photos(source)
+    example = encode_png(draw_example())
+    pixels = np.stack([decode(photo, ensemble.image_size, ensemble.resize) for photo in [*photos, example]])
+    expected = probabilities_of(ensemble, pixels)
+    differences = {}
+    with atomic_write() as write_to:
+        for name, (networks, combination) in graphs.items():
+            file = write_to(EXPORT / f"{name}.onnx")
+            write_onnx(ImageToProbabilities(networks, combination, ensemble.image_size), file)
+            differences[name] = compare(name, file, pixels, expected[name])
+        write_to(EXPORT / "example.png").write_bytes(example)
+        table = pd.DataFrame.from_dict(differences, orient="index")
+        example_answers = {name: probabilities[-1] for name, probabilities in expected.items()}
+        card = model_card(without_folders(params), ensemble, table, len(photos), example_answers)
+        write_to(EXPORT / "MODEL_CARD.md").write_text(card, encoding="utf-8")
+    for path in EXPORT.glob("*.onnx"):
+        if path.stem not in graphs:
+            path.unlink()  # from a network that was removed since, and not in the model card
+    print(f"{EXPORT}/: " + ", ".join(f"{name}.onnx" for name in graphs) + ", example.png and MODEL_CARD.md")
+    print(f"Largest difference between a runtime's probabilities and the pipeline's, over {len(pixels)} photos:")
+    print(table.map("{:.1e}".format).to_string())
+
+
+class ImageToProbabilities(nn.Module):
+    """Maps one image, float32 RGB [1, 3, size, size] from 0 to 255, to probabilities of cat and dog, float32 [1, 2].
+
+    Computes what the pipeline computes, with operations that runtimes agree on: no resizing (OpenVINO does not
+    antialias), and no negative steps, comparisons or indices that drop an axis (OpenCV fails or is silently wrong).
+    """
+
+    def __init__(self, networks: list[nn.Module], combination: Combination, size: int) -> None:
+        super().__init__()
+        self.flips = [isinstance(network, TestTimeFlip) for network in networks]
+        self.networks = nn.ModuleList(
+            network.network if flips else network for network, flips in zip(networks, self.flips, strict=True)
+        )
+        self.combination = combination
+        self.register_buffer("mean", 255 * torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
+        self.register_buffer("std", 255 * torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
+        self.register_buffer("mirrored", torch.arange(size - 1, -1, -1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        image = (image - self.mean) / self.std
+        margins = []
+        for network, flips in zip(self.networks, self.flips, strict=True):
+            logits = network(image)
+            if flips:
+                logits = (logits + network(image.index_select(3, self.mirrored))) / 2
+            margins.append(logits[:, 1:] - logits[:, :1])
+        dog = self.combination(margins, torch.sigmoid, lambda margin: (margin * 2.0**100).clamp(0, 1))
+        return torch.cat([1 - dog, dog], dim=1)
+
+
+def write_onnx(graph: ImageToProbabilities, file: Path) -> None:
+    """Write `graph` to `file`, with its weights."""
+    size = len(graph.mirrored)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings(action="ignore"):  # about PyTorch's internals
+        program = torch.onnx.export(
+            graph.eval(),
+            (torch.zeros(1, 3, size, size),),
+            dynamo=True,
+            input_names=["image"],
+            output_names=["probabilities"],
+            opset_version=OPSET,
+            verbose=False,
+        )
+    model = program.model_proto
+    model.ir_version = IR_VERSION
+    onnx.save(model, file)
+
+
+def compare(name: str, file: Path, pixels: np.ndarray, expected: np.ndarray) -> dict[str, float]:
+    """The largest difference from the `expected` probabilities of dog [N], by runtime and version.
+
+    Raises UserError if it is larger than LARGEST_DIFFERENCE.
+    """
+    runs = {f"onnxruntime {onnxruntime.__version__}": run_onnxruntime(file)}
+    runs[f"OpenVINO {openvino.__version__.partition('-')[0]}"] = run_openvino(file)
+    differences = {}
+    for runtime, run in runs.items():
+        images = pixels.transpose(0, 3, 1, 2)[:, np.newaxis].astype("float32")
+        found = [run(image)[0, 1] for image in tqdm(images, desc=f"{name}, {runtime}", disable=None, leave=False)]
+        differences[runtime] = float(np.abs(found - expected).max())
+        if not differences[runtime] <= LARGEST_DIFFERENCE:
+            raise UserError(
+                f"{name}: {runtime} and the pipeline differ by {differences[runtime]:.2g} in a probability; expected "
+                f"at most {LARGEST_DIFFERENCE}; nothing was exported"
+            )
+    return differences
+
+
+def run_onnxruntime(file: Path) -> Run:
+    session = onnxruntime.InferenceSession(file)
+    return lambda image: session.run(["probabilities"], {"image": image})[0]
+
+
+def run_openvino(file: Path) -> Run:
+    model = openvino.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return lambda image: model([image])["probabilities"]
+
+
+def test_photos(source: PhotoSource) -> list[bytes]:
+    """The bytes of the first test photos in the source. Raises UserError if one is missing or unreadable."""
+    table = read_split_table()
+    names = table.loc[table["split"] == "test", "photo"].head(CHECKED_PHOTOS)
+    photos = {photo.name: photo for photo in source.photos()}
+    if missing := [name for name in names if name not in photos]:
+        raise UserError(f"{source.path}: {missing[0]}, which is in split.csv, is missing; run `dvc repro` first")
+    try:
+        return [source.read(photos[name]) for name in names]
+    except UnreadablePhoto as reason:
+        raise UserError(f"{source.path}: a test photo is {reason}; download the archive again") from None
+
+
+def draw_example() -> Image.Image:
+    """A synthetic photo, wider than it is high: a light circle on a gradient."""
+    height, width = 240, 320
+    rows, columns = np.mgrid[0:height, 0:width]
+    colours = [columns * 255 // width, rows * 255 // height, np.full_like(rows, 128)]
+    photo = Image.fromarray(np.stack(colours, axis=-1).astype("uint8"))
+    ImageDraw.Draw(photo).ellipse((60, 50, 200, 190), fill=(230, 200, 150))
+    return photo
+
+
+def encode_png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def probabilities_of(ensemble: Ensemble, pixels: np.ndarray) -> dict[str, np.ndarray]:
+    """The pipeline's probabilities of dog [N], from each network and from the ensemble (key `ensemble`)."""
+    margins = ensemble.margins(pixels)
+    return {
+        **{name: expit(margins[name].to_numpy()) for name in margins},
+        "ensemble": ensemble.combination(margins.to_numpy().T),
+    }
+
+
+def model_card(
+    params: Params, ensemble: Ensemble, differences: pd.DataFrame, checked: int, example: dict[str, float]
+) -> str:
+    """The model card as Markdown: input and output of the graphs, training, scores and limitations."""
+    settings = {"lr": params.lr, **params.train.model_dump(exclude={"launcher"})}
+    return render(
+        "model_card.md.jinja",
+        networks=list(ensemble.networks),
+        method=ensemble.combination.method,
+        test_time_flip=params.evaluate.test_time_flip,
+        size=ensemble.image_size,
+        crop_share=CENTER_CROP_SHARE if ensemble.resize == "center_crop" else None,
+        differences=differences,
+        checked=checked,
+        example=example,
+        opset=OPSET,
+        ir_version=IR_VERSION,
+        source=params.prepare.source,
+        prepared=read_json(PREPARE_SUMMARY),
+        weights=", ".join(f"{name}: {network.weights}" for name, network in params.networks.items()),
+        settings=", ".join(f"{key}: {value}" for key, value in settings.items()),
+        scores={**read_json(NETWORK_SCORES), "ensemble": read_json(ENSEMBLE_SCORES)},
+    )
+
+
+if __name__ == "__main__":
+    run_stage(main)

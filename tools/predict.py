@@ -1,0 +1,184 @@
+"""Classify photos with the trained ensemble: cat or dog, with the probability from each network.
+
+Folders and zips are searched for photos. Prints a table, CSV or JSON; probabilities are those of dog, from 0 to 1. An
+unreadable photo gets a line as well, and the exit status is then 1.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `pipeline` can be imported
+
+import argparse
+import json
+import math
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+
+from pipeline.core.command_line import ArgumentParser
+from pipeline.core.errors import UserError
+from pipeline.core.files import atomic_write
+from pipeline.core.process import run_stage
+from pipeline.inference import Answer, Question, load_ensemble
+from pipeline.pages.rendering import says
+from pipeline.photos.decoding import UnreadablePhoto
+from pipeline.photos.source import Photo, PhotoSource, printable
+
+import pandas as pd
+from PIL import Image, ImageDraw, ImageFont
+
+IMAGE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
+MOST_IN_IMAGE = 1000  # photos
+DIGITS = 6  # decimal places of probabilities in CSV and JSON
+
+
+def main() -> None:
+    arguments = read_arguments()
+    if arguments.image and arguments.image.suffix.lower() not in IMAGE_FORMATS:
+        raise UserError(f"--image {arguments.image}: expected a name ending in .png or .jpg")
+    if arguments.image and arguments.image.exists():
+        raise UserError(f"--image {arguments.image}: already exists; use another name or delete it")
+    with ExitStack() as sources:
+        questions = [question for path in paths_of(arguments.photos) for question in questions_about(path, sources)]
+        if not questions:
+            raise UserError("no photos on stdin; expected one path per line")
+        if arguments.image and len(questions) > MOST_IN_IMAGE:
+            raise UserError(f"--image: {len(questions)} photos; expected at most {MOST_IN_IMAGE}")
+        ensemble = load_ensemble()
+        answers = list(ensemble.answer(questions, keep_pixels=bool(arguments.image)))
+
+    members = list(ensemble.networks)
+    if arguments.csv:
+        print(as_csv(answers, members), end="")
+    elif arguments.json:
+        print(as_json(answers))
+    else:
+        print(as_text(answers, members))
+    if arguments.image:
+        with atomic_write() as write_to:
+            image_format = IMAGE_FORMATS[arguments.image.suffix.lower()]
+            draw_answers(answers).save(write_to(arguments.image), format=image_format)
+    if unreadable := sum(bool(answer.unreadable) for answer in answers):
+        raise UserError(f"{unreadable} of {len(answers)} photos could not be read")
+
+
+def read_arguments() -> argparse.Namespace:
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("photos", nargs="+", metavar="PHOTO", help="a photo, folder or zip, or - for paths on stdin")
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--csv", action="store_true", help="write CSV instead of a table")
+    output.add_argument("--json", action="store_true", help="write JSON instead of a table")
+    parser.add_argument(
+        "--image", type=Path, metavar="FILE", help="also write the photos and answers as a grid, to a .png or .jpg"
+    )
+    return parser.parse_args()
+
+
+def paths_of(names: list[str]) -> list[Path]:
+    """The given paths, with `-` replaced by the paths on stdin, one per line."""
+    paths: list[Path] = []
+    for name in names:
+        paths += stdin_paths() if name == "-" else [Path(name)]
+    return paths
+
+
+def stdin_paths() -> list[Path]:
+    return [Path(os.fsdecode(line)) for line in sys.stdin.buffer.read().split(b"\n") if line]
+
+
+def questions_about(path: Path, sources: ExitStack) -> list[Question]:
+    """One question per photo of a folder or zip (closed by `sources`), or a single one for the photo at `path`."""
+    name = printable(str(path))
+    try:
+        if not path.exists():
+            return [Question(name, failing("no such file or folder"))]
+        if not path.is_dir() and path.suffix.lower() != ".zip":
+            return [Question(name, partial(PhotoSource(path.parent).read, Photo(name, path.name, label=None)))]
+        source = sources.enter_context(PhotoSource(path))
+        return [Question(f"{name}/{printable(photo.path)}", partial(source.read, photo)) for photo in source.photos()]
+    except UserError as error:
+        return [Question(name, failing(str(error).removeprefix(f"{path}: ")))]
+    except OSError as error:  # no permission, or a name that is too long
+        return [Question(name, failing(error.strerror or str(error)))]
+
+
+def failing(reason: str) -> Callable[[], bytes]:
+    """A `read` function that raises UnreadablePhoto."""
+
+    def read() -> bytes:
+        raise UnreadablePhoto(reason)
+
+    return read
+
+
+def as_text(answers: list[Answer], members: list[str]) -> str:
+    """A table with one line per photo: its name, the answer, and the probabilities of dog."""
+    width = max(len(answer.photo) for answer in answers)
+    widths = [max(len(name), 6) for name in members]
+    lines = [f"{'':{width}}  {'':6}  {'P(dog)':>6}"]
+    lines[0] += "".join(f"  {name:>{size}}" for name, size in zip(members, widths, strict=True))
+    for answer in answers:
+        line = f"{answer.photo:{width}}  {answer.unreadable or answer.label:6}"
+        if not answer.unreadable:
+            line += f"  {answer.ensemble:.4f}"
+            line += "".join(f"  {answer.members[name]:>{size}.4f}" for name, size in zip(members, widths, strict=True))
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def as_csv(answers: list[Answer], members: list[str]) -> str:
+    """Columns photo, label, ensemble, one per member, and unreadable (the reason if there is no answer)."""
+    rows = [
+        {"photo": answer.photo, "label": answer.label, "ensemble": answer.ensemble}
+        | {name: answer.members.get(name) for name in members}
+        | {"unreadable": answer.unreadable}
+        for answer in answers
+    ]
+    return pd.DataFrame(rows).to_csv(index=False, float_format=f"%.{DIGITS}f")
+
+
+def as_json(answers: list[Answer]) -> str:
+    """A list of objects with photo and either label, ensemble and members, or unreadable."""
+    records = [
+        {"photo": answer.photo, "unreadable": answer.unreadable}
+        if answer.unreadable
+        else {
+            "photo": answer.photo,
+            "label": answer.label,
+            "ensemble": round(answer.ensemble, DIGITS),
+            "members": {name: round(probability, DIGITS) for name, probability in answer.members.items()},
+        }
+        for answer in answers
+    ]
+    return json.dumps(records, indent=2, ensure_ascii=False)
+
+
+def draw_answers(answers: list[Answer]) -> Image.Image:
+    """The photos in a grid, as the networks saw them, each with its answer and name."""
+    side, gap, text_height = 160, 12, 40  # pixels
+    columns = min(6, max(2, math.ceil(math.sqrt(len(answers)))))
+    rows = math.ceil(len(answers) / columns)
+    sheet = Image.new("RGB", (columns * (side + gap) + gap, rows * (side + text_height + gap) + gap), "white")
+    draw = ImageDraw.Draw(sheet)
+    large, small = ImageFont.load_default(16), ImageFont.load_default(12)
+    for number, answer in enumerate(answers):
+        row, column = divmod(number, columns)
+        left, top = gap + column * (side + gap), gap + row * (side + text_height + gap)
+        if answer.pixels is None:
+            draw.rectangle((left, top, left + side - 1, top + side - 1), outline="grey")
+            text = "unreadable"
+        else:
+            sheet.paste(Image.fromarray(answer.pixels).resize((side, side)), (left, top))
+            text = says(answer.ensemble)
+        draw.text((left, top + side + 2), text, "black", large)
+        name = Path(answer.photo).name
+        while draw.textlength(name, small) > side:
+            name = f"…{name[2:]}"
+        draw.text((left, top + side + 22), name, "dimgrey", small)
+    return sheet
+
+
+if __name__ == "__main__":
+    run_stage(main)

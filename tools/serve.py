@@ -1,0 +1,88 @@
+"""Serve a page to drop photos on, which the trained ensemble classifies as cat or dog.
+
+The page is at http://127.0.0.1:8000, or another port if one is given. Only this computer can open it, and photos are
+not stored.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `pipeline` can be imported
+
+import argparse
+import os
+import socket
+
+from pipeline.core.command_line import ArgumentParser
+from pipeline.core.errors import UserError
+from pipeline.core.process import extra_packages, run_stage
+from pipeline.inference import Answer, Ensemble, Question, load_ensemble
+from pipeline.pages.rendering import render, thumbnail
+
+with extra_packages("serve"):
+    from flask import Flask, request
+    from werkzeug.exceptions import RequestEntityTooLarge
+    from werkzeug.serving import make_server
+
+HOST, PORT = "127.0.0.1", 8000
+LARGEST_UPLOAD = 2**28  # bytes
+SHOWN_SIDE = 320  # pixels
+
+
+def main() -> None:
+    port = read_arguments().port
+    try:
+        listening = socket.create_server((HOST, port))
+    except OSError as error:
+        raise UserError(f"port {port}: {os.strerror(error.errno)}; try another: python tools/serve.py 8001") from None
+    server = make_server(HOST, port, make_app(load_ensemble()), threaded=True, fd=listening.fileno())
+    print(f"http://{HOST}:{listening.getsockname()[1]} (press Ctrl-C to stop)", flush=True)
+    server.serve_forever()
+
+
+def read_arguments() -> argparse.Namespace:
+    parser = ArgumentParser(__doc__)
+    parser.add_argument(
+        "port", nargs="?", type=port_number, default=PORT, metavar="PORT", help="default: %(default)s; 0: any free port"
+    )
+    return parser.parse_args()
+
+
+def port_number(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port; expected a number from 0 to 65535")
+    return int(text)
+
+
+def make_app(ensemble: Ensemble) -> Flask:
+    """The web app: GET / shows the form; POST / with files named `photos` also shows the answers."""
+    app = Flask(__name__)
+    app.config |= {"MAX_CONTENT_LENGTH": LARGEST_UPLOAD, "MAX_FORM_PARTS": None, "TRUSTED_HOSTS": [HOST, "localhost"]}
+
+    @app.get("/")
+    def form() -> str:
+        return render("serve.html.jinja", photos=None, problem="")
+
+    @app.post("/")
+    def answers() -> str:
+        uploads = [upload for upload in request.files.getlist("photos") if upload.filename]
+        questions = [Question(upload.filename, upload.read) for upload in uploads]
+        photos = [photo_shown(answer) for answer in ensemble.answer(questions)]
+        return render("serve.html.jinja", photos=photos, problem="" if uploads else "Choose at least one photo.")
+
+    @app.errorhandler(RequestEntityTooLarge)
+    def too_large(_: RequestEntityTooLarge) -> tuple[str, int]:
+        problem = f"The photos are too large; upload at most {LARGEST_UPLOAD >> 20} MB at once."
+        return render("serve.html.jinja", photos=None, problem=problem), 413
+
+    return app
+
+
+def photo_shown(answer: Answer) -> dict:
+    """What the page shows for a photo: its name, its image (empty if unreadable) and the probabilities of dog."""
+    image = "" if answer.pixels is None else thumbnail(answer.pixels, SHOWN_SIDE)
+    return {"name": answer.photo, "image": image, "ensemble": answer.ensemble, "members": answer.members}
+
+
+if __name__ == "__main__":
+    run_stage(main)

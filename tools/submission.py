@@ -1,0 +1,107 @@
+"""Predict Kaggle's unlabelled photos and write submission.csv, the file that Kaggle scores.
+
+Reads data/raw/test1.zip ("Dogs vs. Cats") or data/raw/test.zip (its "Redux" edition), with photos named 1.jpg, 2.jpg
+and so on. Writes one row per photo, in the order of these numbers: id, and label, which is the probability of dog.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `pipeline` can be imported
+
+import argparse
+import re
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+from pipeline.core.command_line import ArgumentParser
+from pipeline.core.errors import UserError
+from pipeline.core.files import atomic_write, require_file
+from pipeline.core.paths import ENSEMBLE_PREDICTIONS
+from pipeline.core.process import run_stage
+from pipeline.inference import Question, load_ensemble
+from pipeline.photos.source import Photo, PhotoSource
+from pipeline.scores.scoring import label_numbers, predicted_labels
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import log_loss
+
+ARCHIVES = (Path("data/raw/test1.zip"), Path("data/raw/test.zip"))
+SUBMISSION = Path("submission.csv")
+CLIPS = np.logspace(-7, -1, 241)  # candidates for the lowest probability
+
+
+def main() -> None:
+    with PhotoSource(read_arguments().archive or find_archive()) as source:
+        photos = numbered(source)
+        clip, loss, unclipped_loss = choose_clip()
+        questions = [Question(photo.name, partial(source.read, photo)) for photo in photos.values()]
+        ensemble = load_ensemble()
+        answers = list(ensemble.answer(questions, keep_pixels=False))
+
+    probabilities = np.array([0.5 if answer.unreadable else answer.ensemble for answer in answers])
+    submission = pd.DataFrame({"id": list(photos), "label": probabilities.clip(clip, 1 - clip)})
+    with atomic_write() as write_to:
+        submission.to_csv(write_to(SUBMISSION), index=False, float_format="%.7f")
+    for answer in answers:
+        if answer.unreadable:
+            print(f"warning: {answer.photo}: {answer.unreadable}; submitted as 0.5", file=sys.stderr)
+    if ensemble.combination.method == "majority_vote":
+        print(
+            "warning: majority_vote gives shares of votes, not probabilities; expect a worse log loss", file=sys.stderr
+        )
+    print(
+        f"{SUBMISSION}: {len(submission)} photos, {predicted_labels(probabilities).sum()} classified as dogs; "
+        f"probabilities clipped to [{clip:.2g}, {1 - clip:.7g}], which gives a log loss of {loss:.6f} on validation "
+        f"({unclipped_loss:.6f} without clipping)"
+    )
+
+
+def read_arguments() -> argparse.Namespace:
+    parser = ArgumentParser(__doc__)
+    names = " or ".join(map(str, ARCHIVES))
+    parser.add_argument("archive", nargs="?", type=Path, metavar="ARCHIVE", help=f"Kaggle's photos (default: {names})")
+    return parser.parse_args()
+
+
+def find_archive() -> Path:
+    for path in ARCHIVES:
+        if path.exists():
+            return path
+    raise UserError(
+        f"neither {ARCHIVES[0]} nor {ARCHIVES[1]} exists; download one from "
+        "https://www.kaggle.com/c/dogs-vs-cats/data, or give the path: python tools/submission.py ARCHIVE"
+    )
+
+
+def numbered(source: PhotoSource) -> dict[int, Photo]:
+    """The photos by number, in ascending order. Raises UserError unless the numbers are 1 to the number of photos."""
+    photos: dict[int, Photo] = {}
+    for photo in source.photos():
+        stem = PurePosixPath(photo.path).stem
+        if not re.fullmatch(r"[1-9][0-9]*", stem) or int(stem) in photos:
+            raise UserError(
+                f"{source.path}: contains {photo.path}; expected Kaggle's names, 1.jpg, 2.jpg and so on, each once"
+            )
+        photos[int(stem)] = photo
+    if missing := next((number for number in range(1, len(photos) + 1) if number not in photos), None):
+        raise UserError(f"{source.path}: {missing}.jpg is missing; expected all of 1.jpg to {max(photos)}.jpg")
+    return dict(sorted(photos.items()))
+
+
+def choose_clip() -> tuple[float, float, float]:
+    """The clip with the lowest log loss on validation, that log loss, and the log loss without clipping.
+
+    A clip c limits probabilities to [c, 1 - c].
+    """
+    predictions = pd.read_csv(require_file(ENSEMBLE_PREDICTIONS))
+    validation = predictions[predictions["split"] == "validation"]
+    probabilities, labels = validation["probability_of_dog"].to_numpy(), label_numbers(validation)
+    losses = [log_loss(labels, probabilities.clip(clip, 1 - clip), labels=[0, 1]) for clip in CLIPS]
+    best = int(np.argmin(losses))
+    return float(CLIPS[best]), losses[best], log_loss(labels, probabilities, labels=[0, 1])
+
+
+if __name__ == "__main__":
+    run_stage(main)
