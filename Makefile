@@ -23,16 +23,16 @@ test: .venv/installed-for-test  ## lint, format and all tests
 test-fast: .venv/installed-for-test  ## the tests that take less than a minute together
 	.venv/bin/python -m pytest -m "not slow"
 
-verify: .venv/installed  ## rebuild every result in .verify/ and compare it with what is here, byte for byte
+verify: .venv/installed  ## rebuild every result in .verify/ and compare it with the current results, byte for byte
 	.venv/bin/python tools/verify.py
 
-serve: .venv/installed-for-serve  ## a page to drop photos on, at http://127.0.0.1:8000
+serve: .venv/installed-for-serve  ## a local page for classifying photos, at http://127.0.0.1:8000
 	.venv/bin/python tools/serve.py
 
 submission: .venv/installed  ## predictions for Kaggle's unlabelled photos, to submission.csv
 	.venv/bin/python tools/submission.py
 
-audit: .venv/installed-for-audit  ## all photos by how doubtful their labels are, to metrics/audit.html
+audit: .venv/installed-for-audit  ## photos ranked by how likely their label is wrong, to metrics/audit.html
 	.venv/bin/python tools/audit.py
 
 export: .venv/installed-for-export  ## the networks and the ensemble as ONNX, with a model card, to export/
@@ -48,7 +48,7 @@ lock: .venv/installed-for-test  ## compile requirements*.txt from requirements*.
 	done
 
 .venv/installed: requirements.txt
-	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; name one: make install PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; specify one: make install PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
 	$(PIP_INSTALL) requirements.txt
 	touch $@

@@ -6,7 +6,7 @@ from random weights, which measures only speed; with it, the weights are those i
 
 Each round has a different seed. In each, `dvc repro` and the notebook (notebook.py; also fastai_recipe.py if fastai is
 installed) go from the same archive to the ensemble's accuracy, one after the other, and the hardware limit is measured
-again. The table has medians.
+again. The table has medians (means for accuracy).
 """
 
 import argparse
@@ -69,7 +69,7 @@ RECIPE = {  # as in notebook.py, whatever params.yaml says
 }
 
 EXPLANATION = """
-Medians, but means for accuracies. In parentheses, the pipeline's value divided by that one: higher is better for rates,
+Medians (means for accuracy). In parentheses, the pipeline's value divided by that one: higher is better for rates,
 lower for seconds and memory. The alternatives' rates include decoding, which they repeat in every epoch; the pipeline
 decodes once, in `prepare`. Its memory is that of the stage, without DVC's own process. The limit for decoding is a loop
 that only decodes and scales; for a network, its arithmetic at the rate of one large matrix product in the same
@@ -306,7 +306,7 @@ def peak_memory(pid: int) -> Iterator[dict[str, float]]:
                     now["all"] += memory
                     if stage := re.search(r"stages/(\w+)\.py", " ".join(process.cmdline())):
                         now[stage[1]] += memory
-            except (psutil.Error, OSError):  # a process has ended in the meantime
+            except (psutil.Error, OSError):  # a process has ended since it was listed
                 continue
             for key, memory in now.items():
                 peaks[key] = max(peaks[key], memory)
@@ -330,7 +330,7 @@ def private_memory(process: psutil.Process) -> float:
 
 
 def print_table(measured: Measured, pipeline: Path) -> None:
-    """Print medians (means for accuracies), and in parentheses the pipeline's value divided by each other one."""
+    """Print medians (means for accuracy), and in parentheses the pipeline's value divided by each other one."""
     columns = [who for who in (OURS, NOTEBOOK, FASTAI, LIMIT) if any(who == other for _, other in measured)]
     rows = []
     for what in dict.fromkeys(what for what, _ in measured):

@@ -1,4 +1,4 @@
-"""A replacement for a stage's script that takes no time: it writes new content to each output of that stage.
+"""A no-op stub for a stage: it only writes new content to each output of that stage.
 
 Copied over the scripts in stages/, it shows what DVC itself does and how long that takes.
 """

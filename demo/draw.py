@@ -241,7 +241,7 @@ def draw_dog(random: Random, pen: Pen, light: Colour, ear: Colour | None) -> Non
     pen.fill(oval(-0.08, 0.19, 0.08, 0.035), mix(INK, WHITE, 0.5))
 
 
-CLASSES = {  # the function that draws the head, and the points of the tail
+ANIMALS = {  # the function that draws the head, and the points of the tail
     "cat": (draw_cat, [(0.6, 2.4), (1.25, 2.3), (1.45, 1.7), (1.2, 1.25), (1.3, 0.95)]),
     "dog": (draw_dog, [(0.6, 2.3), (1.1, 2.1), (1.4, 1.75), (1.45, 1.4)]),
 }
@@ -265,13 +265,13 @@ def draw_photo(kind: str, random: Random) -> Image.Image:
     pen.coat = draw_coat(random, pen, base, second)
     pen.outline = mix(base, INK, 0.75)
     light = mix(base, WHITE, random.choice([0.5, 0.7, 0.9]))
-    draw_head, tail = CLASSES[kind]
+    draw_head, tail = ANIMALS[kind]
     draw_body(random, pen, tail, mix(base, light, 0.5))
     pen.angle += math.radians(random.uniform(-16, 16))
     draw_head(random, pen, light, random.choice([None, second, mix(base, INK, 0.25)]))
     gain, offset = random.uniform(0.75, 1.15), random.uniform(-15, 15)
     image = image.reduce(OVERSAMPLING).point(lambda level: level * gain + offset)
-    # A little grain, so that the file's size does not give the class away: a cat's whiskers alone would make it larger.
+    # A little grain, so that the file's size does not reveal the class: a cat's whiskers alone would make it larger.
     grain = Image.frombytes("L", image.size, random.randbytes(image.width * image.height)).convert("RGB")
     return Image.blend(image, grain, random.uniform(0.01, 0.06))
 
@@ -280,7 +280,7 @@ def write_archive(path: Path, photos: int, seed: int) -> None:
     """Draw the photos and write them to a zip; its entries have a fixed date, so that its bytes are always the same."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        for kind in CLASSES:
+        for kind in ANIMALS:
             for number in range(photos // 2):
                 content = io.BytesIO()
                 draw_photo(kind, Random(f"{seed} {kind} {number}")).save(content, "JPEG", quality=JPEG_QUALITY)

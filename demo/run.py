@@ -16,7 +16,7 @@ import yaml
 
 PROJECT = Path(__file__).resolve().parent.parent
 DEMO_PARAMS = PROJECT / "demo/params.yaml"
-# Override settings of the user's that would sign commits or run hooks.
+# Override user settings that would sign commits or run hooks.
 GIT = [
     *("git", "-c", "user.name=demo", "-c", "user.email=demo@localhost"),
     *("-c", "commit.gpgsign=false", "-c", f"core.hooksPath={os.devnull}"),
@@ -41,7 +41,7 @@ def main() -> None:
     columns = ["accuracy", "correct", "total", "log_loss", "roc_auc"]
     table = pd.DataFrame(scores).T[columns].to_string(formatters={"accuracy": "{:.6f}".format})
     print(f"\n{table}\n")
-    print("These scores are for synthetic photos and say nothing about real ones.")
+    print("These scores are on synthetic photos and say nothing about accuracy on real ones.")
     print(f"All results on one page: {folder}/metrics/report.html")
     print(f"The photos as the networks saw them: {folder}/data/prepared/contact_sheet.png")
     print(f"To try an experiment: source .venv/bin/activate && cd {folder} && dvc exp run -S lr=0.002")
@@ -51,11 +51,19 @@ def make_project(folder: Path) -> None:
     """Copy the pipeline to `folder`, with the demo's params and an empty cache."""
     make_folder(folder, "demo")
     copy_pipeline(folder)
-    params = yaml.safe_load((PROJECT / "params.yaml").read_text())
-    params |= yaml.safe_load(DEMO_PARAMS.read_text())
+    params = merge(*(yaml.safe_load(path.read_text()) for path in (PROJECT / "params.yaml", DEMO_PARAMS)))
     params["networks"] = {name: {"weights": "none"} for name in params["networks"]}
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     (folder / "data/raw").mkdir()
+
+
+def merge(params: dict, changes: dict) -> dict:
+    """Return `params` with the values in `changes`, section by section."""
+    merged = dict(params)
+    for key, value in changes.items():
+        is_section = isinstance(value, dict) and isinstance(params.get(key), dict)
+        merged[key] = merge(params[key], value) if is_section else value
+    return merged
 
 
 def make_folder(folder: Path, purpose: str) -> None:

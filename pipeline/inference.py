@@ -106,11 +106,10 @@ class Ensemble:
             tqdm(total=len(questions), desc="predicting", unit=" photos", disable=None, leave=False) as bar,
         ):
             previous: tuple[list[Question], Iterator] | None = None
+            # Each batch is decoded while the networks run on the one before. The empty batch at the end starts no
+            # decoding, and only lets the networks run on the last one.
             for batch in [*batches, []]:
-                current = (
-                    batch,
-                    pool.map(read_and_decode, batch),
-                )  # decodes while the networks run on the previous batch
+                current = (batch, pool.map(read_and_decode, batch))
                 if previous:
                     asked, decoded = previous
                     yield from self._answer_batch(asked, list(decoded), keep_pixels)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pipeline.core.command_line import read_arguments
 from pipeline.core.files import atomic_write, require_file, write_json
 from pipeline.core.params import read_params
-from pipeline.core.paths import ENSEMBLE_PREDICTIONS, ENSEMBLE_SCORES, METRICS, PREDICTIONS
+from pipeline.core.paths import ENSEMBLE_CONFUSION, ENSEMBLE_PREDICTIONS, ENSEMBLE_SCORES, PREDICTIONS
 from pipeline.core.process import run_stage
 from pipeline.scores.combining import Combination, fit_weights
 from pipeline.scores.scoring import confusion, label_numbers, margin, predicted_labels, score, scores_table
@@ -65,13 +65,14 @@ def main() -> None:
             for name, split in (("validation", validation), ("test", test))
         )
         rows.to_csv(write_to(ENSEMBLE_PREDICTIONS), index=False, float_format="%.9f")
-        confusion(combined, test.labels).to_csv(write_to(METRICS / "confusion_ensemble.csv"), index=False)
+        confusion(combined, test.labels).to_csv(write_to(ENSEMBLE_CONFUSION), index=False)
 
     print(scores_table({**test.member_scores(), f"ensemble ({method})": scores}))
-    print(
-        f"compared with {best_member}, its best member on validation: {scores['put_right']} mistakes corrected, "
-        f"{scores['put_wrong']} added (McNemar's exact test: p = {scores['mcnemar_p']:.3g})"
-    )
+    if len(on_validation) > 1:
+        print(
+            f"compared with {best_member}, its best member on validation: {scores['put_right']} mistakes corrected, "
+            f"{scores['put_wrong']} added (McNemar's exact test: p = {scores['mcnemar_p']:.3g})"
+        )
 
 
 def read_split(predictions: pd.DataFrame, split: str) -> Split:
@@ -91,7 +92,7 @@ def make_combination(method: str, validation: Split) -> tuple[Combination, dict]
 
 
 def compare(member: np.ndarray, combined: np.ndarray, labels: np.ndarray) -> dict:
-    """Compare the ensemble with a member, given the probabilities of dog of both.
+    """Compare the ensemble with a member, given both sets of P(dog).
 
     `put_right` counts the member's mistakes that the ensemble corrects, `put_wrong` the mistakes that only the ensemble
     makes. `mcnemar_p` is the p-value of McNemar's exact test (a two-sided binomial test; 1.0 if nothing changed).

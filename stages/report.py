@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `pipeline` can be imported
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from pipeline.core import CLASSES
@@ -29,6 +29,9 @@ from pipeline.core.paths import (
     REPORT,
     learning_curve,
     packed_split,
+    plot_file,
+    reliability_file,
+    roc_file,
 )
 from pipeline.core.process import run_stage
 from pipeline.core.split_table import read_split_table
@@ -48,21 +51,23 @@ from sklearn.metrics import confusion_matrix
 ENSEMBLE = "ensemble"
 WORST, LEAST_SURE = 24, 12  # photos shown
 NAMED = 20  # excluded photos listed for each reason
-ANSWERED = (0.5, 0.9, 0.99, 0.999)  # confidence thresholds
+CONFIDENCES = (0.5, 0.9, 0.99, 0.999)  # minimum ones, for which the page counts mistakes
+
+PlotGroups = Mapping[str, Mapping[str, plots.Plot]]  # by kind, then by name
 
 
 def main() -> None:
     read_arguments(__doc__)
     results = read_results()
-    drawn = draw_plots(results)
-    page = render_page(results, drawn)
+    plot_groups = make_plots(results)
+    page = render_page(results, plot_groups)
     with atomic_write() as write_to:
         write_to(REPORT).write_text(page, encoding="utf-8")
-        for kind, some in drawn.items():
-            plots.write_png(write_to(METRICS / f"plots/{kind}.png"), list(some.values()))
+        for kind, group in plot_groups.items():
+            plots.write_png(write_to(plot_file(kind)), list(group.values()))
         for name in results.scores:
-            results.roc[name].to_csv(write_to(METRICS / f"roc/{name}.csv"), index=False)
-            results.reliability[name].to_csv(write_to(METRICS / f"reliability/{name}.csv"), index=False)
+            results.roc[name].to_csv(write_to(roc_file(name)), index=False)
+            results.reliability[name].to_csv(write_to(reliability_file(name)), index=False)
     print(f"{REPORT}: {len(page) / 1e6:.1f} MB; open it in a browser")
 
 
@@ -102,8 +107,8 @@ def read_results() -> Results:
 
 
 def read_test_photos(split_table: pd.DataFrame, networks: list[str]) -> pd.DataFrame:
-    """One row per test photo, in the order of the pixels, with columns photo, label, and the probability of dog from
-    each network and the ensemble. Raises UserError if some are missing.
+    """One row per test photo, in the row order of test.safetensors: photo, label, and a column with the probability of
+    dog from each network and the ensemble. Raises UserError if some are missing.
     """
     photos = split_table.loc[split_table["split"] == "test", ["photo", "label"]].reset_index(drop=True)
     predictions = pd.read_csv(require_file(PREDICTIONS))
@@ -118,9 +123,11 @@ def read_test_photos(split_table: pd.DataFrame, networks: list[str]) -> pd.DataF
     return photos
 
 
-def draw_plots(results: Results) -> dict[str, dict[str, plots.Plot]]:
-    """The report's plots, by kind and name."""
+def make_plots(results: Results) -> PlotGroups:
+    """The report's plots."""
     scores, networks = results.scores, results.networks
+    # Wide enough for every curve's mark: the classes are equal in size, so the rate of one kind of mistake is at most
+    # twice the rate of all mistakes.
     corner = min(1, 3 * max(1 - values["accuracy"] for values in scores.values()) + 0.02)
     return {
         "accuracy": {"all": plots.accuracies(scores, networks)},
@@ -139,7 +146,7 @@ def draw_plots(results: Results) -> dict[str, dict[str, plots.Plot]]:
     }
 
 
-def render_page(results: Results, drawn: dict[str, dict[str, plots.Plot]]) -> str:
+def render_page(results: Results, plot_groups: PlotGroups) -> str:
     """The report as HTML."""
     params = dict(flatten(without_folders(read_params()).model_dump()))
     names, ensemble = list(results.scores), results.photos[ENSEMBLE]
@@ -154,24 +161,25 @@ def render_page(results: Results, drawn: dict[str, dict[str, plots.Plot]]) -> st
         mistakes=show(worst_mistakes(results.photos), names),
         least_sure=show(least_sure, names),
         reliability={name: table.to_dict("records") for name, table in results.reliability.items()},
-        answered=[count_correct(ensemble, results.labels, least, 1) for least in ANSWERED],
+        by_confidence=[count_correct(ensemble, results.labels, least, 1) for least in CONFIDENCES],
         curves={name: curve.to_dict("records") for name, curve in results.curves.items()},
+        kept_epochs={name: kept_epoch(curve) for name, curve in results.curves.items()},
         prepared=read_json(PREPARE_SUMMARY),
         excluded=name_excluded(results.split_table),
         contact_sheet=jpeg_uri(Image.open(require_file(CONTACT_SHEET))),
         params=params,
         steps=read_stages(params),
         plots={
-            kind: {name: Markup(plots.svg(plot, f"{kind} {name}")) for name, plot in some.items()}
-            for kind, some in drawn.items()
+            kind: {name: Markup(plots.svg(plot, f"{kind} {name}")) for name, plot in group.items()}
+            for kind, group in plot_groups.items()
             if kind != "confusion"  # the page has tables instead
         },
     )
 
 
 def count_agreement(results: Results) -> dict:
-    """On how many photos all networks are incorrect, on how many they differ, and on how many of these the ensemble
-    is correct.
+    """Count the photos that all networks misclassify, those they disagree on, and how many of the latter the ensemble
+    gets correct.
     """
     columns = results.photos[[*results.networks, ENSEMBLE]]
     correct = columns.apply(lambda column: predicted_labels(column) == results.labels)
@@ -181,6 +189,11 @@ def count_agreement(results: Results) -> dict:
         "differ": int(differ.sum()),
         "differ_right": int(correct.loc[differ, ENSEMBLE].sum()),
     }
+
+
+def kept_epoch(curve: pd.DataFrame) -> int:
+    """The epoch whose weights `train` kept: the first one with the highest validation accuracy."""
+    return int(curve.loc[curve["validation_accuracy"].idxmax(), "epoch"])
 
 
 def worst_mistakes(photos: pd.DataFrame) -> pd.DataFrame:

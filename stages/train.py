@@ -1,7 +1,7 @@
 """Train one of torchvision's networks and keep its best epoch.
 
 Reads data/prepared/{train,validation}.safetensors; writes models/NETWORK.safetensors, metrics/train_NETWORK.json and
-metrics/curves/NETWORK.csv. During training, models/NETWORK.checkpoint holds the state an interrupted training resumes
+metrics/curves/NETWORK.csv. During training, models/NETWORK.checkpoint holds the state that an interrupted run resumes
 from. On several GPUs: torchrun --standalone --nproc-per-node 4 stages/train.py NETWORK
 """
 
@@ -18,7 +18,7 @@ from pipeline.core.command_line import ArgumentParser
 from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_write, write_json
 from pipeline.core.params import Params, Train, read_params
-from pipeline.core.paths import MODELS, learning_curve, model, packed_split, train_scores
+from pipeline.core.paths import checkpoint_file, learning_curve, model, packed_split, train_scores
 from pipeline.core.process import run_stage
 from pipeline.networks.building import build_network, check_image_size
 from pipeline.networks.checkpoint import Checkpoint
@@ -36,7 +36,7 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, StepLR
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-STEPS_BETWEEN_CHECKS = 20  # of the loss, because reading it stalls a GPU
+LOSS_CHECK_INTERVAL = 20  # steps; not every step, because reading the loss stalls a GPU
 
 
 def main() -> None:
@@ -73,7 +73,7 @@ def train_network(name: str, params: Params, device: torch.device, dtype: torch.
         f"{name}: {len(train)} photos, epochs: {params.train.epochs}, {str(dtype).removeprefix('torch.')} on "
         f"{device.type}" + (f", {processes.count} processes" if processes.count > 1 else "")
     )
-    checkpoint = Checkpoint(MODELS / f"{name}.checkpoint", settings, files, device)
+    checkpoint = Checkpoint(checkpoint_file(name), settings, files, device)
     if state := processes.broadcast(checkpoint.load() if processes.is_first else None):
         training.load_state_dict(state)
         processes.report(f"{name}: resuming after epoch {len(training.curve)}")
@@ -89,7 +89,7 @@ def train_network(name: str, params: Params, device: torch.device, dtype: torch.
 
 
 class Training:
-    """The training of one network: its inputs, and the state it keeps from epoch to epoch.
+    """A training run of one network: its inputs, and the state it keeps from epoch to epoch.
 
     `curve` holds the scores of each epoch so far, `best_weights` the state_dict of the best one.
     """
@@ -140,8 +140,8 @@ class Training:
         """This process's shard of every batch, as rows of train. The order depends only on the seed and the epoch."""
         seed = self.params.seed * 1000 + epoch
         torch.manual_seed(seed)
-        order = torch.randperm(len(self.train)).to(self.train.device)  # the same in every process ...
-        self.processes.seed(seed)  # ... unlike dropout and augmentation
+        order = torch.randperm(len(self.train)).to(self.train.device)  # the same in every process
+        self.processes.seed(seed)  # different dropout and augmentation in each process
         batches = order[: self.steps * self.params.batch_size].split(self.params.batch_size)
         return [self.processes.shard(rows) for rows in batches]
 
@@ -159,7 +159,7 @@ class Training:
                 self.optimizer.step()
                 self.scheduler.step()
                 total_loss += loss.detach()
-                if step % STEPS_BETWEEN_CHECKS == 0 or step == len(batches):
+                if step % LOSS_CHECK_INTERVAL == 0 or step == len(batches):
                     mean_loss = require_finite(total_loss.item() / step, f"{title}, step {step}")
                     bar.set_postfix(loss=f"{mean_loss:.4f}")
                 bar.update(len(rows))
@@ -193,7 +193,7 @@ def make_network(name: str, params: Params, train: PackedSplit, processes: Proce
 
     Raises UserError if it does not exist, its weights cannot be used, or it cannot take the image sizes.
     """
-    weights = params.networks[name].weights if processes.is_first else "none"  # the others get rank 0's
+    weights = params.networks[name].weights if processes.is_first else "none"  # other ranks receive rank 0's weights
     network = build_network(name, weights, params.train.head_width, params.train.dropout, params.train.seed)
     prepared_size = train.description["image_size"]
     check_image_size(network, name, prepared_size, "prepare.image_size")
@@ -202,7 +202,7 @@ def make_network(name: str, params: Params, train: PackedSplit, processes: Proce
 
 
 def make_optimizer(network: nn.Module, name: str, params: Params) -> torch.optim.Optimizer:
-    """Freeze all layers but train.layers; optimise the head at lr and the body at lr times train.body_lr_factor.
+    """Freeze everything except the head and train.layers. The head trains at lr, the body at lr * train.body_lr_factor.
 
     Raises UserError if train.layers is batchnorm and the network has no BatchNorm layers.
     """
@@ -219,10 +219,12 @@ def make_optimizer(network: nn.Module, name: str, params: Params) -> torch.optim
 
 
 def make_scheduler(params: Train, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:
-    """The learning rate schedule, to be advanced after each of an epoch's `steps`."""
+    """The learning rate schedule: step it once per batch; `steps` is the number of batches per epoch."""
     if params.lr_schedule == "one_cycle":
         peaks = [group["lr"] for group in optimizer.param_groups]
+        # + 1 because total_steps counts learning rates: one before the first step, and one after each step.
         return OneCycleLR(optimizer, peaks, total_steps=params.epochs * steps + 1, cycle_momentum=False)
+    # With lr_step_size 0 the step size is infinite, so the learning rate never changes.
     return StepLR(optimizer, (params.lr_step_size or math.inf) * steps, params.lr_gamma)
 
 

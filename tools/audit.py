@@ -1,6 +1,6 @@
-"""Rank all photos by how doubtful their labels are, as judged by classifiers that never saw these labels.
+"""Rank photos by how likely their label is wrong, using out-of-fold classifiers.
 
-Reads data/prepared/; writes metrics/audit.csv (one row per photo, most doubtful first) and metrics/audit.html (a page
+Reads data/prepared/; writes metrics/audit.csv (one row per photo, the likeliest first) and metrics/audit.html (a page
 with the first 100). The trained models have learned the labels of train, including wrong ones. The audit therefore uses
 the pretrained weights to turn photos into features, and judges each photo by a logistic regression fitted on others.
 """
@@ -17,7 +17,7 @@ from pipeline.core import CLASSES, SPLITS
 from pipeline.core.command_line import read_arguments
 from pipeline.core.files import atomic_write
 from pipeline.core.params import Params, read_params
-from pipeline.core.paths import METRICS, packed_split
+from pipeline.core.paths import AUDIT_PAGE, AUDIT_TABLE, packed_split
 from pipeline.core.process import extra_packages, run_stage
 from pipeline.core.split_table import read_split_table
 from pipeline.networks.building import Head, build_network, check_image_size
@@ -68,16 +68,14 @@ def main() -> None:
     )
     with atomic_write() as write_to:
         columns = ["rank", "photo", "label", "probability_of_label", "split"]
-        ranked[columns].to_csv(write_to(METRICS / "audit.csv"), index=False)
-        write_to(METRICS / "audit.html").write_text(page, encoding="utf-8")
+        ranked[columns].to_csv(write_to(AUDIT_TABLE), index=False)
+        write_to(AUDIT_PAGE).write_text(page, encoding="utf-8")
     seconds = time.perf_counter() - start
-    print(
-        f"{len(ranked)} photos, {estimated_wrong} labels estimated to be wrong; {seconds:.0f} s; see metrics/audit.html"
-    )
+    print(f"{len(ranked)} photos, {estimated_wrong} labels estimated to be wrong; {seconds:.0f} s; see {AUDIT_PAGE}")
 
 
 def read_photos() -> pd.DataFrame:
-    """The photos of all splits in the order of their pixels; `row` is the position in the split."""
+    """The photos of all splits in the row order of their packed files; `row` is the position in the split."""
     table = read_split_table()
     photos = pd.concat([table[table["split"] == split] for split in SPLITS], ignore_index=True)
     photos["row"] = photos.groupby("split").cumcount()
@@ -102,7 +100,7 @@ def features_of(name: str, splits: dict[str, PackedSplit], params: Params, dtype
 
 
 def judge(features: np.ndarray, photos: pd.DataFrame) -> np.ndarray:
-    """Probabilities of cat and dog [photos, 2], each from a classifier that saw neither the photo nor an equal one."""
+    """Probabilities of cat and dog [photos, 2], from a classifier that saw neither the photo nor an identical copy."""
     classifier = make_pipeline(StandardScaler(), LogisticRegression(C=REGULARISATION, max_iter=1000))
     folds = GroupKFold(FOLDS, shuffle=True, random_state=FOLDS_SEED)
     labels, groups = label_numbers(photos), photos["sha256"]

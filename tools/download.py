@@ -15,6 +15,7 @@ import time
 
 from pipeline.core.command_line import ArgumentParser
 from pipeline.core.errors import UserError
+from pipeline.core.paths import ARCHIVE
 from pipeline.core.process import run_stage
 
 import requests
@@ -23,9 +24,8 @@ from tqdm import tqdm
 
 URL = "https://download.microsoft.com/download/3/E/1/3E1C3F21-ECDB-4869-8368-6DEBA77B919F/kagglecatsanddogs_5340.zip"
 SHA256 = "b7974bd00a84a99921f36ee4403f089853777b5ae8d151c76a86e64900334af9"
-ARCHIVE = Path("data/raw/train.zip")
-PARTIAL = Path("data/raw/train.zip.partial")
-WAYS = (
+PARTIAL = ARCHIVE.with_name(f"{ARCHIVE.name}.partial")
+ALTERNATIVES = (
     "run `make photos` again (it resumes the download), put train.zip from "
     "https://www.kaggle.com/c/dogs-vs-cats/data into data/raw/, or try synthetic photos with `make demo`"
 )
@@ -69,7 +69,7 @@ def fetch(url: str) -> None:
             most = max(most, fetched())
             refused = isinstance(error, requests.HTTPError) and error.response.status_code < 500  # 404, but not 503
             if refused or failures == TRIES:
-                raise UserError(f"{url}: could not be downloaded ({reason(error)}); {WAYS}") from None
+                raise UserError(f"{url}: could not be downloaded ({reason(error)}); {ALTERNATIVES}") from None
         time.sleep(PAUSE_S * failures)
 
 
@@ -88,13 +88,10 @@ def fetch_rest(url: str) -> None:
         if response.status_code != 206:
             start = 0
         total = start + int(response.headers["Content-Length"]) if "Content-Length" in response.headers else None
-        with (
-            PARTIAL.open("ab" if start else "wb") as file,
-            tqdm(desc="downloading", initial=start, total=total, unit="B", unit_scale=True, disable=None) as bar,
-        ):
-            while chunk := response.raw.read1(
-                2**20
-            ):  # returns what has arrived, even just before the connection breaks
+        bar = tqdm(desc="downloading", initial=start, total=total, unit="B", unit_scale=True, disable=None)
+        with PARTIAL.open("ab" if start else "wb") as file, bar:
+            # read1 returns what has arrived so far, so that it is written even if the connection then breaks.
+            while chunk := response.raw.read1(2**20):
                 file.write(chunk)
                 bar.update(len(chunk))
 
@@ -117,7 +114,7 @@ def check(url: str, sha256: str) -> None:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != sha256:
         PARTIAL.unlink()
-        raise UserError(f"{url}: expected SHA-256 {sha256}, got {found}; the download was deleted; {WAYS}")
+        raise UserError(f"{url}: expected SHA-256 {sha256}, got {found}; the download was deleted; {ALTERNATIVES}")
 
 
 if __name__ == "__main__":

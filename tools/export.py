@@ -1,8 +1,8 @@
 """Export the trained models to ONNX: each member, and the ensemble as one graph, with a model card.
 
-Reads models/, metrics/, data/prepared/split.csv and the photos in prepare.source; writes export/. A graph takes one
-image, already scaled, and returns the probabilities of cat and dog. The model card has the Python code that scales a
-photo, and the expected answer for example.png, a synthetic photo.
+Reads models/, metrics/ and data/prepared/test.safetensors; writes export/. A graph takes one image, already scaled, and
+returns the probabilities of cat and dog. The model card has the Python code that scales a photo, and the expected
+answer for example.png, a synthetic photo.
 """
 
 import sys
@@ -19,15 +19,13 @@ from pipeline.core.command_line import read_arguments
 from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_write, read_json
 from pipeline.core.params import Params, read_params, without_folders
-from pipeline.core.paths import ENSEMBLE_SCORES, NETWORK_SCORES, PREPARE_SUMMARY
+from pipeline.core.paths import ENSEMBLE_SCORES, EXPORT, NETWORK_SCORES, PREPARE_SUMMARY, packed_split
 from pipeline.core.process import extra_packages, run_stage
-from pipeline.core.split_table import read_split_table
 from pipeline.inference import Ensemble
-from pipeline.networks.dataset import IMAGENET_MEAN, IMAGENET_STD
+from pipeline.networks.dataset import IMAGENET_MEAN, IMAGENET_STD, open_split
 from pipeline.networks.predicting import TestTimeFlip
 from pipeline.pages.rendering import render
-from pipeline.photos.decoding import CENTER_CROP_SHARE, UnreadablePhoto, decode, silence_pillow
-from pipeline.photos.source import PhotoSource
+from pipeline.photos.decoding import CENTER_CROP_SHARE, decode
 from pipeline.scores.combining import Combination
 
 import numpy as np
@@ -44,10 +42,9 @@ with extra_packages("export"):
     import onnxscript  # noqa: F401 (PyTorch's exporter needs it)
     import openvino
 
-EXPORT = Path("export")
 CHECKED_PHOTOS = 100  # test photos, at most
 LARGEST_DIFFERENCE = 0.001  # allowed between the probabilities of a runtime and the pipeline
-OPSET, IR_VERSION = 18, 8  # old enough for onnxruntime 1.14 and OpenCV 4.11
+OPSET, IR_VERSION = 18, 8  # old enough for onnxruntime 1.17 and OpenCV 4.11
 
 Run = Callable[[np.ndarray], np.ndarray]  # maps an image, as the graphs take it, to probabilities [1, 2]
 
@@ -55,16 +52,14 @@ Run = Callable[[np.ndarray], np.ndarray]  # maps an image, as the graphs take it
 def main() -> None:
     read_arguments(__doc__)
     params = read_params()
-    silence_pillow()
     ensemble = Ensemble(params, torch.device("cpu"), torch.float32)
     graphs = {
         **{name: ([network], Combination("mean_logits")) for name, network in ensemble.networks.items()},
         "ensemble": (list(ensemble.networks.values()), ensemble.combination),
     }
-    with PhotoSource(Path(params.prepare.source)) as source:
-        photos = test_photos(source)
+    photos = read_photos(ensemble)
     example = encode_png(draw_example())
-    pixels = np.stack([decode(photo, ensemble.image_size, ensemble.resize) for photo in [*photos, example]])
+    pixels = np.concatenate([photos, decode(example, ensemble.image_size, ensemble.resize)[np.newaxis]])
     expected = probabilities_of(ensemble, pixels)
     differences = {}
     with atomic_write() as write_to:
@@ -79,7 +74,7 @@ def main() -> None:
         write_to(EXPORT / "MODEL_CARD.md").write_text(card, encoding="utf-8")
     for path in EXPORT.glob("*.onnx"):
         if path.stem not in graphs:
-            path.unlink()  # from a network that was removed since, and not in the model card
+            path.unlink()  # left over from a removed network
     print(f"{EXPORT}/: " + ", ".join(f"{name}.onnx" for name in graphs) + ", example.png and MODEL_CARD.md")
     print(f"Largest difference between a runtime's probabilities and the pipeline's, over {len(pixels)} photos:")
     print(table.map("{:.1e}".format).to_string())
@@ -164,17 +159,14 @@ def run_openvino(file: Path) -> Run:
     return lambda image: model([image])["probabilities"]
 
 
-def test_photos(source: PhotoSource) -> list[bytes]:
-    """The bytes of the first test photos in the source. Raises UserError if one is missing or unreadable."""
-    table = read_split_table()
-    names = table.loc[table["split"] == "test", "photo"].head(CHECKED_PHOTOS)
-    photos = {photo.name: photo for photo in source.photos()}
-    if missing := [name for name in names if name not in photos]:
-        raise UserError(f"{source.path}: {missing[0]}, which is in split.csv, is missing; run `dvc repro` first")
-    try:
-        return [source.read(photos[name]) for name in names]
-    except UnreadablePhoto as reason:
-        raise UserError(f"{source.path}: a test photo is {reason}; download the archive again") from None
+def read_photos(ensemble: Ensemble) -> np.ndarray:
+    """The first test photos as prepared: uint8 [N, size, size, 3]. Raises UserError if the models need others."""
+    path = packed_split("test")
+    packed = open_split(path, torch.device("cpu"))
+    for key, expected in {"image_size": ensemble.image_size, "resize": ensemble.resize}.items():
+        if packed.description[key] != expected:
+            raise UserError(f"{path} has a different {key} than the models; run `dvc repro` to fix this")
+    return packed.pixels[:CHECKED_PHOTOS].numpy()
 
 
 def draw_example() -> Image.Image:

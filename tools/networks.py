@@ -16,13 +16,13 @@ from typing import Any
 from pipeline.core.command_line import ArgumentParser
 from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_write
-from pipeline.core.paths import learning_curve, model, train_scores
+from pipeline.core.paths import PARAMS, PIPELINE, learning_curve, model, train_scores
 from pipeline.core.process import run_stage
+from pipeline.networks.building import require_known
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
-PARAMS, PIPELINE = Path("params.yaml"), Path("dvc.yaml")
 TRAIN = "train_"  # the prefix of the training stages' names
 
 yaml = YAML()  # keeps comments, order, anchors and style
@@ -32,18 +32,19 @@ yaml.indent(mapping=2, sequence=4, offset=2)
 
 def main() -> None:
     names = read_arguments().networks
+    for name in names:
+        require_known(name)
     params, pipeline = load(PARAMS), load(PIPELINE)
-    before = list(params["networks"])
+    removed = {*params["networks"], *trained_networks(pipeline["stages"])} - {*names}
     set_networks(params["networks"], names)
     set_stages(pipeline["stages"], names)
-    set_artifacts(pipeline["artifacts"], names)
+    set_artifacts(pipeline["artifacts"], names, removed)
     with atomic_write() as write_to:
         yaml.dump(params, write_to(PARAMS))
         yaml.dump(pipeline, write_to(PIPELINE))
-    for name in before:
-        if name not in names:
-            for path in results(name):
-                path.unlink(missing_ok=True)
+    for name in removed:
+        for path in results(name):
+            path.unlink(missing_ok=True)
     print(f"networks: {', '.join(params['networks'])}; run `dvc repro` to train the new ones and combine them all")
 
 
@@ -71,9 +72,14 @@ def set_networks(networks: CommentedMap, names: list[str]) -> None:
             networks[name].fa.set_flow_style()
 
 
+def trained_networks(stages: CommentedMap) -> list[str]:
+    """The networks that have a training stage in dvc.yaml."""
+    return [stage.removeprefix(TRAIN) for stage in stages if stage.startswith(TRAIN)]
+
+
 def set_stages(stages: CommentedMap, names: list[str]) -> None:
     """Make dvc.yaml contain exactly the training stages of `names`; a new one is a copy of the last existing one."""
-    trained = [stage.removeprefix(TRAIN) for stage in stages if stage.startswith(TRAIN)]
+    trained = trained_networks(stages)
     if not trained:
         raise UserError(
             f"{PIPELINE} has no training stage; expected at least one {TRAIN}NETWORK; run `git restore {PIPELINE}`"
@@ -91,16 +97,17 @@ def set_stages(stages: CommentedMap, names: list[str]) -> None:
             del stages[TRAIN + name]
 
 
-def set_artifacts(artifacts: CommentedMap, names: list[str]) -> None:
-    """Make dvc.yaml declare exactly the models of `names`; DVC does not allow underscores in these names."""
-    expected = {name.replace("_", "-"): model(name) for name in names}
-    for name in [*artifacts]:
-        if name not in expected:
-            del artifacts[name]
-    for name, path in expected.items():
-        if name not in artifacts:
-            artifacts[name] = CommentedMap(path=str(path), type="model")
-            artifacts[name].fa.set_flow_style()
+def set_artifacts(artifacts: CommentedMap, names: list[str], removed: set[str]) -> None:
+    """Make dvc.yaml declare the models of `names` but not those of `removed`; other artifacts stay."""
+    removed_paths = {str(model(name)) for name in removed}
+    for key in [*artifacts]:
+        if artifacts[key].get("path") in removed_paths:
+            del artifacts[key]
+    for name in names:
+        key = name.replace("_", "-")  # DVC does not allow underscores in artifact names
+        if key not in artifacts:
+            artifacts[key] = CommentedMap(path=str(model(name)), type="model")
+            artifacts[key].fa.set_flow_style()
 
 
 def dumped(value: Any) -> str:

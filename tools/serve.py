@@ -1,4 +1,4 @@
-"""Serve a page to drop photos on, which the trained ensemble classifies as cat or dog.
+"""Serve a local page for classifying photos as cat or dog with the trained ensemble.
 
 The page is at http://127.0.0.1:8000, or another port if one is given. Only this computer can open it, and photos are
 not stored.
@@ -72,7 +72,7 @@ def make_app(ensemble: Ensemble) -> Flask:
 
     @app.errorhandler(RequestEntityTooLarge)
     def too_large(_: RequestEntityTooLarge) -> tuple[str, int]:
-        problem = f"The photos are too large; upload at most {LARGEST_UPLOAD >> 20} MB at once."
+        problem = f"The photos are too large; upload at most {LARGEST_UPLOAD >> 20} MiB at once."
         return render("serve.html.jinja", photos=None, problem=problem), 413
 
     return app

@@ -12,12 +12,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `pipelin
 import argparse
 import re
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from pipeline.core.command_line import ArgumentParser
 from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_write, require_file
-from pipeline.core.paths import ENSEMBLE_PREDICTIONS
+from pipeline.core.paths import ENSEMBLE_PREDICTIONS, SUBMISSION, UNLABELLED_ARCHIVES
 from pipeline.core.process import run_stage
 from pipeline.inference import Question, load_ensemble
 from pipeline.photos.source import Photo, PhotoSource
@@ -27,8 +27,6 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import log_loss
 
-ARCHIVES = (Path("data/raw/test1.zip"), Path("data/raw/test.zip"))
-SUBMISSION = Path("submission.csv")
 CLIPS = np.logspace(-7, -1, 241)  # candidates for the lowest probability
 
 
@@ -60,17 +58,18 @@ def main() -> None:
 
 def read_arguments() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
-    names = " or ".join(map(str, ARCHIVES))
+    names = " or ".join(map(str, UNLABELLED_ARCHIVES))
     parser.add_argument("archive", nargs="?", type=Path, metavar="ARCHIVE", help=f"Kaggle's photos (default: {names})")
     return parser.parse_args()
 
 
 def find_archive() -> Path:
-    for path in ARCHIVES:
+    for path in UNLABELLED_ARCHIVES:
         if path.exists():
             return path
+    first, second = UNLABELLED_ARCHIVES
     raise UserError(
-        f"neither {ARCHIVES[0]} nor {ARCHIVES[1]} exists; download one from "
+        f"neither {first} nor {second} exists; download one from "
         "https://www.kaggle.com/c/dogs-vs-cats/data, or give the path: python tools/submission.py ARCHIVE"
     )
 

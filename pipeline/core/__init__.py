@@ -1,6 +1,6 @@
-"""Used by all other parts: params, errors, files, paths and the process."""
+"""Used by all other parts: params, errors, files, paths, the command line and the process."""
 
-# Imported first: it explains missing packages, and looks for DVC before that can exit.
+# Imported first: it explains missing packages, and finds the parent DVC process before it can exit.
 from pipeline.core import process  # noqa: F401
 
 CLASSES = ("cat", "dog")  # a label is an index into this: 0 is cat, 1 is dog

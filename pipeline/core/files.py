@@ -1,4 +1,4 @@
-"""Read results, and write them atomically: files appear complete, and not at all if a stage fails."""
+"""Read results, and write them atomically: a file is never left half-written."""
 
 import json
 from collections.abc import Callable, Iterator

@@ -1,8 +1,14 @@
-"""All paths, relative to the project's root; each is defined only here."""
+"""Paths of the project's files, relative to its root."""
 
 from pathlib import Path
 
+PARAMS = Path("params.yaml")
+PIPELINE = Path("dvc.yaml")
+
 CORRECTIONS = Path("data/corrections.txt")
+RAW = Path("data/raw")
+ARCHIVE = RAW / "train.zip"  # what tools/download.py writes
+UNLABELLED_ARCHIVES = (RAW / "test1.zip", RAW / "test.zip")  # of Kaggle's competitions, for tools/submission.py
 
 PREPARED = Path("data/prepared")  # what `prepare` writes
 SPLIT_TABLE = PREPARED / "split.csv"
@@ -16,7 +22,13 @@ PREDICTIONS = METRICS / "predictions.csv"
 NETWORK_SCORES = METRICS / "evaluate.json"
 ENSEMBLE_SCORES = METRICS / "ensemble.json"
 ENSEMBLE_PREDICTIONS = METRICS / "ensemble_predictions.csv"
+ENSEMBLE_CONFUSION = METRICS / "confusion_ensemble.csv"
 REPORT = METRICS / "report.html"
+AUDIT_TABLE = METRICS / "audit.csv"
+AUDIT_PAGE = METRICS / "audit.html"
+
+EXPORT = Path("export")
+SUBMISSION = Path("submission.csv")
 
 
 def packed_split(split: str) -> Path:
@@ -28,9 +40,31 @@ def model(network: str) -> Path:
     return MODELS / f"{network}.safetensors"
 
 
+def checkpoint_file(network: str) -> Path:
+    return MODELS / f"{network}.checkpoint"
+
+
 def learning_curve(network: str) -> Path:
     return METRICS / f"curves/{network}.csv"
 
 
 def train_scores(network: str) -> Path:
     return METRICS / f"train_{network}.json"
+
+
+def confusion_file(network: str) -> Path:
+    return METRICS / f"confusion/{network}.csv"
+
+
+def plot_file(kind: str) -> Path:
+    return METRICS / f"plots/{kind}.png"
+
+
+def roc_file(name: str) -> Path:
+    """The ROC curve of a network or of the ensemble."""
+    return METRICS / f"roc/{name}.csv"
+
+
+def reliability_file(name: str) -> Path:
+    """The reliability table of a network or of the ensemble."""
+    return METRICS / f"reliability/{name}.csv"

@@ -1,4 +1,4 @@
-"""A stage or tool as a process: the Python it runs in, the DVC that started it, and how it exits."""
+"""Process setup: Python version, parent DVC process, exit codes."""
 
 import errno
 import os
@@ -15,6 +15,13 @@ from pipeline.core.errors import UserError
 OLDEST_PYTHON = (3, 11)
 ACTIVATE = "activate the project's environment: `source .venv/bin/activate` (`make install` creates it)"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+# Checked here because older versions cannot evaluate the annotations below. Everything imported before works with them.
+if sys.version_info < OLDEST_PYTHON:
+    sys.exit(
+        f"error: {sys.executable} is Python {sys.version.split()[0]}; expected {'.'.join(map(str, OLDEST_PYTHON))} or "
+        f"newer; {ACTIVATE}"
+    )
 
 
 def run_stage(main: Callable[[], None]) -> None:
@@ -59,13 +66,13 @@ def _exit(*lines: str) -> None:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out: MemoryError, or PyTorch's RuntimeErrors, which only their text tells apart."""
+    """Whether memory ran out: MemoryError, or PyTorch's RuntimeErrors, recognisable only by message."""
     texts = ("CUDA out of memory", "can't allocate memory")
     return isinstance(error, MemoryError) or any(text in str(error) for text in texts)
 
 
 def _explain_missing_package(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """sys.excepthook: explain missing packages, since `python` is often not the one they were installed for."""
+    """sys.excepthook: explain missing packages, since `python` is often a different interpreter."""
     package = (getattr(error, "name", None) or "").partition(".")[0]
     if not issubclass(kind, ModuleNotFoundError) or package in ("", "pipeline"):
         sys.__excepthook__(kind, error, trace)
@@ -103,7 +110,5 @@ def _end_with_dvc() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-if sys.version_info < OLDEST_PYTHON:
-    _exit(f"{sys.executable} is Python {sys.version.split()[0]}; expected 3.11 or newer; {ACTIVATE}")
 sys.excepthook = _explain_missing_package
 DVC = _find_dvc()  # on import, because DVC may have exited by the time a stage has imported everything else

@@ -7,5 +7,5 @@ import pandas as pd
 
 
 def read_split_table() -> pd.DataFrame:
-    """One row per photo, each split in the order of its pixels; empty cells are "". Raises UserError if missing."""
+    """One row per photo, each split in its file's row order; empty cells are "". Raises UserError if missing."""
     return pd.read_csv(require_file(SPLIT_TABLE), keep_default_na=False)

@@ -6,7 +6,7 @@ import warnings
 from collections import OrderedDict
 
 from pipeline.core import CLASSES
-from pipeline.core.errors import UserError
+from pipeline.core.errors import UserError, first_line
 from pipeline.networks.weights import read_weights, strip_prefix
 
 import torch
@@ -15,7 +15,7 @@ from torchvision import models
 
 
 class Head(nn.Sequential):
-    """Maps features to logits, always in float32: bfloat16's three digits are too coarse for probabilities.
+    """Maps features to logits, always in float32: bfloat16's roughly three significant digits are too few.
 
     Two layers (`width` hidden units, ReLU, dropout), or a single linear layer if `width` is 0.
     """
@@ -36,16 +36,11 @@ def build_network(name: str, weights: str, head_width: int, dropout: float, seed
     """Build torchvision's network `name` with a new head instead of its last linear layer; `seed` sets its weights.
 
     `weights` is `none` (random, also from `seed`), one of torchvision's names (downloaded once, hash checked), or a
-    file named like torch.hub's, `<name>-<first digits of its SHA-256>.pth` or `.safetensors`. Checkpoints of
-    DataParallel and Lightning work too. Only the weights below the head are used.
+    .pth, .pt, .ckpt or .safetensors file named like torch.hub's, `<name>-<at least 8 digits of its SHA-256>.pth`.
+    Checkpoints of DataParallel and Lightning work too. Only the weights below the head are used.
     Raises UserError for an unknown name, and for weights that are missing, damaged or for a different network.
     """
-    known = models.list_models(module=models)
-    if name not in known:
-        similar = ", ".join(difflib.get_close_matches(name, known)) or "resnet18"
-        raise UserError(
-            f"params.yaml: networks.{name}: torchvision has no such network; expected a name such as {similar}"
-        )
+    require_known(name)
     torch.manual_seed(seed)
     network = bare_network(name)
     if weights != "none":
@@ -53,6 +48,16 @@ def build_network(name: str, weights: str, head_width: int, dropout: float, seed
     torch.manual_seed(seed)
     replace_output(network, head_width, dropout)
     return network
+
+
+def require_known(name: str) -> None:
+    """Raise UserError unless `name` is one of torchvision's classification networks."""
+    known = models.list_models(module=models)
+    if name not in known:
+        similar = ", ".join(difflib.get_close_matches(name, known)) or "resnet18"
+        raise UserError(
+            f"params.yaml: networks.{name}: torchvision has no such network; expected a name such as {similar}"
+        )
 
 
 def head_of(network: nn.Module) -> Head:
@@ -79,7 +84,8 @@ def bare_network(name: str) -> nn.Module:
     if getattr(network, "aux_logits", False):  # the auxiliary heads of googlenet and inception_v3
         network.aux_logits = False
         network.aux1 = network.aux2 = network.AuxLogits = None
-    if hasattr(network, "transform_input"):  # the same two expect a different normalisation, and convert ours to it
+    # googlenet and inception_v3 expect another normalisation and convert to it themselves.
+    if hasattr(network, "transform_input"):
         network.transform_input = True
     return network
 
@@ -124,8 +130,3 @@ def with_version(state_dict: dict[str, Tensor], network: nn.Module) -> dict[str,
     versioned = OrderedDict(state_dict)
     versioned._metadata = {"": {"version": network._version}}  # none for the layers: BatchNorm accepts that
     return versioned
-
-
-def first_line(error: Exception) -> str:
-    """The first line of the error's message, or its type if the message is empty."""
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,4 +1,4 @@
-"""Checkpoints, from which an interrupted training resumes after its last finished epoch."""
+"""Checkpoints, from which an interrupted training run resumes after its last finished epoch."""
 
 import hashlib
 import io
@@ -16,10 +16,10 @@ DIGEST_BYTES = 32  # SHA-256, at the start of the file
 
 
 class Checkpoint:
-    """The state of a training after its last finished epoch, in a file that only the same training loads.
+    """The state of a training run after its last finished epoch, in a file that only an identical run loads.
 
-    It is the same if `settings` (any JSON value), the size and modification time of `files`, the code, library
-    versions, device and number of threads are all equal. Resuming from any other state would give different bytes.
+    A run is identical if `settings` (any JSON value), the size and modification time of `files`, the code, library
+    versions, device and number of threads are all the same. Resuming from any other state would give different bytes.
     """
 
     def __init__(self, path: Path, settings: dict, files: list[Path], device: torch.device) -> None:
@@ -35,7 +35,7 @@ class Checkpoint:
         self._training = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
     def load(self) -> dict | None:
-        """Return the last saved state with its tensors on the CPU, or None if there is none of this training."""
+        """Return the last saved state with its tensors on the CPU, or None if this run has no checkpoint."""
         try:
             file = self._path.read_bytes()
         except FileNotFoundError:
@@ -62,7 +62,7 @@ class Checkpoint:
                 file.write(content)
         except OSError as error:
             print(
-                f"warning: {self._path}: {error.strerror}; an interrupted training will start from scratch",
+                f"warning: {self._path}: {error.strerror}; an interrupted training run will start from scratch",
                 file=sys.stderr,
             )
 

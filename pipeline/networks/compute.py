@@ -1,4 +1,4 @@
-"""How networks run: the device, the precision, and the same bits every time."""
+"""How networks run: the device, the precision, and determinism."""
 
 import ctypes
 import os
@@ -64,7 +64,7 @@ def _choose_device() -> torch.device:
 
 
 def choose_precision(precision: str, device: torch.device) -> torch.dtype:
-    """`float32` or `bfloat16` as given; for `auto`, bfloat16 if the hardware multiplies it faster.
+    """`float32` or `bfloat16` as given; for `auto`, bfloat16 if it is faster on this hardware.
 
     Support for bfloat16 alone is not enough: on a CPU with only AVX2 it is several times slower than float32. AMX is
     built for it, and AMD's AVX512-BF16 doubles the rate of float32; Intel's AVX512-BF16 without AMX trains at about the
@@ -85,7 +85,7 @@ def choose_precision(precision: str, device: torch.device) -> torch.dtype:
 def _bfloat16_kernel() -> str:
     """The kernel with which oneDNN multiplies bfloat16 matrices here, such as `brg_matmul:avx512_core_bf16`, or "".
 
-    Only oneDNN's verbose output says, which it writes directly to file descriptor 1:
+    The name appears only in oneDNN's verbose output, written directly to stdout:
     https://uxlfoundation.github.io/oneDNN/dev_guide_verbose.html
     """
     capabilities = torch.cpu.get_capabilities()

@@ -1,6 +1,6 @@
 """Train in several processes started by torchrun, or in one process without it.
 
-Each process gets its shard of every batch, and gradients are averaged, so each step is one on the whole batch.
+Each process gets its shard of every batch, and gradients are averaged, so each step covers the whole batch.
 """
 
 from collections.abc import Iterator
@@ -42,7 +42,7 @@ class Processes:
     def seed(self, seed: int) -> None:
         """Reseed every process except the first, so that each has its own random numbers."""
         if not self.is_first:
-            torch.manual_seed(seed + 1_000_003 * self.rank)  # fits in 32 bits: the CPU ignores higher ones
+            torch.manual_seed(seed + 1_000_003 * self.rank)  # differs in the low 32 bits; the CPU ignores the others
 
     def shard(self, rows: Tensor) -> Tensor:
         """This process's shard of `rows`: every `count`-th one."""

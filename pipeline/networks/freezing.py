@@ -32,7 +32,7 @@ def set_trainable(network: nn.Module, layers: str) -> tuple[list[nn.Parameter], 
 
 
 def _last_half(network: nn.Module, body: list[nn.Parameter]) -> list[nn.Parameter]:
-    """The later half of `body`; a layer that is split by the middle counts as earlier."""
+    """The later half of `body`; a layer straddling the midpoint stays frozen."""
     earlier = set(body[: len(body) // 2])
     for module in network.modules():
         own = set(module.parameters(recurse=False))

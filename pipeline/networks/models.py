@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from pipeline.core.errors import UserError
-from pipeline.networks.building import bare_network, first_line, replace_output, with_version
+from pipeline.core.errors import UserError, first_line
+from pipeline.networks.building import bare_network, replace_output, with_version
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 def save_model(path: Path, state_dict: dict[str, Tensor], description: dict) -> None:
-    """Write a state_dict and the `description` that `load_model` needs; equal content gives equal bytes."""
+    """Write a state_dict and the `description` that `load_model` needs; the same content gives the same bytes."""
     tensors = {key: tensor.contiguous() for key, tensor in state_dict.items()}
     path.write_bytes(save(tensors, metadata={"network": json.dumps(description, sort_keys=True)}))
 

@@ -12,7 +12,7 @@ from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlparse
 
-from pipeline.core.errors import UserError
+from pipeline.core.errors import UserError, first_line
 from pipeline.core.params import weights_file
 
 import safetensors.torch
@@ -38,7 +38,7 @@ def read_weights(name: str, weights: str) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load(content)
-        with warnings.catch_warnings(action="ignore"):  # about odd pickles, which the error below covers
+        with warnings.catch_warnings(action="ignore"):  # about malformed pickles, which the error below covers
             loaded = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
     except MemoryError:
         raise
@@ -63,7 +63,7 @@ def strip_prefix(tensors: dict[str, Tensor], expected: list[str]) -> dict[str, T
 
 
 def _check_hash(key: str, name: str, path: Path, sha256: str) -> None:
-    """Raise UserError unless the file's name ends in the first digits of its SHA-256, as torch.hub's do."""
+    """Raise UserError unless the file's name ends in at least 8 digits of its SHA-256, as torch.hub's do."""
     digits = re.fullmatch(r".+-([0-9a-f]{8,64})", path.stem)
     if not digits:
         raise UserError(
@@ -108,17 +108,16 @@ def _downloaded(name: str, weights: str) -> Path:
             with _waiting_at_most(DOWNLOAD_TIMEOUT_S):
                 torch.hub.download_url_to_file(url, str(path), digits, progress=sys.stderr.isatty())
         except (OSError, HTTPException, ValueError, RuntimeError) as error:  # RuntimeError: wrong hash, or truncated
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(
-                f"networks.{name}: {url} could not be downloaded ({reason}); run this again, or download the file "
-                f"yourself and set networks.{name}.weights to its path, or set it to none"
+                f"networks.{name}: {url} could not be downloaded ({first_line(error)}); run this again, or download "
+                f"the file yourself and set networks.{name}.weights to its path, or set it to none"
             ) from None
     return path
 
 
 @contextmanager
 def _waiting_at_most(seconds: float) -> Iterator[None]:
-    """Set a default timeout for connections made in the meantime, because torch.hub sets none."""
+    """Temporarily set the default socket timeout, because torch.hub sets none."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:

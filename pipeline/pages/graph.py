@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from pipeline.core.errors import UserError
+from pipeline.core.paths import PIPELINE
 
 import yaml
 
@@ -22,8 +23,8 @@ class Stage:
     after: list[str]
 
 
-def read_stages(params: dict, path: Path = Path("dvc.yaml")) -> list[list[Stage]]:
-    """The stages in steps, each of which depends only on earlier steps. `params`, by dotted key, replace ${key}.
+def read_stages(params: dict, path: Path = PIPELINE) -> list[list[Stage]]:
+    """Group the stages into topological levels, substituting ${key} from `params`.
 
     Raises UserError if stages depend on each other.
     """

@@ -1,7 +1,7 @@
 """Plots of the scores, as SVG for the report and as PNG files.
 
-A plot is a function that draws into a panel (matplotlib's Axes), which the caller chooses. On a page, plots use the
-page's colours, which suit both light and dark mode.
+A plot is a function that draws on the given Axes, a panel of the caller's figure. On a page, plots use the page's
+colours, which suit both light and dark mode.
 """
 
 import io

@@ -22,7 +22,10 @@ def is_positive(margin: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Combination:
-    """A `method` of ensemble.method; only fitted_weights uses `weights` (one per network) and `intercept`."""
+    """How to combine the members; `method` is a value of ensemble.method.
+
+    Only fitted_weights uses `weights` (one per network) and `intercept`.
+    """
 
     method: str
     weights: dict[str, float] = field(default_factory=dict)
@@ -31,7 +34,8 @@ class Combination:
     def __call__(self, margins: Sequence[Any], sigmoid: Callable = expit, is_positive: Callable = is_positive) -> Any:
         """Combine margins, one array or tensor per network, into probabilities of dog of the same shape.
 
-        `sigmoid` and `is_positive` (1 above 0, else 0) are NumPy's by default; pass others for tensors.
+        `sigmoid` and `is_positive` (1 above 0, else 0) are NumPy's by default; pass others for tensors. Use only
+        operations that tensors have too, because tools/export.py runs this in its graphs.
         """
         if self.method == "fitted_weights":
             weighted = (margin * weight for margin, weight in zip(margins, self.weights.values(), strict=True))
@@ -41,9 +45,11 @@ class Combination:
         mean_probability = sum(map(sigmoid, margins)) / len(margins)
         if self.method == "mean_probabilities":
             return mean_probability
-        # majority_vote: the share of votes for dog. The mean probability counts as one more vote, which breaks ties but
-        # never overrules a majority. Good for accuracy; the log loss is that of vote shares, not of probabilities.
-        return (sum(map(is_positive, margins)) + mean_probability) / (len(margins) + 1)
+        if self.method == "majority_vote":
+            # The share of votes for dog. The mean probability counts as one more vote, which breaks ties but never
+            # overrules a majority. Good for accuracy; the log loss is that of vote shares, not of probabilities.
+            return (sum(map(is_positive, margins)) + mean_probability) / (len(margins) + 1)
+        raise ValueError(f"unknown ensemble method {self.method!r}")
 
 
 def fit_weights(margins: np.ndarray, labels: np.ndarray, networks: list[str]) -> Combination:
