@@ -43,7 +43,7 @@ bench: .venv/installed  ## speed compared with a notebook and with the hardware 
 
 lock: .venv/installed-for-test  ## compile requirements*.txt from requirements*.in
 	$(COMPILE) requirements.in --output-file requirements.txt
-	for name in audit export s3 serve test; do \
+	for name in audit export parquet phones s3 serve test; do \
 		$(COMPILE) requirements/$$name.in --output-file requirements/$$name.txt || exit 1; \
 	done
 

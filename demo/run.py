@@ -85,6 +85,7 @@ def copy_pipeline(folder: Path) -> None:
         shutil.copy(PROJECT / name, folder / name)
     (folder / "data").mkdir()
     (folder / "data/corrections.txt").touch()
+    (folder / "data/labels.csv").touch()
 
 
 def git(folder: Path, *arguments: str) -> None:

@@ -26,9 +26,11 @@ from pipeline.photos.corrections import correct
 from pipeline.photos.decoding import silence_pillow
 from pipeline.photos.hashing import hash_photos
 from pipeline.photos.packing import SplitWriter
-from pipeline.photos.source import Photo, PhotoSource
+from pipeline.photos.source import NAMED, Photo, PhotoSource, describe_skipped
 from pipeline.photos.splits import (
     FILL_ORDER,
+    Plan,
+    describe_redraw,
     exclude_rest,
     exclude_unlabelled,
     fill_splits,
@@ -37,6 +39,7 @@ from pipeline.photos.splits import (
     shuffle_groups,
     split_id,
 )
+from pipeline.photos.table import apply_table
 
 import pandas as pd
 
@@ -50,28 +53,31 @@ def main() -> None:
     # Threads, not processes: Pillow and hashlib release the GIL while they decode, scale and hash.
     with PhotoSource(Path(prepare.source)) as source, ThreadPoolExecutor(os.cpu_count()) as pool:
         photos = source.photos()
+        apply_table(photos, Path(prepare.labels))
         correct(photos)
-        require_enough(photos, params)
+        require_enough(photos, source, params)
         hash_photos(source, photos, pool)
         exclude_unlabelled(photos)
         groups = shuffle_groups(photos, prepare.seed)
+        plan = Plan(prepare.split, groups)
         with atomic_write() as write_to:
             files = {split: write_to(packed_split(split)) for split in SPLITS}
             with ExitStack() as stack:
                 writers = {
-                    split: stack.enter_context(SplitWriter(files[split], split, getattr(prepare.split, split)))
+                    split: stack.enter_context(SplitWriter(files[split], split, plan.sizes[split]))
                     for split in FILL_ORDER
                 }
-                fill_splits(source, groups, writers, prepare, pool)
+                fill_splits(source, groups, plan, writers, prepare, pool)
                 exclude_rest(photos, writers)
-                require_sizes(photos, writers, params)
+                require_sizes(photos, plan, writers, params)
                 description = describe(photos, prepare)
                 for writer in writers.values():
                     writer.finish(description)
             split_table(photos).to_csv(write_to(SPLIT_TABLE), index=False)
             write_contact_sheet(write_to(CONTACT_SHEET), files)
-            summary = summarize(photos)
+            summary = summarize(photos, source)
             write_json(write_to(PREPARE_SUMMARY), summary)
+    print_notes(photos, prepare)
     print_summary(summary, seconds=time.perf_counter() - start)
 
 
@@ -96,28 +102,43 @@ def split_table(photos: list[Photo]) -> pd.DataFrame:
             "sha256": photo.sha256,
             "left_out": photo.excluded,
             "relabelled_from": photo.relabelled_from,
+            "copy_of": photo.copy_of,
         }
         for photo in sorted(photos, key=lambda photo: (order.get(photo.split, len(SPLITS)), photo.row, photo.name))
     )
 
 
-def summarize(photos: list[Photo]) -> dict:
-    """The number of photos in each split, how many of those were relabelled, and how many were excluded, by reason."""
+def summarize(photos: list[Photo], source: PhotoSource) -> dict:
+    """Count the photos in each split, what was noticed about them, the excluded photos by reason, and skipped files."""
     splits = Counter(photo.split for photo in photos)
     reasons = Counter(photo.excluded for photo in photos if photo.excluded)
     return {
         "photos": len(photos),
         **{split: splits[split] for split in SPLITS},
         "relabelled": sum(bool(photo.split and photo.relabelled_from) for photo in photos),
+        "misnamed": sum(photo.misnamed for photo in photos),
+        "copies": sum(bool(photo.copy_of) for photo in photos),
         "left_out": dict(sorted(reasons.items())),
+        "skipped": source.skipped,
     }
 
 
+def print_notes(photos: list[Photo], prepare: Prepare) -> None:
+    """Say what may surprise: names that contradict their folders, and given splits that are not used."""
+    if misnamed := [photo.path for photo in photos if photo.misnamed]:
+        examples = ", ".join(misnamed[:NAMED]) + (", ..." if len(misnamed) > NAMED else "")
+        print(f"note: {len(misnamed)} photos are named for another class than their folder, which decides: {examples}")
+    if redraw := describe_redraw(photos, prepare.split):
+        print(redraw)
+
+
 def print_summary(summary: dict, seconds: float) -> None:
-    counts = ", ".join(f"{summary[split]} {split}" for split in SPLITS)
-    relabelled = f"; {summary['relabelled']} relabelled" if summary["relabelled"] else ""
+    held = ", ".join(f"{summary[split]} {split}" for split in SPLITS)
+    counted = "".join(f"; {summary[key]} {key}" for key in ("relabelled", "copies") if summary[key])
     excluded = "".join(f"; {count} excluded: {reason}" for reason, count in summary["left_out"].items())
-    print(f"{summary['photos']} photos: {counts}{relabelled}{excluded}; {summary['photos'] / seconds:.0f} photos/s")
+    skipped = f"; skipped: {describe_skipped(summary['skipped'])}" if summary["skipped"] else ""
+    rate = summary["photos"] / seconds
+    print(f"{summary['photos']} photos: {held}{counted}{excluded}{skipped}; {rate:.0f} photos/s")
 
 
 if __name__ == "__main__":

@@ -23,8 +23,9 @@ from pipeline.core.files import atomic_write
 from pipeline.core.process import run_stage
 from pipeline.inference import Answer, Question, load_ensemble
 from pipeline.pages.rendering import says
+from pipeline.photos.containers import is_archive, read_file
 from pipeline.photos.decoding import UnreadablePhoto
-from pipeline.photos.source import Photo, PhotoSource, printable
+from pipeline.photos.source import PhotoSource, printable
 
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
@@ -66,7 +67,9 @@ def main() -> None:
 
 def read_arguments() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("photos", nargs="+", metavar="PHOTO", help="a photo, folder or zip, or - for paths on stdin")
+    parser.add_argument(
+        "photos", nargs="+", metavar="PHOTO", help="a photo, folder or archive, or - for paths on stdin"
+    )
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--csv", action="store_true", help="write CSV instead of a table")
     output.add_argument("--json", action="store_true", help="write JSON instead of a table")
@@ -85,17 +88,17 @@ def paths_of(names: list[str]) -> list[Path]:
 
 
 def stdin_paths() -> list[Path]:
-    return [Path(os.fsdecode(line)) for line in sys.stdin.buffer.read().split(b"\n") if line]
+    return [Path(os.fsdecode(line)) for line in sys.stdin.buffer.read().splitlines() if line]
 
 
 def questions_about(path: Path, sources: ExitStack) -> list[Question]:
-    """One question per photo of a folder or zip (closed by `sources`), or a single one for the photo at `path`."""
+    """One question per photo of a folder or archive (closed by `sources`), or a single one for the photo at `path`."""
     name = printable(str(path))
     try:
         if not path.exists():
             return [Question(name, failing("no such file or folder"))]
-        if not path.is_dir() and path.suffix.lower() != ".zip":
-            return [Question(name, partial(PhotoSource(path.parent).read, Photo(name, path.name, label=None)))]
+        if not path.is_dir() and not is_archive(path):
+            return [Question(name, partial(read_file, path))]
         source = sources.enter_context(PhotoSource(path))
         return [Question(f"{name}/{printable(photo.path)}", partial(source.read, photo)) for photo in source.photos()]
     except UserError as error:

@@ -19,6 +19,7 @@ from typing import Any
 from pipeline.core.command_line import read_arguments
 from pipeline.core.errors import UserError
 from pipeline.core.params import weights_file
+from pipeline.core.paths import CORRECTIONS
 from pipeline.core.process import run_stage
 
 import yaml
@@ -77,9 +78,10 @@ def copy_pipeline() -> None:
         shutil.copytree(folder, SCRATCH / folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy("dvc.yaml", SCRATCH)
     (SCRATCH / "data").mkdir()
-    shutil.copy("data/corrections.txt", SCRATCH / "data")
+    shutil.copy(CORRECTIONS, SCRATCH / "data")
     params = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
-    params["prepare"]["source"] = str(Path(params["prepare"]["source"]).absolute())
+    for key in ("source", "labels"):
+        params["prepare"][key] = str(Path(params["prepare"][key]).absolute())
     for network in params["networks"].values():
         if file := weights_file(network["weights"]):
             network["weights"] = str(file.absolute())

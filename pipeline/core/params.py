@@ -1,5 +1,6 @@
 """Read params.yaml and check it before any work starts. The comments in that file explain each key."""
 
+import itertools
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,11 +18,19 @@ def _not_bool(value: Any) -> Any:
     return value
 
 
+def _split_size(value: Any) -> Any:
+    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 2 and value % 2 == 0
+    is_share = isinstance(value, float) and 0 < value < 1
+    if is_count or is_share or (isinstance(value, str) and value.strip()):
+        return value
+    raise ValueError("expected an even number of photos, a share such as 0.2, or the name of a folder of the source")
+
+
 # Numbers may also be strings, because YAML 1.1 parses 5e-4 as a string.
 Integer = Annotated[int, BeforeValidator(_not_bool)]
 Number = Annotated[float, BeforeValidator(_not_bool), Field(allow_inf_nan=False)]
 Count = Annotated[Integer, Field(ge=1)]
-Pairs = Annotated[Integer, Field(ge=2, multiple_of=2)]  # a number of photos, half cats and half dogs
+SplitSize = Annotated[int | float | str, BeforeValidator(_split_size)]
 Seed = Annotated[Integer, Field(ge=0, le=2**32 - 1)]
 Share = Annotated[Number, Field(gt=0, le=1)]
 Text = Annotated[str, Field(min_length=1)]
@@ -36,13 +45,16 @@ class Network(Section):
 
 
 class Split(Section):
-    train: Pairs
-    validation: Pairs
-    test: Pairs
+    """For each split the number of photos (half cats, half dogs), a share of them, or the name of a given split."""
+
+    train: SplitSize
+    validation: SplitSize
+    test: SplitSize
 
 
 class Prepare(Section):
     source: Text
+    labels: Text
     image_size: Annotated[Integer, Field(ge=32, le=1024)]
     resize: Literal["squeeze", "center_crop"]
     split: Split
@@ -127,7 +139,14 @@ def without_folders(params: Params) -> Params:
 def _check_together(params: Params) -> None:
     """Raise UserError if two values contradict each other."""
     train, prepare = params.train, params.prepare
-    if train.batch_size > prepare.split.train:
+    names = [(name, value) for name, value in prepare.split if isinstance(value, str)]
+    for (one, value), (other, its_value) in itertools.combinations(names, 2):
+        if value == its_value:
+            raise UserError(
+                f"params.yaml: prepare.split.{one} and prepare.split.{other} are both {value!r}; expected different "
+                "photos"
+            )
+    if isinstance(prepare.split.train, int) and train.batch_size > prepare.split.train:
         raise UserError(
             f"params.yaml: train.batch_size is {train.batch_size}; expected at most prepare.split.train "
             f"({prepare.split.train})"

@@ -1,28 +1,32 @@
-"""Hash photos, to find those that are byte-for-byte equal."""
+"""Hash photos: their bytes, and what they look like."""
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 
+from pipeline.photos.copies import perceptual_hash
 from pipeline.photos.decoding import UnreadablePhoto
 from pipeline.photos.source import Photo, PhotoSource
 
 from tqdm import tqdm
 
-HASHED_AT_ONCE = 64  # photos per task, because starting a task takes longer than hashing a photo
+HASHED_AT_ONCE = 64  # photos per task: starting a task takes longer than hashing one photo
 
 
 def hash_photos(source: PhotoSource, photos: list[Photo], pool: ThreadPoolExecutor) -> None:
-    """Set the `sha256` of each photo; exclude those that cannot be read."""
+    """Set the hashes of each photo, and exclude photos whose bytes cannot be read."""
 
-    def set_hashes(chunk: list[Photo]) -> int:
-        for photo in chunk:
+    def set_hashes(some: list[Photo]) -> int:
+        for photo in some:
             try:
-                photo.sha256 = hashlib.sha256(source.read(photo)).hexdigest()
+                content = source.read(photo)
             except UnreadablePhoto as reason:
                 photo.excluded = photo.excluded or str(reason)
-        return len(chunk)
+            else:
+                photo.sha256 = hashlib.sha256(content).hexdigest()
+                photo.looks = perceptual_hash(content)
+        return len(some)
 
-    chunks = [photos[first : first + HASHED_AT_ONCE] for first in range(0, len(photos), HASHED_AT_ONCE)]
+    tasks = [photos[first : first + HASHED_AT_ONCE] for first in range(0, len(photos), HASHED_AT_ONCE)]
     with tqdm(total=len(photos), desc="hashing", unit=" photos", disable=None) as bar:
-        for done in pool.map(set_hashes, chunks):
+        for done in pool.map(set_hashes, tasks):
             bar.update(done)

@@ -18,14 +18,15 @@ HEADER_BYTES = 1024  # fixed and padded with spaces, because the number of rows 
 
 
 class SplitWriter:
-    """Writes photos in pairs, a cat and a dog, so that a split has equal classes wherever it ends.
+    """Writes a split of `total` photos in pairs, a cat and a dog, so that it has equal classes wherever it ends.
 
-    `room[label]` is the number of photos of that class that can still be added, `rows` the number written so far.
+    A given split has no `total`: it takes what comes, as it comes. `rows` is the number of photos written so far.
     """
 
-    def __init__(self, path: Path, split: str, total: int) -> None:
+    def __init__(self, path: Path, split: str, total: int | None) -> None:
         self.rows = 0
-        self.room = [total // len(CLASSES) for _ in CLASSES]
+        self._room = None if total is None else [total // len(CLASSES) for _ in CLASSES]
+        self._labels = bytearray()
         self._split = split
         self._waiting: list[deque[tuple[Photo, np.ndarray]]] = [deque() for _ in CLASSES]
         self._file = path.open("wb")
@@ -38,15 +39,19 @@ class SplitWriter:
         self._file.close()
 
     def add(self, photo: Photo, pixels: np.ndarray) -> None:
-        """Add a photo (uint8 [size, size, 3]); it is written once there is one of the other class to pair it with."""
-        self.room[photo.label] -= 1
+        """Add a photo (uint8 [size, size, 3]); in pairs, it is written once there is one of the other class."""
+        if self._room is None:
+            self._write(photo, pixels)
+            return
+        self._room[photo.label] -= 1
         self._waiting[photo.label].append((photo, pixels))
         while all(self._waiting):
             for queue in self._waiting:
-                photo, pixels = queue.popleft()
-                self._file.write(pixels.data)
-                photo.split, photo.row = self._split, self.rows
-                self.rows += 1
+                self._write(*queue.popleft())
+
+    def has_room(self, label: int, photos: int) -> bool:
+        """Whether so many photos of a class can still be added."""
+        return self._room is None or self._room[label] >= photos
 
     def unpaired(self) -> list[Photo]:
         """The photos still waiting for one of the other class."""
@@ -63,6 +68,12 @@ class SplitWriter:
             "labels": {"dtype": "U8", "shape": [self.rows], "data_offsets": [pixel_bytes, pixel_bytes + self.rows]},
         }
         text = json.dumps(header).encode().ljust(HEADER_BYTES - 8)
-        self._file.write(bytes(range(len(CLASSES))) * (self.rows // len(CLASSES)))  # labels: 0, 1, 0, 1, ...
+        self._file.write(self._labels)
         self._file.seek(0)
         self._file.write(struct.pack("<Q", len(text)) + text)
+
+    def _write(self, photo: Photo, pixels: np.ndarray) -> None:
+        self._file.write(pixels.data)
+        self._labels.append(photo.label)
+        photo.split, photo.row = self._split, self.rows
+        self.rows += 1

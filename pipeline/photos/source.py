@@ -1,19 +1,18 @@
-"""Find labelled photos in a zip or a folder, and read their bytes."""
+"""Find labelled photos in whatever holds them, and read their bytes."""
 
-import errno
 import posixpath
-import zipfile
+from collections import Counter
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from pipeline.core import CLASSES
 from pipeline.core.errors import UserError
-from pipeline.photos.decoding import UnreadablePhoto
-from pipeline.photos.labels import label_of
+from pipeline.photos.containers import Entry, is_disk_error, open_container
+from pipeline.photos.decoding import HEIC_SUFFIXES, INSTALL_HEIC, PHOTO_SUFFIXES, UnreadablePhoto
+from pipeline.photos.labels import class_named, label_of
 
-PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-
-LARGEST_FILE = 2**28  # bytes; files in a small zip may unpack to more than fits into memory
-ENCRYPTED = 1  # bit of a zip entry's flags
+NAMED = 3  # examples in a message
 
 
 @dataclass(eq=False)
@@ -22,8 +21,12 @@ class Photo:
 
     name: str  # path below the deepest folder that contains all photos
     path: str  # path in the source
-    label: int | None  # None if neither the file name nor the folder says cat or dog
+    label: int | None  # None if neither a folder nor the file name says cat or dog
+    misnamed: bool = False  # its file name says another class than its folder, which decides
+    given: str = ""  # the split that a table gives it
     sha256: str = ""  # of its bytes
+    looks: bytes = b""  # its perceptual hash
+    copy_of: str = ""  # the name of the first photo of which it is a copy, of those that are in order
     split: str = ""  # train, validation or test; set when the photo is written to that split's file
     row: int = -1  # index in that file
     excluded: str = ""  # the reason, if it is in no split
@@ -31,82 +34,92 @@ class Photo:
 
 
 class PhotoSource:
-    """A zip archive or a folder of photos, read in place; threads may share it.
+    """A folder or archive of photos, read in place; threads may share it.
 
-    Known layouts: Kaggle's `train/cat.0.jpg`, Microsoft's `PetImages/Cat/0.jpg` and ImageFolder's `cats/any.jpg`.
-    Raises UserError if `path` does not exist or is a file other than a zip archive.
+    Known layouts: Kaggle's `train/cat.0.jpg`, Microsoft's `PetImages/Cat/0.jpg` and ImageFolder's `cats/any.jpg`, also
+    with folders inside; Hugging Face's parquet. `skipped` counts the files that are no photos, by kind. Raises
+    UserError if `path` does not exist or is neither a folder nor an archive.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._archive: zipfile.ZipFile | None = None
-        if path.is_dir():
-            return
-        if not path.exists():
-            raise UserError(f"{path}: no such file or folder; put the photos there, or set prepare.source")
+        self._stack = ExitStack()
         try:
-            self._archive = zipfile.ZipFile(path)
-        except MemoryError:
+            container = open_container(path, self._stack)
+        except BaseException:
+            self._stack.close()
             raise
-        except Exception as error:  # reading may raise anything on damaged bytes
-            if _is_disk_error(error):
-                raise
-            raise UserError(
-                f"{path}: cannot be read as a zip archive ({error}); download it again or use another file"
-            ) from None
+        self._linked_folders = container.linked_folders
+        folders = f"linked folders ({', '.join(self._linked_folders[:NAMED])})"
+        self._entries: dict[str, Entry] = {}
+        kinds = ["dangling links"] * len(container.links) + [folders] * len(container.linked_folders)
+        for entry in container.entries:
+            if kind := _kind_if_no_photo(PurePosixPath(entry.path)):
+                kinds.append(kind)
+            else:
+                self._entries[entry.path] = entry
+        self.skipped = dict(sorted(Counter(kinds).items()))
 
     def __enter__(self) -> "PhotoSource":
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._archive:
-            self._archive.close()
+        self._stack.close()
 
     def photos(self) -> list[Photo]:
-        """Return all photos, sorted by path, without hidden and system files. Raises UserError if there are none."""
-        paths = sorted(path for path in set(self._files()) if _is_photo(PurePosixPath(path)))
+        """Return all photos, sorted by path. Raises UserError if there are none."""
+        paths = sorted(self._entries)
         if not paths:
-            raise UserError(f"{self.path}: contains no photos; expected a zip or folder with photos")
+            raise UserError(f"{self.path}: contains no photos; {self._describe_contents()}")
         rooted = [PurePosixPath("/", path) for path in paths]
         shared = posixpath.commonpath([path.parent for path in rooted])
         names = [printable(str(path.relative_to(shared))) for path in rooted]
         by_name = dict(zip(names, paths, strict=True))  # a zip may contain both ./cat.0.jpg and cat.0.jpg
-        return [Photo(name, path, label_of(path)) for name, path in by_name.items()]
+        return [self._photo(name, self._entries[path]) for name, path in by_name.items()]
 
     def read(self, photo: Photo) -> bytes:
         """Return the photo's bytes. Raises UnreadablePhoto if they are damaged, encrypted, not readable or too many."""
         try:
-            if self._archive:
-                entry = self._archive.getinfo(photo.path)
-                if entry.flag_bits & ENCRYPTED:
-                    raise UnreadablePhoto("encrypted in its source")
-                size, read = entry.file_size, lambda: self._archive.read(entry)
-            else:
-                file = self.path / photo.path
-                size, read = file.stat().st_size, file.read_bytes
-            if size > LARGEST_FILE:
-                raise UnreadablePhoto(f"unreadable (more than {LARGEST_FILE >> 20} MiB)")
-            content = read()
+            content = self._entries[photo.path].read()
         except (UnreadablePhoto, MemoryError):
             raise
         except Exception as error:  # unpacking may raise anything on damaged bytes
-            if _is_disk_error(error) and not isinstance(error, PermissionError):
+            if is_disk_error(error):
                 error.filename = error.filename or str(self.path)
                 raise  # not the photo's fault: excluding it would give a different split
-            raise UnreadablePhoto(f"unreadable in its source ({type(error).__name__})") from None
+            raise UnreadablePhoto("damaged in its archive") from None
         if not content:
-            raise UnreadablePhoto("unreadable (empty)")
+            raise UnreadablePhoto("empty")
         return content
 
-    def _files(self) -> list[str]:
-        if self._archive:
-            return [entry.filename for entry in self._archive.infolist() if not entry.is_dir()]
-        return [path.relative_to(self.path).as_posix() for path in self.path.rglob("*") if path.is_file()]
+    def _photo(self, name: str, entry: Entry) -> Photo:
+        label, misnamed = label_of(entry.path)
+        if isinstance(entry.label, str):
+            label = class_named(entry.label)
+        elif entry.label is not None:
+            label = entry.label if 0 <= entry.label < len(CLASSES) else None
+        return Photo(name, entry.path, label, misnamed)
+
+    def _describe_contents(self) -> str:
+        """What a source without photos holds instead, and what to do."""
+        if self._linked_folders:
+            names = ", ".join(self._linked_folders[:NAMED])
+            return f"it has linked folders ({names}), which DVC does not follow either; copy them, or name their target"
+        if any(kind in (".heic", ".heif") for kind in self.skipped):
+            return f"it has {_listed(self.skipped)}; {INSTALL_HEIC}"
+        if self.skipped:
+            return f"it has {_listed(self.skipped)}; expected a folder or archive with photos"
+        return "it is empty; expected a folder or archive with photos"
 
 
-def _is_disk_error(error: Exception) -> bool:
-    """Whether a disk or network failed, or permission is missing; damaged bytes raise other kinds of OSError."""
-    return isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
+def describe_skipped(skipped: dict[str, int]) -> str:
+    """For people: `12 .heic (…), 1 dangling links`; an empty text if nothing was skipped."""
+    hint = f" ({INSTALL_HEIC})" if not HEIC_SUFFIXES and skipped.keys() & {".heic", ".heif"} else ""
+    return _listed(skipped) + hint
+
+
+def _listed(skipped: dict[str, int]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in skipped.items())
 
 
 def printable(name: str) -> str:
@@ -114,6 +127,9 @@ def printable(name: str) -> str:
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in name)
 
 
-def _is_photo(path: PurePosixPath) -> bool:
-    hidden = any(part.startswith((".", "__MACOSX")) and part != ".." for part in path.parts)
-    return not hidden and path.suffix.lower() in PHOTO_SUFFIXES
+def _kind_if_no_photo(path: PurePosixPath) -> str:
+    """What a file is counted as if it is no photo; an empty text if it is one."""
+    if any(part.startswith((".", "__MACOSX")) and part != ".." for part in path.parts):
+        return "hidden"
+    suffix = path.suffix.lower()
+    return "" if suffix in PHOTO_SUFFIXES else printable(suffix) or "without a suffix"

@@ -1,0 +1,443 @@
+"""What people really have: containers, layouts, tables, given splits, copies and odd photos."""
+
+import io
+import json
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from photos import draw_photo, encode, kaggle_files, photo_bytes, write_zip
+from PIL import Image, ImageEnhance
+from projects import SPLITS, Project, error_line
+
+Files = dict[str, bytes]
+
+
+def class_folders(photos: int, top: str = "photos", first: int = 0) -> Files:
+    """top/cats/0.jpg and so on, so many photos of each class."""
+    return {
+        f"{top}/{label}s/{n}.jpg": photo_bytes(label, n)
+        for label in ("cat", "dog")
+        for n in range(first, first + photos)
+    }
+
+
+def scene(number: int) -> Image.Image:
+    """A synthetic photo with large and small shapes, as real ones have, unlike noise: its copies can be recognised."""
+    random = np.random.default_rng([7, number])
+    layers = [
+        np.asarray(Image.fromarray(random.integers(0, 256, (side, side, 3)).astype(np.uint8)).resize((160, 120)))
+        for side in (3, 6, 12, 24, 48)
+    ]
+    return Image.fromarray(np.average(layers, axis=0, weights=(16, 8, 4, 2, 1)).astype(np.uint8))
+
+
+def last_line(project: Project) -> str:
+    return project.prepare().stdout.splitlines()[-1]
+
+
+def splits_of(project: Project) -> dict[str, str]:
+    """The split of each photo that is in one, by name."""
+    return {row["photo"]: row["split"] for row in project.split_table() if row["split"]}
+
+
+# --- containers
+
+
+def as_zip_of_zips(folder: Path, files: Files) -> Path:
+    """As Kaggle's "Download all": an archive of train.zip, test1.zip and a CSV."""
+    inner, unlabelled = io.BytesIO(), io.BytesIO()
+    write_archive(inner, files)
+    write_archive(unlabelled, {f"test1/{n}.jpg": photo_bytes("dog", 100 + n) for n in range(1, 4)})
+    outer = {"sampleSubmission.csv": b"id,label\n", "test1.zip": unlabelled.getvalue(), "train.zip": inner.getvalue()}
+    write_zip(folder / "all.zip", outer)
+    return folder / "all.zip"
+
+
+def as_folder_of_zips(folder: Path, files: Files) -> Path:
+    """As a cloud drive hands out a large folder: in parts."""
+    for part in (0, 1):
+        write_zip(folder / f"parts/photos-00{part + 1}.zip", dict(list(files.items())[part::2]))
+    return folder / "parts"
+
+
+def as_tar(folder: Path, files: Files, suffix: str = ".tgz", mode: str = "w:gz") -> Path:
+    path = folder / f"photos{suffix}"
+    with tarfile.open(path, mode) as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+def as_plain_tar(folder: Path, files: Files) -> Path:
+    return as_tar(folder, files, ".data", "w")  # its content tells, not its name
+
+
+def as_zip_without_suffix(folder: Path, files: Files) -> Path:
+    write_zip(folder / "download", files)
+    return folder / "download"
+
+
+def as_windows_zip(folder: Path, files: Files) -> Path:
+    """With backslashes, in spite of the format."""
+    write_zip(folder / "windows.zip", {name.replace("/", "\\"): content for name, content in files.items()})
+    return folder / "windows.zip"
+
+
+def as_parquet(folder: Path, files: Files) -> Path:
+    """As Hugging Face publishes image data sets."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    labels = [int("dog" in name) for name in files]
+    table = pa.table({"image": [{"bytes": content, "path": None} for content in files.values()], "labels": labels})
+    features = {"labels": {"names": ["cat", "dog"], "_type": "ClassLabel"}}
+    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    (folder / "data").mkdir()
+    pq.write_table(table, folder / "data/train-00000-of-00001.parquet")
+    return folder / "data"
+
+
+def write_archive(file: io.BytesIO, files: Files) -> None:
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+
+
+CONTAINERS = [
+    as_zip_of_zips,
+    as_folder_of_zips,
+    as_tar,
+    as_plain_tar,
+    as_zip_without_suffix,
+    as_windows_zip,
+    as_parquet,
+]
+
+
+@pytest.mark.parametrize("write", CONTAINERS, ids=lambda write: write.__name__)
+def test_prepare_reads_the_same_photos_from_every_container(write: object, project: Project, tmp_path: Path) -> None:
+    files = kaggle_files(cats=8, dogs=8)
+    (tmp_path / "source").mkdir()
+    project.params["prepare"]["source"] = str(write(tmp_path / "source", files))
+    project.prepare()
+    held = {row["sha256"]: row["label"] for row in project.split_table() if row["split"]}
+    assert len(held) == 16
+    plain = Project(tmp_path / "plain")
+    plain.photos(files)
+    plain.prepare()
+    assert held == {row["sha256"]: row["label"] for row in plain.split_table() if row["split"]}
+    for split in SPLITS:  # the same pixels in the same order
+        assert project.packed(split)[0].tobytes() == plain.packed(split)[0].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"7z\xbc\xaf\x27\x1c rest", "is a 7z archive; extract it, or zip it"),
+        (b"Rar!\x1a\x07 rest", "is a RAR archive; extract it, or zip it"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "is a git-lfs pointer; run `git lfs pull`"),
+        (b"<!doctype html><title>Sign in", "is a web page, not an archive; log in where you downloaded it"),
+    ],
+)
+def test_prepare_says_what_a_file_is_that_is_no_archive(content: bytes, said: str, project: Project) -> None:
+    project.photos({"cat.0.jpg": b""})
+    (project.root / "data/raw/train.zip").write_bytes(content)
+    project.write_params()
+    assert error_line(project.run("prepare.py")).startswith(f"data/raw/train.zip: {said}")
+
+
+# --- labels
+
+
+@pytest.mark.parametrize(
+    "name", ["{0}.{1}.JPG", "{2}.{1}.jpg", "{0} ({1}).jpg", "{0}_{1}.jpg", "{0}-{1}.jpg", "{0}{1}.jpg"]
+)
+def test_prepare_reads_labels_from_names_as_people_write_them(name: str, project: Project) -> None:
+    project.photos(
+        {
+            "train/" + name.format(label, n, label.upper()): photo_bytes(label, n)
+            for label in ("cat", "dog")
+            for n in range(8)
+        },
+        "folder",
+    )
+    assert last_line(project).startswith("16 photos: 8 train, 4 validation, 4 test; ")
+
+
+def test_prepare_finds_folders_inside_a_class_folder(project: Project) -> None:
+    files = {f"cats/siamese/{n}.jpg": photo_bytes("cat", n) for n in range(8)}
+    project.photos(files | {f"Dog/big/{n}.jpg": photo_bytes("dog", n) for n in range(8)}, "folder")
+    assert last_line(project).startswith("16 photos: 8 train, 4 validation, 4 test; ")
+
+
+def test_prepare_lets_the_folder_win_over_the_name_and_says_so(project: Project) -> None:
+    project.photos(
+        {f"{label}s/{label}.{n}.jpg": photo_bytes(label, n) for label in ("cat", "dog") for n in range(8)}, "folder"
+    )
+    (project.root / "folder/cats/cat.7.jpg").rename(project.root / "folder/dogs/cat.7.jpg")
+    (project.root / "folder/dogs/dog.7.jpg").rename(project.root / "folder/cats/dog.7.jpg")
+    output = project.prepare().stdout
+    assert (
+        "note: 2 photos are named for another class than their folder, which decides: cats/dog.7.jpg, dogs/cat.7.jpg"
+        in output
+    )
+    assert project.row_of("cats/dog.7.jpg")["label"] == "cat"
+    assert project.read_json("metrics/prepare.json")["misnamed"] == 2
+
+
+def test_prepare_reads_labels_and_splits_from_a_table(project: Project) -> None:
+    project.photos({f"images/img_{n:02}.jpg": photo_bytes("dog" if n % 2 else "cat", n) for n in range(16)}, "folder")
+    rows = [
+        f"img_{n:02};{('Dogs', 'dog')[n % 3 == 0] if n % 2 else 'Cat'};{'eval' if n < 4 else ''}" for n in range(16)
+    ]
+    (project.root / "labels.csv").write_bytes(("\ufeffFilename;Class;Set\r\n" + "\r\n".join(rows)).encode())
+    project.params["prepare"] |= {"labels": "labels.csv", "split": {"train": 8, "validation": 4, "test": "eval"}}
+    assert last_line(project).startswith("16 photos: 8 train, 4 validation, 4 test; ")
+    assert {name for name, split in splits_of(project).items() if split == "test"} == {
+        f"img_{n:02}.jpg" for n in range(4)
+    }
+    assert {row["label"] for row in project.split_table() if int(row["photo"][4:6]) % 2} == {"dog"}
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        (
+            "photo,label\nnosuch.jpg,cat\n",
+            "1 of 1 photos are not in the source, such as nosuch.jpg; expected names such as",
+        ),
+        ("photo,label\ncat.0.jpg,horse\n", "line 2: label is 'horse'; expected one of cat, dog"),
+        ("a,b\ncat.0.jpg,cat\n", "line 1: columns are a, b; expected photo, label and perhaps split"),
+        ("photo,label\n0.jpg,cat\n", "line 2: 0.jpg could be "),
+        (None, "does not exist; create it, or set prepare.labels to another table"),
+    ],
+)
+def test_prepare_refuses_a_wrong_table_in_one_line(table: str | None, said: str, project: Project) -> None:
+    project.photos(kaggle_files(cats=8, dogs=8) | {"a/0.jpg": b"", "b/0.jpg": b""}, "folder")
+    project.write_params()
+    path = project.root / "data/labels.csv"
+    path.unlink() if table is None else path.write_text(table)
+    line = error_line(project.run("prepare.py"))
+    assert line.startswith("data/labels.csv")
+    assert said in line
+
+
+# --- given splits
+
+
+def given_splits() -> Files:
+    return {
+        **class_folders(8, "pets/train"),
+        **class_folders(3, "pets/validation", first=20),
+        "pets/validation/cats/30.jpg": photo_bytes("cat", 30),
+    }
+
+
+def test_prepare_keeps_given_splits_that_are_named(project: Project) -> None:
+    project.photos(given_splits())
+    project.params["prepare"]["split"] = {"train": "train", "validation": 0.25, "test": "validation"}
+    assert last_line(project).startswith("23 photos: 12 train, 4 validation, 7 test; ")
+    for name, split in splits_of(project).items():
+        assert name.startswith("validation/") == (split == "test")
+    labels = project.packed("test")[1]
+    assert sorted(labels.tolist()) == [0, 0, 0, 0, 1, 1, 1]  # as they come, and not in pairs
+    expected = [row["label"] == "dog" for row in project.split_table() if row["split"] == "test"]
+    assert labels.astype(bool).tolist() == expected
+
+
+def test_prepare_says_that_given_splits_are_redrawn_and_how_to_keep_them(project: Project) -> None:
+    project.photos(given_splits())
+    assert (
+        "note: the photos come in splits (train, validation), but prepare.split makes new ones of all of them; to keep "
+        "theirs: -S prepare.split.train=train -S prepare.split.validation=0.2 -S prepare.split.test=validation\n"
+    ) in project.prepare().stdout
+
+
+def test_prepare_names_the_folders_there_are_if_a_split_names_none(project: Project) -> None:
+    project.photos(given_splits())
+    project.params["prepare"]["split"]["test"] = "valid"
+    project.write_params()
+    assert error_line(project.run("prepare.py")) == (
+        "params.yaml: prepare.split.test is 'valid'; expected a number, a share such as 0.2, or the name of a folder "
+        "or of a split in the table; there are cats, dogs, pets, train, validation"
+    )
+
+
+def test_two_splits_cannot_have_the_same_photos(project: Project) -> None:
+    project.photos(given_splits())
+    project.params["prepare"]["split"] |= {"validation": "validation", "test": "validation"}
+    project.write_params()
+    assert error_line(project.run("prepare.py")).startswith(
+        "params.yaml: prepare.split.validation and prepare.split.test are both 'validation'"
+    )
+
+
+def test_prepare_keeps_augmented_copies_of_roboflow_in_one_split(project: Project) -> None:
+    files = {}
+    for label in ("cat", "dog"):
+        for number in range(10):
+            for copy in range(3):  # as different as augmentation makes them
+                name = f"{label}/{label}_{number}_jpg.rf.{number * 3 + copy:032x}.jpg"
+                files[name] = photo_bytes(label, 100 * copy + number)
+    project.photos(files, "folder")
+    project.params["prepare"]["split"] = {"train": 12, "validation": 4, "test": 4}
+    project.prepare()
+    found: dict[str, set[str]] = {}
+    for name, split in splits_of(project).items():
+        found.setdefault(name.partition(".rf.")[0], set()).add(split)
+    assert all(len(splits) == 1 for splits in found.values())
+
+
+# --- copies
+
+
+def altered(image: Image.Image) -> dict[str, Image.Image | bytes]:
+    cropped = image.crop((2, 1, image.width - 2, image.height - 1))
+    return {
+        "exact": encode(image, quality=90),
+        "re-encoded": encode(image, quality=40),
+        "rescaled": encode(image.resize((100, 75)), quality=90),
+        "cropped": encode(cropped, quality=90),
+        "as PNG": encode(image, "PNG"),
+        "brighter": encode(ImageEnhance.Brightness(image).enhance(1.1), quality=90),
+    }
+
+
+@pytest.mark.parametrize("kind", list(altered(scene(0))))
+def test_prepare_keeps_copies_in_one_split_and_tests_on_one_of_them(kind: str, project: Project) -> None:
+    files = {}
+    for label, first in (("cat", 0), ("dog", 100)):
+        for number in range(first, first + 12):
+            files[f"{label}s/{number}.jpg"] = encode(scene(number), quality=90)
+            files[f"{label}s/{number} (1).jpg"] = altered(scene(number))[kind]
+    project.photos(files, "folder")
+    project.params["prepare"]["split"] = {"train": 8, "validation": 4, "test": 4}
+    output = last_line(project)
+    assert "; 24 copies; 8 excluded: a copy of a photo in validation or test; " in output
+    splits = splits_of(project)
+    for name, split in splits.items():
+        stem = name.removesuffix(".jpg").removesuffix(" (1)")
+        both = [splits.get(f"{stem}.jpg"), splits.get(f"{stem} (1).jpg")]
+        assert both == [split, split] if split == "train" else sorted(both, key=str) == sorted([None, split], key=str)
+    copies = [row for row in project.split_table() if row["copy_of"]]
+    assert len(copies) == 24
+
+
+def test_prepare_excludes_copies_under_both_labels(project: Project) -> None:
+    files = {
+        f"{label}s/{n}.jpg": encode(scene(n + 50 * (label == "dog"))) for label in ("cat", "dog") for n in range(9)
+    }
+    project.photos(files | {"dogs/copy.jpg": encode(scene(0), quality=50)}, "folder")
+    project.prepare()
+    assert {project.row_of(name)["left_out"] for name in ("cats/0.jpg", "dogs/copy.jpg")} == {
+        "the same photo stands under both labels"
+    }
+
+
+# --- what is skipped, and odd photos
+
+
+def test_prepare_counts_what_it_skips_by_kind(project: Project) -> None:
+    files = class_folders(8) | {
+        "photos/notes.txt": b"",
+        "photos/cats/clip.mp4": b"",
+        "photos/.DS_Store": b"",
+        "photos/x": b"",
+    }
+    project.photos(files, "folder")
+    (project.root / "folder/photos/cats/gone.jpg").symlink_to("/nosuch/place.jpg")
+    (project.root / "elsewhere").mkdir()
+    (project.root / "folder/photos/more").symlink_to(project.root / "elsewhere")
+    assert (
+        "; skipped: 1 .mp4, 1 .txt, 1 dangling links, 1 hidden, 1 linked folders (photos/more), 1 without a suffix; "
+        in last_line(project)
+    )
+    assert project.read_json("metrics/prepare.json")["skipped"]["dangling links"] == 1
+
+
+def test_prepare_says_what_a_source_without_photos_holds(project: Project) -> None:
+    project.photos({"cats/a.mp4": b"", "dogs/b.mp4": b"", "readme.txt": b""}, "folder")
+    project.write_params()
+    assert error_line(project.run("prepare.py")) == (
+        "folder: contains no photos; it has 2 .mp4, 1 .txt; expected a folder or archive with photos"
+    )
+
+
+def zip_with_method(path: Path, files: Files, method: int) -> None:
+    """A zip whose entries say that they are compressed by `method`."""
+    write_zip(path, files, zipfile.ZIP_STORED)
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            content[entry.header_offset + 8] = method
+    start = content.find(b"PK\1\2")
+    while start >= 0:
+        content[start + 10] = method
+        start = content.find(b"PK\1\2", start + 4)
+    path.write_bytes(content)
+
+
+def test_prepare_names_windows_deflate64(project: Project) -> None:
+    project.photos(kaggle_files(cats=8, dogs=8))
+    zip_with_method(project.root / "data/raw/train.zip", kaggle_files(cats=8, dogs=8), 9)
+    project.write_params()
+    line = error_line(project.run("prepare.py"))
+    assert "16 excluded: compressed with Deflate64; re-zip it; " in line
+    assert line.endswith("; fix the excluded photos or lower prepare.split")
+
+
+ODD = {
+    "cut off": (photo_bytes("cat", 1)[:-40], "file is cut off"),
+    "a git-lfs pointer": (b"version https://git-lfs.github.com/spec/v1\noid", "a git-lfs pointer; run `git lfs pull`"),
+    "a web page": (b"<!DOCTYPE html><html>", "a web page, not a photo"),
+    "text": (b"no photo at all", "not a photo, or damaged at its start"),
+    "empty": (b"", "empty"),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_prepare_says_in_plain_words_why_a_photo_cannot_be_read(kind: str, project: Project) -> None:
+    content, reason = ODD[kind]
+    project.photos(class_folders(9) | {"photos/cats/odd.jpg": content}, "folder")
+    project.prepare()
+    assert project.row_of("cats/odd.jpg")["left_out"] == reason
+
+
+def with_exif(content: bytes, entries: list[tuple[int, int, int, bytes]]) -> bytes:
+    """A JPEG with an EXIF block of these entries: tag, type, count and value."""
+    body = len(entries).to_bytes(2, "little")
+    for tag, kind, count, value in entries:
+        body += (
+            tag.to_bytes(2, "little") + kind.to_bytes(2, "little") + count.to_bytes(4, "little") + value.ljust(4, b"\0")
+        )
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + body + bytes(4)
+    return content[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + content[2:]
+
+
+@pytest.mark.parametrize("entry", [(0x11A, 2, 3, b"72\0"), (0x8825, 2, 2, b"0\0"), (0x829A, 5, 1, b"\xff" * 4)])
+def test_prepare_turns_a_photo_upright_whatever_else_its_exif_holds(
+    entry: tuple[int, int, int, bytes], project: Project
+) -> None:
+    photo = draw_photo("cat", 500)
+    turned = encode(photo.transpose(Image.Transpose.ROTATE_90), quality=95)
+    odd = with_exif(turned, sorted([(0x112, 3, 1, b"\6\0"), entry]))
+    project.photos(
+        class_folders(9) | {"photos/cats/odd.jpg": odd, "photos/dogs/9.jpg": photo_bytes("dog", 9)}, "folder"
+    )
+    project.params["prepare"]["split"] = {"train": 12, "validation": 4, "test": 4}
+    project.prepare()
+    upright = np.asarray(photo.resize((32, 32), Image.Resampling.BILINEAR)).astype(int)
+    assert np.abs(project.pixels_of()["cats/odd.jpg"] - upright).mean() < 12
+
+
+def test_prepare_decodes_a_large_photo_at_a_fraction_of_its_size(project: Project) -> None:
+    large = scene(3).resize((1600, 1200), Image.Resampling.BICUBIC)
+    large_file = {"photos/cats/large.jpg": encode(large, quality=95)}
+    project.photos(class_folders(9) | large_file | {"photos/dogs/9.jpg": photo_bytes("dog", 9)}, "folder")
+    project.params["prepare"]["split"] = {"train": 12, "validation": 4, "test": 4}
+    project.prepare()
+    expected = np.asarray(large.resize((32, 32), Image.Resampling.BILINEAR)).astype(int)
+    assert np.abs(project.pixels_of()["cats/large.jpg"] - expected).max() < 8
