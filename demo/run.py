@@ -84,8 +84,8 @@ def copy_pipeline(folder: Path) -> None:
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copy(PROJECT / name, folder / name)
     (folder / "data").mkdir()
-    (folder / "data/corrections.txt").touch()
-    (folder / "data/labels.csv").touch()
+    (folder / "data/corrections.txt").write_text("# no corrections\n")
+    (folder / "data/labels.csv").write_text("photo,label\n")
 
 
 def git(folder: Path, *arguments: str) -> None:

@@ -34,7 +34,7 @@ from pipeline.core.paths import (
     roc_file,
 )
 from pipeline.core.process import run_stage
-from pipeline.core.split_table import read_split_table
+from pipeline.core.split_table import describe_classes, read_split_table
 from pipeline.pages import plots
 from pipeline.pages.graph import read_stages
 from pipeline.pages.rendering import jpeg_uri, render, thumbnail
@@ -165,6 +165,7 @@ def render_page(results: Results, plot_groups: PlotGroups) -> str:
         curves={name: curve.to_dict("records") for name, curve in results.curves.items()},
         kept_epochs={name: kept_epoch(curve) for name, curve in results.curves.items()},
         prepared=read_json(PREPARE_SUMMARY),
+        photos_by_class=describe_classes(results.split_table),
         excluded=name_excluded(results.split_table),
         contact_sheet=jpeg_uri(Image.open(require_file(CONTACT_SHEET))),
         params=params,

@@ -73,6 +73,11 @@ def train_network(name: str, params: Params, device: torch.device, dtype: torch.
         f"{name}: {len(train)} photos, epochs: {params.train.epochs}, {str(dtype).removeprefix('torch.')} on "
         f"{device.type}" + (f", {processes.count} processes" if processes.count > 1 else "")
     )
+    if settings["weights"] == "none" and params.train.layers != "all":
+        processes.report(
+            f"note: networks.{name}.weights is none, but train.layers is {params.train.layers}: the other layers stay "
+            "random; set train.layers to all"
+        )
     checkpoint = Checkpoint(checkpoint_file(name), settings, files, device)
     if state := processes.broadcast(checkpoint.load() if processes.is_first else None):
         training.load_state_dict(state)

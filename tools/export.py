@@ -21,6 +21,7 @@ from pipeline.core.files import atomic_write, read_json
 from pipeline.core.params import Params, read_params, without_folders
 from pipeline.core.paths import ENSEMBLE_SCORES, EXPORT, NETWORK_SCORES, PREPARE_SUMMARY, packed_split
 from pipeline.core.process import extra_packages, run_stage
+from pipeline.core.split_table import describe_classes, read_split_table
 from pipeline.inference import Ensemble
 from pipeline.networks.dataset import IMAGENET_MEAN, IMAGENET_STD, open_split
 from pipeline.networks.predicting import TestTimeFlip
@@ -213,6 +214,7 @@ def model_card(
         ir_version=IR_VERSION,
         source=params.prepare.source,
         prepared=read_json(PREPARE_SUMMARY),
+        classes=describe_classes(read_split_table()),
         weights=", ".join(f"{name}: {network.weights}" for name, network in params.networks.items()),
         settings=", ".join(f"{key}: {value}" for key, value in settings.items()),
         scores={**read_json(NETWORK_SCORES), "ensemble": read_json(ENSEMBLE_SCORES)},

@@ -174,7 +174,7 @@ def draw_answers(answers: list[Answer]) -> Image.Image:
             text = "unreadable"
         else:
             sheet.paste(Image.fromarray(answer.pixels).resize((side, side)), (left, top))
-            text = says(answer.ensemble)
+            text = says(answer.ensemble).replace("\N{NO-BREAK SPACE}", " ")  # the font has no such glyph
         draw.text((left, top + side + 2), text, "black", large)
         name = Path(answer.photo).name
         while draw.textlength(name, small) > side:

@@ -108,9 +108,12 @@ def _downloaded(name: str, weights: str) -> Path:
             with _waiting_at_most(DOWNLOAD_TIMEOUT_S):
                 torch.hub.download_url_to_file(url, str(path), digits, progress=sys.stderr.isatty())
         except (OSError, HTTPException, ValueError, RuntimeError) as error:  # RuntimeError: wrong hash, or truncated
+            cause = getattr(error, "reason", None)
+            reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else first_line(error)
             raise UserError(
-                f"networks.{name}: {url} could not be downloaded ({first_line(error)}); run this again, or download "
-                f"the file yourself and set networks.{name}.weights to its path, or set it to none"
+                f"networks.{name}: {url} could not be downloaded ({reason}); run this again, or download "
+                f"the file yourself and set networks.{name}.weights to its path, or start from "
+                "random weights (none, with train.layers: all)"
             ) from None
     return path
 

@@ -16,10 +16,10 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 HASH_SIDE = 16  # so a hash has 256 bits, of the 16 x 16 lowest frequencies of 32 x 32 grey pixels
-# Among the 25,000 photos of "Dogs vs. Cats" 39 pairs differ in 14 bits or fewer, all of them copies; the next pair, two
-# different photos, differs in 70. Of 609 flowers two edited copies differ in 30 and 38, the next pair in 68. Measured on
-# every 60th of the 25,000, a copy differs in at most 10 bits if it is re-encoded at quality 20, in 4 if it is rescaled,
-# in 30 if 1 % of each side is cropped, and in 54 if it is 2 % (in 50 in 99 of 100 cases).
+# Among the 25,000 photos of "Dogs vs. Cats" 39 pairs differ in at most 14 bits, and all of them are copies; the next
+# pair, two different photos, differs in 70. Of 609 flowers two edited copies differ in 30 and 38, the next pair in 68.
+# Among every 60th of the 25,000, a copy differs in at most 10 bits if it is re-encoded at quality 20, in 4 if it is
+# rescaled, in 30 if 1 % of each side is cropped, and in 54 if it is 2 % (in at most 50 in 99 of 100 cases).
 MOST_DIFFERENT_BITS = 50
 ROWS_AT_ONCE = 1024
 ROBOFLOW = re.compile(r"(.+)\.rf\.[0-9a-f]{32}", re.IGNORECASE)  # its augmented copies of a photo

@@ -51,10 +51,11 @@ def require_enough(photos: list[Photo], source: PhotoSource, params: Params) -> 
     least = max(1, math.ceil((sum(asked.values()) - spared) / len(CLASSES)))
     if min(found[label] for label in range(len(CLASSES))) < least:
         skipped = f"; skipped: {describe_skipped(source.skipped)}" if source.skipped else ""
+        advice = "lower it or add photos" if any(found.values()) else "name the folders cats and dogs (docs/photos.md)"
         raise UserError(
             f"{params.prepare.source}: found {found[0]} cats and {found[1]} dogs by folder (cats/) or file name "
-            f"(cat.0.jpg){_unlabelled_example(photos)}{skipped}; prepare.split in params.yaml needs {least} of each: "
-            "lower it or add photos"
+            f"(cat.0.jpg){_unlabelled_example(photos)}{skipped}; prepare.split in params.yaml needs "
+            f"at least {least} of each; {advice}"
         )
 
 
