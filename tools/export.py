@@ -127,6 +127,8 @@ def write_onnx(graph: ImageToProbabilities, file: Path) -> None:
         )
     model = program.model_proto
     model.ir_version = IR_VERSION
+    for node in model.graph.node:
+        del node.metadata_props[:]  # where in this computer's code it comes from
     onnx.save(model, file)
 
 

@@ -73,8 +73,12 @@ def set_networks(networks: CommentedMap, names: list[str]) -> None:
 
 
 def trained_networks(stages: CommentedMap) -> list[str]:
-    """The networks that have a training stage in dvc.yaml."""
-    return [stage.removeprefix(TRAIN) for stage in stages if stage.startswith(TRAIN)]
+    """The networks with a training stage in dvc.yaml: one that runs stages/train.py for it."""
+    return [
+        name.removeprefix(TRAIN)
+        for name, stage in stages.items()
+        if name.startswith(TRAIN) and f"stages/train.py {name.removeprefix(TRAIN)}" in str(stage.get("cmd"))
+    ]
 
 
 def set_stages(stages: CommentedMap, names: list[str]) -> None:

@@ -21,6 +21,7 @@ HASH_SIDE = 16  # so a hash has 256 bits, of the 16 x 16 lowest frequencies of 3
 # Among every 60th of the 25,000, a copy differs in at most 10 bits if it is re-encoded at quality 20, in 4 if it is
 # rescaled, in 30 if 1 % of each side is cropped, and in 54 if it is 2 % (in at most 50 in 99 of 100 cases).
 MOST_DIFFERENT_BITS = 50
+LEAST_SET_BITS = 120  # half of them are set, but for an image without structure
 ROWS_AT_ONCE = 1024
 ROBOFLOW = re.compile(r"(.+)\.rf\.[0-9a-f]{32}", re.IGNORECASE)  # its augmented copies of a photo
 
@@ -28,13 +29,15 @@ ROBOFLOW = re.compile(r"(.+)\.rf\.[0-9a-f]{32}", re.IGNORECASE)  # its augmented
 def perceptual_hash(content: bytes) -> bytes:
     """256 bits that change little if a photo is re-encoded, rescaled or slightly cropped (a DCT hash).
 
-    Empty for a photo that cannot be decoded. Source: https://www.hackerfactor.com/blog/index.php?/archives/432
+    Empty for a photo that cannot be decoded, or shows nothing (all white, say). Source: https://www.hackerfactor.com/blog/index.php?/archives/432
     """
     try:
         image = open_upright(content, least_side=HASHED_SIZE)
     except UnreadablePhoto:
         return b""
     bits = imagehash.phash(image, hash_size=HASH_SIDE, highfreq_factor=2).hash
+    if bits.sum() < LEAST_SET_BITS:
+        return b""
     return np.packbits(bits).tobytes()
 
 

@@ -29,7 +29,7 @@ HASHED_SIZE = 64  # pixels; what a perceptual hash needs at least
 
 # Pillow's limits guard servers against small files that unpack to huge ones. Phones take photos of 200 megapixels, and
 # scanners write long profiles; the size of a file is limited where it is read.
-Image.MAX_IMAGE_PIXELS = 250_000_000  # an error at twice this
+Image.MAX_IMAGE_PIXELS = 110_000_000  # an error above twice this
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**28  # bytes
 ImageFile.MAX_ICC_CHUNK = 2**28
 
@@ -119,7 +119,7 @@ def _explain(error: Exception, content: bytes) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "not a photo, or damaged at its start"
     if isinstance(error, Image.DecompressionBombError):
-        return "more than 500 megapixels"
+        return "more than 220 megapixels"
     if "truncated" in str(error) or "Truncated" in str(error):
         return "file is cut off"
     return "damaged"
