@@ -1,52 +1,128 @@
-"""Runs a script in a process that has its slow imports done: torch alone takes longer than most of what is tested.
+"""Runs `python` in a fork of a process that has done the slow imports (fork_server.py), with the same result.
 
-The processes are forked from one that has imported them and nothing else, so that each is as fresh as a new one.
+Run as a script, it stands in for `python` itself, and is what DVC finds as `python` for the stages.
 """
 
-import multiprocessing
+import json
 import os
 import resource
-import runpy
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-SLOW_IMPORTS = ["torch", "torchvision", "torch.fx.experimental.optimization", "pandas", "scipy.stats", "sklearn"]
+SERVER = "FORK_SERVER"  # the environment variable that names its folder: the socket, and programs that use it
+PROGRAMS = {"python": "", "dvc": "-m dvc", "torchrun": "-m torch.distributed.run"}
 
-context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(SLOW_IMPORTS)
+
+@contextmanager
+def fork_server() -> Iterator[None]:
+    """Start the server for this process and those that it starts; end it afterwards."""
+    with tempfile.TemporaryDirectory(prefix="fork_server_") as folder, socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(f"{folder}/socket")
+        listening.listen(64)  # a client that comes before the imports are done waits
+        number = listening.fileno()
+        command = [sys.executable, Path(__file__).with_name("fork_server.py"), str(number)]
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, pass_fds=[number], start_new_session=True
+        ) as server:
+            listening.close()
+            for name, arguments in PROGRAMS.items():
+                program = Path(folder, name)
+                program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -IS "{__file__}" {arguments} "$@"\n')
+                program.chmod(0o755)
+            os.environ[SERVER] = folder
+            try:
+                yield
+            finally:
+                del os.environ[SERVER]
+                server.terminate()
+
+
+def python() -> str:
+    """A `python` for subprocess, which hands signals on to the fork."""
+    return f"{os.environ[SERVER]}/python"
+
+
+def on_path(env: Mapping[str, str]) -> dict[str, str]:
+    """`env` with PROGRAMS first on PATH."""
+    return {**env, "PATH": f"{os.environ[SERVER]}{os.pathsep}{env['PATH']}"}
 
 
 def run(
-    script: Path, arguments: Iterable[str], folder: Path, env: Mapping[str, str], stdin: str, largest_file: int
+    arguments: Sequence[str],
+    folder: Path,
+    env: Mapping[str, str],
+    stdin: str = "",
+    largest_file: int = resource.RLIM_INFINITY,
+    timeout: float = 120,
 ) -> subprocess.CompletedProcess:
-    """As subprocess.run of `python script arguments` in `folder`, its output as text.
+    """As subprocess.run of `python *arguments` in `folder`, its output as text.
 
     What Python and PyTorch read from `env` when they start (PYTHONHASHSEED, OMP_NUM_THREADS) has no effect.
     """
-    command = [str(script), *arguments]
     with tempfile.TemporaryDirectory() as scratch:
-        streams = [Path(scratch, name) for name in ("stdin", "stdout", "stderr")]
-        streams[0].write_text(stdin)
-        process = context.Process(target=_main, args=(command, folder, dict(env), streams, largest_file))
-        process.start()
-        process.join(timeout=120)
-        if process.is_alive():
-            process.kill()
-            raise subprocess.TimeoutExpired(command, 120)
-        return subprocess.CompletedProcess(command, process.exitcode, *(path.read_text() for path in streams[1:]))
+        paths = [Path(scratch, name) for name in ("stdin", "stdout", "stderr")]
+        paths[0].write_text(stdin)
+        streams = [os.open(path, os.O_RDWR | os.O_CREAT) for path in paths]
+        try:
+            status = ask(arguments, folder, env, streams, largest_file, timeout)
+        except TimeoutError:
+            raise subprocess.TimeoutExpired(arguments, timeout) from None
+        finally:
+            for stream in streams:
+                os.close(stream)
+        return subprocess.CompletedProcess(arguments, status, *(path.read_text() for path in paths[1:]))
 
 
-def _main(command: list[str], folder: Path, env: dict[str, str], streams: list[Path], largest_file: int) -> None:
-    for number, path in enumerate(streams):
-        os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), number)
-    sys.stdin = open(0)  # noqa: SIM115 (for good; multiprocessing has put an empty one there)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY))
-    os.chdir(folder)
-    os.environ.clear()
-    os.environ.update(env)
-    sys.argv = command
-    sys.path[0] = str(Path(command[0]).parent)
-    runpy.run_path(command[0], run_name="__main__")
+def ask(
+    arguments: Sequence[str],
+    folder: Path,
+    env: Mapping[str, str],
+    streams: Sequence[int],
+    largest_file: int = resource.RLIM_INFINITY,
+    timeout: float | None = None,
+    hand_on: Sequence[signal.Signals] = (),
+) -> int:
+    """Have the server run `python *arguments` with `streams` as stdin, stdout and stderr; returns its exit status.
+
+    Signals that `hand_on` names go to it.
+    """
+    server = os.environ[SERVER]
+    request = {
+        "arguments": list(map(str, arguments)),
+        "folder": str(folder),
+        "environment": dict(env),
+        "executable": f"{server}/python",
+        "largest_file": largest_file,
+    }
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(timeout)
+        connection.connect(f"{server}/socket")
+        socket.send_fds(connection, [json.dumps(request).encode() + b"\n"], streams)
+        replies = connection.makefile()
+        process = int(replies.readline())
+        for number in hand_on:
+            signal.signal(number, lambda number, _: os.kill(process, number))
+        return int(replies.readline())
+
+
+def main() -> None:
+    arguments = sys.argv[1:]
+    if arguments[:1] == ["-u"]:
+        arguments = arguments[1:]
+    if arguments[0].startswith("-") and " ".join(arguments[:2]) not in PROGRAMS.values():
+        os.execv(sys.executable, [sys.executable, *arguments])
+    status = ask(arguments, Path.cwd(), os.environ, (0, 1, 2), hand_on=(signal.SIGINT, signal.SIGTERM))
+    if status < 0:
+        signal.signal(-status, signal.SIG_DFL)
+        os.kill(os.getpid(), -status)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,34 +1,41 @@
-"""Feed `prepare` with damaged photos, archives and params: it must end well or in one line, never otherwise.
+"""Feed `prepare` damaged photos, archives and params: it must succeed, or refuse them.
 
-Usage: python tests/fuzz.py [PHOTOS ARCHIVES PARAMS [SEED]], how many of each; 10000 2000 2000 1 if left out
-Each case is a run of the stage in a process of its own. Prints what each kind of run ended in; what broke the stage
-stays in a folder that is named, and the exit status is 1.
+Usage: python tests/fuzz.py [PHOTOS ARCHIVES PARAMS [SEED]], the number of each; by default 10000 2000 2000 1
+To refuse means to end with one error line, or with a line for each mistake in params.yaml, and to leave nothing behind.
+Each case runs the stage in its own process. Prints how the runs of each kind ended. Cases that broke the stage are kept
+in a folder, which is printed, and then the exit status is 1.
 """
 
+import io
 import os
 import shutil
 import signal
 import sys
+import tarfile
 import tempfile
 import time
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1] / folder) for folder in ("stages", "demo")]
+sys.path[:0] = [str(Path(__file__).resolve().parents[1] / folder) for folder in (".", "stages", "demo")]
 import prepare  # noqa: E402
-from catsdogs.process import run_stage  # noqa: E402
+from pipeline.core.process import run_stage  # noqa: E402
 
-from conftest import CLASSES, Project, draw_photo, encode, kaggle_files, write_zip  # noqa: E402
+from photos import CLASSES, draw_photo, encode, kaggle_files  # noqa: E402
+from projects import Project  # noqa: E402
 
 LONGEST_RUN_S = 60
 PHOTOS_AT_ONCE = 500
 
 
 def mutate(content: bytes, random: np.random.Generator) -> bytes:
-    """A few damages at random places: flipped bits, bytes set to extremes, cut out, doubled or cut off."""
+    """Damage at a few random places: bits flipped; bytes set to extremes, replaced, cut out, doubled or cut off."""
     damaged = bytearray(content)
     for _ in range(random.integers(1, 6)):
         if not damaged:
@@ -52,8 +59,9 @@ def mutate(content: bytes, random: np.random.Generator) -> bytes:
 
 
 def damaged_photos(project: Project, random: np.random.Generator) -> None:
-    """An archive of PHOTOS_AT_ONCE damaged photos in several formats, and a few good ones; a split that wants all of
-    them, or a fifth."""
+    """An archive of PHOTOS_AT_ONCE damaged photos in several formats and a few good ones; splits for all of them or
+    for a fifth.
+    """
     files = kaggle_files(cats=10, dogs=10)
     for number in range(PHOTOS_AT_ONCE):
         label = CLASSES[number % 2]
@@ -71,9 +79,31 @@ def damaged_photos(project: Project, random: np.random.Generator) -> None:
 
 
 def damaged_archive(project: Project, random: np.random.Generator) -> None:
-    path = project.root / "data/raw/train.zip"
-    write_zip(path, kaggle_files(cats=9, dogs=9), compression=int(random.choice([0, 8, 12, 14])))
-    path.write_bytes(mutate(path.read_bytes(), random))
+    """An archive of some kind, perhaps inside another one, with damages."""
+    files = kaggle_files(cats=9, dogs=9)
+    buffer = io.BytesIO()
+    kind = random.integers(3)
+    if kind == 0:
+        with zipfile.ZipFile(buffer, "w", int(random.choice([0, 8, 12, 14]))) as archive:
+            for name, content in files.items():
+                archive.writestr(zipfile.ZipInfo(name), content, archive.compression)
+    elif kind == 1:
+        with tarfile.open(fileobj=buffer, mode=str(random.choice(["w", "w:gz", "w:bz2", "w:xz"]))) as archive:
+            for name, content in files.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    else:
+        labels = [int("dog" in name) for name in files]
+        table = pa.table({"image": [{"bytes": content} for content in files.values()], "label": labels})
+        pq.write_table(table, buffer)
+    damaged = mutate(buffer.getvalue(), random)
+    suffix = (".zip", ".tgz", ".parquet")[kind]
+    if random.integers(3):
+        project.photos({"cat.0.jpg": b""})  # makes the folder
+        (project.root / "data/raw/train.zip").write_bytes(damaged)
+    else:
+        project.photos({f"inner{suffix}": damaged}, str(random.choice(["data/raw/train.zip", "folder"])))
     project.write_params()
 
 
@@ -92,8 +122,9 @@ KINDS: dict[str, Callable[[Project, np.random.Generator], None]] = {
 
 
 def run_prepare(project: Project) -> tuple[int, str]:
-    """Run the stage in a fork of this process, which has imported all: its exit status (negative: the signal that
-    killed it, SIGALRM for too long a run) and what it said on stderr."""
+    """Run the stage in a fork of this process, which has imported everything: its exit status (if negative, the signal
+    that killed it; SIGALRM if it ran too long) and its stderr.
+    """
     errors = project.root / "stderr"
     child = os.fork()
     if child == 0:
@@ -101,6 +132,7 @@ def run_prepare(project: Project) -> tuple[int, str]:
         for stream, path in ((1, os.devnull), (2, errors)):
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
         os.chdir(project.root)
+        sys.argv = ["prepare.py"]
         try:
             run_stage(prepare.main)
             status = 0
@@ -117,7 +149,7 @@ def run_prepare(project: Project) -> tuple[int, str]:
 
 
 def fuzz(kind: str, count: int, seed: int, folder: Path) -> Iterator[tuple[Project, str]]:
-    """Run `count` cases; of each its project and what it ended in: `done`, `one line`, or what is wrong."""
+    """Run `count` cases; yield the project of each and how it ended: `done`, `refused`, or what is wrong."""
     for case in range(count):
         project = Project(folder / f"{kind}-{seed}-{case}")
         KINDS[kind](project, np.random.default_rng([seed, case]))
@@ -126,10 +158,16 @@ def fuzz(kind: str, count: int, seed: int, folder: Path) -> Iterator[tuple[Proje
         lines = errors.strip().splitlines()
         if status == 0 and not left and all(line.startswith("warning: ") for line in lines):
             yield project, "done"
-        elif status == 1 and not left and len(lines) == 1 and lines[0].startswith("error: "):
-            yield project, "one line"
+        elif status == 1 and not left and is_refusal(lines):
+            yield project, "refused"
         else:
             yield project, f"broken: status {status}, left {left}, {errors[-300:]!r}"
+
+
+def is_refusal(lines: list[str]) -> bool:
+    """One error line, or a line for each mistake in params.yaml."""
+    start = "error: " if len(lines) == 1 else "error: params.yaml: "
+    return bool(lines) and all(line.startswith(start) for line in lines)
 
 
 def main() -> None:
@@ -143,7 +181,7 @@ def main() -> None:
         start, endings = time.monotonic(), Counter()
         for project, ending in fuzz(kind, count, seed, folder):
             endings[ending.split(":")[0]] += 1
-            if ending in ("done", "one line"):
+            if ending in ("done", "refused"):
                 shutil.rmtree(project.root)
             else:
                 broken += 1

@@ -1,11 +1,12 @@
-"""The audit: which labels it doubts, and what its page shows."""
+"""tools/audit.py: which labels it doubts, and what its page shows."""
 
 import csv
 import html
 import re
 
 import pytest
-from conftest import SPLITS, Files, Project, Repository, kaggle_files, photo_bytes
+from photos import Files, kaggle_files, photo_bytes
+from projects import SPLITS, Project, Repository
 
 PAGE, TABLE = "metrics/audit.html", "metrics/audit.csv"
 UGLY = "<img src=http:x onerror=alert(1)>&\"'.jpg"
@@ -17,8 +18,8 @@ def ranking(project: Project) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def photos_some_of_them_swapped() -> Files:
-    """60 photos, four of them under the wrong label, and two that are byte for byte equal."""
+def photos_with_swapped_labels() -> Files:
+    """60 photos, four of them with the wrong label, and two that are equal byte for byte."""
     files = kaggle_files(cats=27, dogs=28)
     files |= {f"train/{name}": photo_bytes(label, 900 + number) for number, (name, label) in enumerate(SWAPPED.items())}
     return files | {"train/dog.902.jpg": files["train/dog.0.jpg"]}
@@ -26,26 +27,27 @@ def photos_some_of_them_swapped() -> Files:
 
 @pytest.fixture(scope="module")
 def audited(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """Prepared and audited."""
+    """A project that is prepared and audited. Read only."""
     project = Project(tmp_path_factory.mktemp("audited"))
-    project.photos(photos_some_of_them_swapped())
+    project.photos(photos_with_swapped_labels())
     project.split(train=36, validation=12, test=12)
     project.params["networks"] = {"resnet18": {"weights": "none"}}
     project.prepare()
-    result = project.run("audit.py")
-    assert result.returncode == 0, result.stderr
-    assert "warning: networks.resnet18.weights is none: random features, which say little of labels\n" in result.stderr
-    assert re.fullmatch(r"60 photos, \d+ labels held to be wrong; \d+ s; look at metrics/audit.html\n", result.stdout)
+    printed = project.succeed("audit.py")
+    assert re.fullmatch(r"60 photos, \d+ labels estimated to be wrong; \d+ s; see metrics/audit.html\n", printed)
+    assert "warning: networks.resnet18.weights is none; features from random weights say little about labels\n" in (
+        project.last_run.stderr
+    )
     return project
 
 
-def test_swapped_labels_rank_first(audited: Project) -> None:
+def test_audit_ranks_swapped_labels_first(audited: Project) -> None:
     rows = ranking(audited)
     assert {row["photo"] for row in rows[: len(SWAPPED)]} == set(SWAPPED)
     assert float(rows[len(SWAPPED) - 1]["probability_of_label"]) < 0.5 < float(rows[-1]["probability_of_label"])
 
 
-def test_the_table_has_a_row_for_each_photo_of_a_split(audited: Project) -> None:
+def test_audit_writes_a_row_for_each_photo_of_a_split(audited: Project) -> None:
     rows = ranking(audited)
     assert list(rows[0]) == ["rank", "photo", "label", "probability_of_label", "split"]
     assert [int(row["rank"]) for row in rows] == list(range(1, 61))
@@ -56,10 +58,10 @@ def test_the_table_has_a_row_for_each_photo_of_a_split(audited: Project) -> None
     expected = {tuple(row[name] for name in columns) for row in audited.split_table() if row["split"] in SPLITS}
     assert {tuple(row[name] for name in columns) for row in rows} == expected
     of_twins = [row["probability_of_label"] for row in rows if row["photo"] in ("dog.0.jpg", "dog.902.jpg")]
-    assert of_twins[0] == of_twins[1]  # judged by the same classifier, which saw neither
+    assert of_twins[0] == of_twins[1]  # judged by the same classifier, which has seen neither
 
 
-def test_the_page_needs_nothing_else_and_gives_lines_to_copy(audited: Project) -> None:
+def test_audit_writes_a_page_that_needs_nothing_else_and_has_lines_to_copy(audited: Project) -> None:
     page = (audited.root / PAGE).read_text(encoding="utf-8")
     assert "://" not in page
     assert set(re.findall(r'(?:src|href)="([^":]*)', page)) == {"#main", "#doubtful", "data"}
@@ -71,20 +73,19 @@ def test_the_page_needs_nothing_else_and_gives_lines_to_copy(audited: Project) -
     assert set(lines[1::2]) >= {f"{name}: {label}" for name, label in SWAPPED.items()}
 
 
-def test_relabelled_as_the_page_says_no_photo_is_doubted_any_more(project: Project) -> None:
-    project.photos(photos_some_of_them_swapped())
+def test_audit_doubts_no_photo_once_all_are_relabelled_as_its_page_says(project: Project) -> None:
+    project.photos(photos_with_swapped_labels())
     project.split(train=32, validation=12, test=12)
     project.params["networks"] = {"resnet18": {"weights": "none"}}
     project.correct(*(f"{name}: {label}" for name, label in SWAPPED.items()))
     project.prepare()
     assert project.read_json("metrics/prepare.json")["relabelled"] == len(SWAPPED)
-    assert project.run("audit.py").returncode == 0
+    project.succeed("audit.py")
     assert float(ranking(project)[0]["probability_of_label"]) > 0.5
 
 
-def test_git_and_dvc_see_nothing_of_an_audit(repository: Repository) -> None:
-    done = repository.run("audit.py")
-    assert done.returncode == 0, done.stderr
+def test_audit_leaves_git_and_dvc_status_clean(repository: Repository) -> None:
+    repository.succeed("audit.py")
     assert len(ranking(repository)) == 48
-    assert repository.git("status", "--porcelain") == ""  # the photos on the page stay out of git
-    assert repository.try_dvc("status", "--quiet").returncode == 0
+    assert repository.git("status", "--porcelain") == ""  # git ignores the page and its photos
+    assert repository.has_clean_status()

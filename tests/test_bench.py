@@ -1,4 +1,4 @@
-"""`make bench`, less the environment that it builds, over a few small drawings."""
+"""`make bench`, without the environment that it creates, on a few small synthetic photos."""
 
 import re
 import shutil
@@ -8,11 +8,13 @@ from pathlib import Path
 
 from run import copy_pipeline
 
+import forked
 import yaml
-from conftest import REPOSITORY, error_line, kaggle_files, write_zip
+from photos import kaggle_files, write_zip
+from projects import REPOSITORY, error_line
 
 
-def test_the_benchmark_sets_the_pipeline_beside_a_notebook_and_the_limit(tmp_path: Path) -> None:
+def test_bench_compares_the_pipeline_with_a_notebook_and_the_hardware_limit(tmp_path: Path) -> None:
     project, folder = tmp_path / "project", tmp_path / "bench"
     project.mkdir()
     copy_pipeline(project)
@@ -23,13 +25,15 @@ def test_the_benchmark_sets_the_pipeline_beside_a_notebook_and_the_limit(tmp_pat
     params["precision"] = "float32"
     params["train"]["batch_size"] = 8
     (project / "params.yaml").write_text(yaml.safe_dump(params))
+    one_network = [forked.python(), "tools/networks.py", "resnet18"]
+    subprocess.run(one_network, cwd=project, capture_output=True, check=True)
 
     command = [sys.executable, project / "bench/compare.py", folder, "--split", "16", "8", "8", "--rounds", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "16/8/8 photos, epochs: 1, batch size 8, float32 on cpu" in done.stdout
     rows = {line.split(", images/s")[0].strip(): line for line in done.stdout.splitlines() if ", images/s" in line}
-    assert set(rows) == {f"{name}: {kind}" for name in ("resnet18", "resnet34") for kind in ("training", "inference")}
+    assert set(rows) == {"resnet18: training", "resnet18: inference"}
     for line in rows.values():
         numbers = r"([\d.]+) +([\d.]+) \(([\d.]+) x\) .*\((\d+)%\)"
         ours, theirs, ratio, share = map(float, re.search(numbers, line).groups())
@@ -39,17 +43,21 @@ def test_the_benchmark_sets_the_pipeline_beside_a_notebook_and_the_limit(tmp_pat
         assert what in done.stdout
 
 
-def test_too_few_photos_for_the_benchmark_are_one_line(tmp_path: Path) -> None:
+def test_bench_names_a_class_with_too_few_photos(tmp_path: Path) -> None:
     write_zip(tmp_path / "photos.zip", {**kaggle_files(cats=3, dogs=3), "train/cat.3.jpg": b""})
-    command = [sys.executable, REPOSITORY / "bench/compare.py", tmp_path / "bench", "--photos", tmp_path / "photos.zip"]
-    done = subprocess.run([*command, "--split", "4", "2", "2"], capture_output=True, text=True)
-    assert error_line(done) == f"{tmp_path}/photos.zip: 3 photos of a cat, --split needs 4"
+    arguments = [tmp_path / "bench", "--photos", tmp_path / "photos.zip", "--split", "4", "2", "2"]
+    done = compare(*arguments)
+    assert error_line(done) == f"{tmp_path}/photos.zip: found 3 cats, but --split needs 4; lower it or add photos"
 
 
-def test_the_benchmark_deletes_no_folder_that_is_not_its_own(tmp_path: Path) -> None:
+def test_bench_refuses_to_delete_a_folder_that_is_not_its_own(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    command = [sys.executable, REPOSITORY / "bench/compare.py", tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr == f"error: {tmp_path} is no earlier benchmark; it would be deleted: name another folder\n"
+    assert error_line(compare(tmp_path)) == (
+        f"{tmp_path} was not created by the benchmark; refusing to delete it; use another folder"
+    )
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def compare(*arguments: str | Path) -> subprocess.CompletedProcess:
+    command = [forked.python(), REPOSITORY / "bench/compare.py", *arguments]
+    return subprocess.run(command, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""Downloads, of the photos and of pretrained weights, from a server of the tests' own that can be made to fail."""
+"""Downloads of photos and of pretrained weights, from a local server that can be made to fail."""
 
 import hashlib
 import io
@@ -14,14 +14,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import download
-from catsdogs import networks
-from catsdogs.errors import UserError
-from catsdogs.networks import build_network
+from pipeline.core.errors import UserError
+from pipeline.networks import weights
+from pipeline.networks.building import build_network
 
 import numpy as np
 import pytest
 import torch
-from conftest import STAGES, Project, error_line
+from projects import REPOSITORY, Project, error_line
 from torchvision import models
 
 CONTENT = np.random.default_rng(1).bytes(300_001)
@@ -31,17 +31,17 @@ WAYS = ("`make photos`", "train.zip from https://www.kaggle.com/c/dogs-vs-cats/d
 
 
 class Server(ThreadingHTTPServer):
-    """Gives `content` under every path, and notes the Range header of each request."""
+    """Serves `content` under every path, and records the Range header of each request."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.content = CONTENT
-        self.status = 200  # of every answer; 200 stands for 206 and 416 as well
+        self.status = 200  # of every response; 200 stands for 206 and 416 too
         self.knows_ranges = True
-        self.cuts: list[int] = []  # how many bytes the first answer sends before it ends, the second, ...
-        self.stalls = False  # an answer that is cut stays open, and silent, instead
+        self.cuts: list[int] = []  # how many bytes the first response sends before it ends, the second, ...
+        self.stalls = False  # a cut response stays open and silent instead
         self.ranges: list[str | None] = []
         self.released = threading.Event()
 
@@ -89,9 +89,9 @@ def raw_files(project: Project) -> dict[str, bytes]:
 
 
 def download_here(project: Project, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The script in this process, without a pause between its tries."""
+    """Run the script in this process, without pauses between its tries."""
     monkeypatch.chdir(project.root)
-    monkeypatch.setattr(sys, "argv", ["download.py", url, SHA256])
+    monkeypatch.setattr(sys, "argv", ["download.py", "--archive", url, SHA256])
     monkeypatch.setattr(download, "PAUSE_S", 0)
     download.main()
 
@@ -101,28 +101,28 @@ def write_partial(project: Project, content: bytes) -> None:
     (project.root / PARTIAL).write_bytes(content)
 
 
-def test_photos_are_downloaded_and_checked(project: Project, server: Server) -> None:
-    result = project.run("download.py", server.url, SHA256.upper())
+def test_download_fetches_and_checks_the_archive(project: Project, server: Server) -> None:
+    result = project.run("download.py", "--archive", server.url, SHA256.upper())
     assert (result.returncode, result.stderr) == (0, ""), result.stderr
-    assert result.stdout == f"{ARCHIVE}: downloaded; its SHA-256 is the expected one\n"
+    assert result.stdout == f"{ARCHIVE}: downloaded, SHA-256 verified\n"
     assert raw_files(project) == {"train.zip": CONTENT}
     assert server.ranges == [None]
 
 
-def test_a_full_disk_is_named(project: Project, server: Server) -> None:
-    result = project.run("download.py", server.url, SHA256, largest_file=100_000)
-    assert error_line(result) == f"{PARTIAL}: File too large; make room and run this again"
+def test_download_names_a_full_disk(project: Project, server: Server) -> None:
+    result = project.run("download.py", "--archive", server.url, SHA256, largest_file=100_000)
+    assert error_line(result) == f"{PARTIAL}: File too large; free some disk space and run this again"
 
 
-def test_a_cut_connection_is_resumed_where_it_stopped(project: Project, server: Server) -> None:
+def test_download_resumes_a_cut_connection_where_it_stopped(project: Project, server: Server) -> None:
     server.cuts = [100_003, 150_001]
-    result = project.run("download.py", server.url, SHA256)
+    result = project.run("download.py", "--archive", server.url, SHA256)
     assert (result.returncode, result.stderr) == (0, ""), result.stderr
     assert raw_files(project) == {"train.zip": CONTENT}
     assert server.ranges == [None, "bytes=100003-", "bytes=250004-"]  # no byte twice
 
 
-def test_tries_that_bring_something_new_are_not_limited(
+def test_download_does_not_limit_tries_that_make_progress(
     project: Project, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.cuts = [30_000] * 9
@@ -132,24 +132,24 @@ def test_tries_that_bring_something_new_are_not_limited(
 
 
 @pytest.mark.parametrize("size", [1, 123_456, len(CONTENT)])
-def test_an_earlier_run_is_continued(project: Project, server: Server, size: int) -> None:
+def test_download_resumes_an_earlier_run(project: Project, server: Server, size: int) -> None:
     write_partial(project, CONTENT[:size])
-    result = project.run("download.py", server.url, SHA256)
+    result = project.run("download.py", "--archive", server.url, SHA256)
     assert (result.returncode, result.stderr) == (0, ""), result.stderr
     assert raw_files(project) == {"train.zip": CONTENT}
     assert server.ranges == [f"bytes={size}-"]
 
 
-def test_a_server_without_ranges_starts_anew(project: Project, server: Server) -> None:
+def test_download_starts_over_if_the_server_knows_no_ranges(project: Project, server: Server) -> None:
     server.knows_ranges = False
     server.cuts = [200_000]
-    result = project.run("download.py", server.url, SHA256)
+    result = project.run("download.py", "--archive", server.url, SHA256)
     assert (result.returncode, result.stderr) == (0, ""), result.stderr
     assert raw_files(project) == {"train.zip": CONTENT}
     assert server.ranges == [None, "bytes=200000-"]
 
 
-def test_a_server_without_ranges_that_always_breaks_is_given_up(
+def test_download_gives_up_if_a_server_without_ranges_always_breaks(
     project: Project, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.knows_ranges = False
@@ -159,24 +159,24 @@ def test_a_server_without_ranges_that_always_breaks_is_given_up(
     assert len(server.ranges) == 1 + download.TRIES
 
 
-def test_a_wrong_hash_keeps_nothing(project: Project, server: Server) -> None:
+def test_download_keeps_nothing_with_a_wrong_hash(project: Project, server: Server) -> None:
     server.content = CONTENT[:-1] + b"?"
-    line = error_line(project.run("download.py", server.url, SHA256))
+    line = error_line(project.run("download.py", "--archive", server.url, SHA256))
     assert f"expected SHA-256 {SHA256}, got {hashlib.sha256(server.content).hexdigest()}" in line
     assert raw_files(project) == {}
 
 
-def test_a_refusal_is_one_line_that_names_the_three_ways(project: Project, server: Server) -> None:
+def test_download_names_the_other_ways_if_the_server_refuses(project: Project, server: Server) -> None:
     server.status = 404
     write_partial(project, CONTENT[:1000])
-    line = error_line(project.run("download.py", server.url, SHA256))
+    line = error_line(project.run("download.py", "--archive", server.url, SHA256))
     assert line.startswith(f"{server.url}: could not be downloaded (404 Not Found); ")
     assert all(way in line for way in WAYS)
     assert len(server.ranges) == 1
     assert raw_files(project) == {"train.zip.partial": CONTENT[:1000]}
 
 
-def test_a_server_out_of_order_is_tried_again(
+def test_download_tries_again_if_the_server_is_unavailable(
     project: Project, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.status = 503
@@ -185,7 +185,7 @@ def test_a_server_out_of_order_is_tried_again(
     assert len(server.ranges) == download.TRIES
 
 
-def test_a_stalled_connection_ends(project: Project, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_download_ends_a_stalled_connection(project: Project, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     server.stalls = True
     server.cuts = [70_000] + [0] * 20
     monkeypatch.setattr(download, "READ_TIMEOUT_S", 0.5)
@@ -197,21 +197,21 @@ def test_a_stalled_connection_ends(project: Project, server: Server, monkeypatch
     assert raw_files(project) == {"train.zip.partial": CONTENT[:70_000]}
 
 
-def test_without_a_network_the_three_ways_are_named(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_download_names_the_other_ways_without_a_network(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with socket.socket() as unused, pytest.raises(UserError) as error:
-        unused.bind(("127.0.0.1", 0))  # and does not listen
+        unused.bind(("127.0.0.1", 0))  # and is not listening
         download_here(project, f"http://127.0.0.1:{unused.getsockname()[1]}/photos.zip", monkeypatch)
     assert "/photos.zip: could not be downloaded (Connection refused); " in str(error.value)
     assert all(way in str(error.value) for way in WAYS)
     assert raw_files(project) == {}
 
 
-def test_ctrl_c_ends_quietly_and_keeps_what_has_come(project: Project, server: Server) -> None:
+def test_download_ends_quietly_on_ctrl_c_and_keeps_what_it_has(project: Project, server: Server) -> None:
     server.stalls = True
     server.cuts = [50_000]
     partial = project.root / PARTIAL
-    command = [sys.executable, str(STAGES / "download.py"), server.url, SHA256]
+    command = [sys.executable, str(REPOSITORY / "tools/download.py"), "--archive", server.url, SHA256]
     with subprocess.Popen(command, cwd=project.root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as running:
         deadline = time.monotonic() + 4  # the server keeps silent for 5 s
         while not (partial.exists() and partial.stat().st_size) and time.monotonic() < deadline:
@@ -223,13 +223,12 @@ def test_ctrl_c_ends_quietly_and_keeps_what_has_come(project: Project, server: S
     assert partial.stat().st_size
 
 
-def test_an_archive_that_is_there_is_left_alone(project: Project, server: Server) -> None:
+def test_download_leaves_an_existing_archive_alone(project: Project, server: Server) -> None:
     (project.root / "data/raw").mkdir(parents=True)
     (project.root / ARCHIVE).write_bytes(b"Kaggle's")
-    result = project.run("download.py", server.url, SHA256)
+    result = project.run("download.py", "--archive", server.url, SHA256)
     assert (result.returncode, result.stderr) == (0, ""), result.stderr
-    assert result.stdout.startswith(f"{ARCHIVE} is there and is left as it is")
-    assert result.stdout.count("\n") == 1
+    assert result.stdout == f"{ARCHIVE} already exists; delete it first to download Microsoft's copy\n"
     assert raw_files(project) == {"train.zip": b"Kaggle's"}
     assert server.ranges == []
 
@@ -239,7 +238,7 @@ def test_an_archive_that_is_there_is_left_alone(project: Project, server: Server
 
 @pytest.fixture
 def checkpoints(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """torch.hub's folder, empty; squeezenet1_1's weights, small and random, lie on the server under their hash."""
+    """torch.hub's folder, empty; the server has random weights of squeezenet1_1, which are small, under their hash."""
     torch.manual_seed(7)
     content = io.BytesIO()
     torch.save(models.squeezenet1_1(weights=None).state_dict(), content)
@@ -260,17 +259,17 @@ def url_of_weights() -> str:
     return models.SqueezeNet1_1_Weights.IMAGENET1K_V1.url
 
 
-def test_weights_are_downloaded_once(
+def test_build_network_downloads_weights_once(
     checkpoints: Path, server: Server, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weights = torch.load(io.BytesIO(server.content), weights_only=True)
+    published = torch.load(io.BytesIO(server.content), weights_only=True)
     for _ in range(2):
         network = build()
-        body = [key for key in weights if not key.startswith("classifier.")]
-        assert all(torch.equal(network[key], weights[key]) for key in body)
+        body = [key for key in published if not key.startswith("classifier.")]
+        assert all(torch.equal(network[key], published[key]) for key in body)
     assert [path.read_bytes() for path in checkpoints.iterdir()] == [server.content]
     assert server.ranges == [None]
-    assert capfd.readouterr() == (f"downloading {url_of_weights()}\n", "")  # no progress bar but on a terminal
+    assert capfd.readouterr() == (f"downloading {url_of_weights()}\n", "")  # a progress bar only on a terminal
 
 
 def break_by_status(server: Server) -> None:
@@ -303,7 +302,7 @@ def break_by_content(server: Server) -> None:
         (break_by_content, 'invalid hash value (expected "'),
     ],
 )
-def test_weights_that_cannot_be_downloaded_leave_nothing_behind(
+def test_build_network_keeps_nothing_of_a_failed_download(
     checkpoints: Path,
     server: Server,
     break_server: Callable[[Server], None],
@@ -312,15 +311,15 @@ def test_weights_that_cannot_be_downloaded_leave_nothing_behind(
 ) -> None:
     break_server(server)
     if server.stalls:
-        monkeypatch.setattr(networks, "DOWNLOAD_TIMEOUT_S", 0.5)
+        monkeypatch.setattr(weights, "DOWNLOAD_TIMEOUT_S", 0.5)
     started = time.monotonic()
     with pytest.raises(UserError) as error:
         build()
     assert time.monotonic() - started < 10
     assert str(error.value).startswith(f"networks.squeezenet1_1: {url_of_weights()} could not be downloaded ({reason}")
     assert str(error.value).endswith(
-        "; run this again, or put that file anywhere and give its path as networks.squeezenet1_1.weights, "
-        "or set that to none"
+        "; run this again, or download the file yourself and set networks.squeezenet1_1.weights to its path, or start "
+        "from random weights (none, with train.layers: all)"
     )
     assert "\n" not in str(error.value)
     assert list(checkpoints.iterdir()) == []
@@ -328,7 +327,7 @@ def test_weights_that_cannot_be_downloaded_leave_nothing_behind(
 
 
 @pytest.mark.parametrize("damage", ["cut off", "other weights"])
-def test_a_bad_file_in_torchs_folder_is_named(checkpoints: Path, server: Server, damage: str) -> None:
+def test_build_network_names_a_damaged_file_in_torchs_folder(checkpoints: Path, server: Server, damage: str) -> None:
     build()
     [file] = checkpoints.iterdir()
     if damage == "cut off":
@@ -340,8 +339,8 @@ def test_a_bad_file_in_torchs_folder_is_named(checkpoints: Path, server: Server,
         build()
     digits = file.stem.split("-")[1]
     assert str(error.value) == (
-        f"networks.squeezenet1_1.weights: {file} is damaged (its SHA-256 begins {sha256[:8]}, not {digits} as its name "
-        "says); delete it, and get it again"
+        f"networks.squeezenet1_1.weights: {file} is damaged (its SHA-256 starts with {sha256[:8]}, its name says "
+        f"{digits}); delete it and download it again"
     )
     file.unlink()
     build()

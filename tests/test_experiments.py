@@ -1,6 +1,6 @@
-"""Experiments as DVC's users run them: beside the workspace, in a queue, compared, and taken over.
+"""Experiments as DVC's users run them: outside the workspace, in a queue, compared and applied.
 
-The stages' scripts are stand-ins that take no time; that the real ones run under `dvc exp run` is shown elsewhere.
+The stages are stand-ins that take no time; test_pipeline.py runs real ones under `dvc exp run`.
 """
 
 import csv
@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import STAGE_NAMES, Repository, stand_in_repository
+from projects import STAGE_NAMES, Repository, stand_in_repository
 
 RETRAINED = list(STAGE_NAMES[1:])
 
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Repository:
-    """A repository with committed results, whose archive DVC keeps as well. To be read only."""
+    """A repository with committed results, whose archive DVC tracks too. Read only."""
     repository = stand_in_repository(tmp_path_factory.mktemp("template") / "repository")
     repository.dvc("add", "data/raw/train.zip")
     repository.dvc("repro")
@@ -39,7 +39,7 @@ def shown(repository: Repository) -> dict[str, float]:
     return {row["Experiment"]: float(row["lr"]) for row in rows if row["typ"].startswith("branch")}
 
 
-def test_an_experiment_beside_the_workspace_is_compared_and_taken_over(repository: Repository) -> None:
+def test_dvc_exp_run_outside_the_workspace_can_be_compared_and_applied(repository: Repository) -> None:
     before = repository.results()
     assert repository.stages_run_by("exp", "run", "--temp", "--name", "slower", "-S", "lr=0.0005") == RETRAINED
     assert repository.results() == before
@@ -61,7 +61,7 @@ def test_an_experiment_beside_the_workspace_is_compared_and_taken_over(repositor
     assert "Data and pipelines are up to date" in repository.dvc("repro")
 
 
-def test_a_queue_tries_one_learning_rate_after_the_other(repository: Repository) -> None:
+def test_dvc_queue_tries_one_learning_rate_after_the_other(repository: Repository) -> None:
     assert repository.dvc("exp", "run", "--queue", "-S", "lr=0.0005,0.001,0.002").count("Queued experiment") == 3
     repository.dvc("queue", "start")
     try:
@@ -76,7 +76,7 @@ def test_a_queue_tries_one_learning_rate_after_the_other(repository: Repository)
     assert repository.git("status", "--porcelain") == ""
 
 
-def test_going_back_to_an_earlier_learning_rate_trains_nothing(repository: Repository) -> None:
+def test_dvc_exp_run_with_an_earlier_learning_rate_trains_nothing(repository: Repository) -> None:
     first = repository.results()
     assert repository.stages_run_by("exp", "run", "-S", "lr=0.0005") == RETRAINED
     second = repository.results()

@@ -1,13 +1,13 @@
-"""A small part of what `python tests/fuzz.py` does at length."""
+"""A short run of tests/fuzz.py."""
 
 import subprocess
 import sys
 
-from conftest import REPOSITORY
+from projects import REPOSITORY
 
 
-def test_damaged_photos_archives_and_params_end_well_or_in_one_line() -> None:
+def test_prepare_succeeds_with_or_refuses_damaged_photos_archives_and_params() -> None:
     command = [sys.executable, REPOSITORY / "tests/fuzz.py", "1500", "60", "100", "7"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("'done': ") == 3  # of each kind some
+    assert done.stdout.count("'done': ") == 3  # some of each kind

@@ -1,20 +1,24 @@
-"""What goes wrong from outside while a stage runs: nothing that was there is lost, and nothing half written stays."""
+"""What goes wrong from outside while a stage runs: earlier results are not lost, and nothing half-written stays."""
 
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
-from catsdogs.process import run_stage
+from pipeline.core.process import run_stage
 
+import forked
 import psutil
 import pytest
 import torch
-from conftest import STAGES, Project, Repository, error_line, photo_bytes
+from photos import kaggle_files
+from projects import REPOSITORY, Project, Repository, error_line
 
 STAGE_COMMANDS = (("prepare.py",), ("train.py", "resnet18"), ("evaluate.py",), ("ensemble.py",), ("report.py",))
+SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]  # with the exit status of a stage
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
@@ -24,25 +28,41 @@ def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
-def start(project: Project, *command: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, *command], cwd=project.root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+Start = Callable[..., subprocess.Popen]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Start `python *arguments` in a project; a process that the test leaves behind is killed."""
+    started = []
+
+    def start(project: Project, python: str, *arguments: str | Path) -> subprocess.Popen:
+        command = [python, *arguments]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        started.append(subprocess.Popen(command, cwd=project.root, text=True, **pipes))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
 @pytest.mark.parametrize("command", STAGE_COMMANDS, ids=" ".join)
-def test_a_full_disk_is_one_line_and_costs_no_earlier_result(command: tuple[str, ...], repository: Repository) -> None:
+def test_stages_name_a_full_disk_in_one_line_and_keep_earlier_results(
+    command: tuple[str, ...], repository: Repository
+) -> None:
     before = repository.results()
     largest_file = {"prepare.py": 50_000, "train.py": 1_000_000, "evaluate.py": 1_000}.get(command[0], 100)
     *warnings, line = repository.run(*command, largest_file=largest_file).stderr.splitlines()
     folder = {"prepare.py": "data/prepared", "train.py": "metrics, metrics/curves, models"}.get(command[0], "metrics")
     assert line.startswith(f"error: {folder}")
-    assert line.endswith(": File too large; make room and run this again")
+    assert line.endswith(": File too large; free some disk space and run this again")
     assert [text.partition(":")[0] for text in warnings] == ["warning"] * (command[0] == "train.py")  # its checkpoint
-    assert repository.results() == before  # and so nothing half written is left
+    assert repository.results() == before  # so nothing half-written is left
 
 
-def test_a_folder_that_cannot_be_written_to_is_named(repository: Repository) -> None:
+def test_evaluate_names_a_folder_that_it_cannot_write_to(repository: Repository) -> None:
     shutil.rmtree(repository.root / "metrics")
     (repository.root / "metrics").write_text("a file where a folder should be")
     before = repository.results()
@@ -50,31 +70,37 @@ def test_a_folder_that_cannot_be_written_to_is_named(repository: Repository) -> 
     assert repository.results() == before
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_prepare_at_once_and_leaves_nothing_half_written(
-    number: int, status: int, project: Project
-) -> None:
-    photo = {label: photo_bytes(label, 1) for label in ("cat", "dog")}
-    project.photos({f"{label}.{n}.jpg": photo[label] + str(n).encode() for label in photo for n in range(10_000)})
-    project.split(train=18_000, validation=100, test=100)
-    project.params["prepare"]["image_size"] = 128
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project that takes a while to prepare. Read only."""
+    project = Project(tmp_path_factory.mktemp("large"))
+    project.photos(kaggle_files(cats=300, dogs=300), "photos")
+    project.split(train=560, validation=20, test=20)
+    project.params["prepare"]["image_size"] = 512
     project.write_params()
-    process = start(project, str(STAGES / "prepare.py"))
-    wait_for(lambda: (project.root / "data/prepared/train.safetensors.partial").exists())
+    return project
+
+
+@pytest.mark.parametrize(("number", "status"), SIGNALS)
+def test_prepare_ends_at_once_on_a_signal_and_leaves_nothing_half_written(
+    number: int, status: int, large: Project, start: Start
+) -> None:
+    process = start(large, sys.executable, REPOSITORY / "stages/prepare.py")
+    wait_for((large.root / "data/prepared/train.safetensors.partial").exists)
     process.send_signal(number)
     sent = time.monotonic()
     _, errors = process.communicate(timeout=60)
     assert time.monotonic() - sent < 2
     assert (process.returncode, errors) == (status, "")
-    assert project.results() == {}
+    assert large.results() == {}
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_a_training_at_once(number: int, status: int, repository: Repository) -> None:
+@pytest.mark.parametrize(("number", "status"), SIGNALS)
+def test_train_ends_at_once_on_a_signal(number: int, status: int, repository: Repository, start: Start) -> None:
     repository.params["train"]["epochs"] = 1000
     repository.write_params()
     before = repository.results()
-    process = start(repository, str(STAGES / "train.py"), "resnet18")
+    process = start(repository, forked.python(), REPOSITORY / "stages/train.py", "resnet18")
     assert "epochs: 1000" in process.stdout.readline()
     process.send_signal(number)
     _, errors = process.communicate(timeout=20)
@@ -85,14 +111,14 @@ def test_a_signal_ends_a_training_at_once(number: int, status: int, repository: 
 
 
 @pytest.mark.parametrize(("shell", "has_begun"), [("/bin/bash", False), ("/bin/sh", True)])
-def test_a_stage_ends_when_dvc_is_gone(
-    repository: Repository, shell: str, has_begun: bool, monkeypatch: pytest.MonkeyPatch
+def test_train_ends_when_its_dvc_is_gone(
+    repository: Repository, shell: str, has_begun: bool, monkeypatch: pytest.MonkeyPatch, start: Start
 ) -> None:
-    """Some shells stay between DVC and the stage, others hand their process over to it."""
+    """Some shells stay between DVC and the stage, others turn into the stage."""
     monkeypatch.setenv("SHELL", shell)
     repository.params["train"]["epochs"] = 1000
     repository.write_params()
-    dvc = start(repository, "-m", "dvc", "repro", "--single-item", "train_resnet18")
+    dvc = start(repository, sys.executable, "-m", "dvc", "repro", "--single-item", "train_resnet18")
 
     def stages() -> list[psutil.Process]:
         """Neither the shell before the stage nor DVC itself, which its child still looks like for a moment."""
@@ -107,13 +133,14 @@ def test_a_stage_ends_when_dvc_is_gone(
     finally:
         if stage.is_running():
             stage.kill()
-        dvc.communicate()
 
 
-def test_of_two_repros_at_once_the_second_says_so_and_the_first_ends_well(repository: Repository) -> None:
-    repository.params["train"]["epochs"] = 8
+def test_dvc_repro_is_refused_while_another_one_trains_and_that_one_finishes(
+    repository: Repository, start: Start
+) -> None:
+    repository.params["train"]["epochs"] = 5
     repository.write_params()
-    first = start(repository, "-m", "dvc", "repro", "train_resnet18")
+    first = start(repository, forked.python(), "-m", "dvc", "repro", "train_resnet18")
     wait_for((repository.root / "models/resnet18.checkpoint").exists)
     second = repository.try_dvc("repro", "train_resnet18")
     _, errors = first.communicate()
@@ -124,15 +151,15 @@ def test_of_two_repros_at_once_the_second_says_so_and_the_first_ends_well(reposi
     assert "up to date" in repository.dvc("repro", "train_resnet18")
 
 
-def test_a_stage_that_fails_under_dvc_costs_nothing(repository: Repository) -> None:
-    """DVC clears a stage's results away before it runs, and has them back without running anything."""
+def test_dvc_repro_loses_no_results_when_a_stage_fails(repository: Repository) -> None:
+    """DVC deletes a stage's results before it runs, and can restore them without running anything."""
     before = repository.results()
     earlier = (repository.root / "params.yaml").read_bytes()
     repository.photos({"cat.0.jpg": b"no photo"}, "data/raw/other.zip")
     repository.write_params()
     done = repository.try_dvc("repro")
     assert done.returncode != 0
-    assert "error: data/raw/other.zip: 1 cats and 0 dogs found" in done.stderr
+    assert "error: data/raw/other.zip: found 1 cats and 0 dogs" in done.stderr
     (repository.root / "params.yaml").write_bytes(earlier)
     assert repository.stages_run_by("repro") == []
     assert repository.results() == before
@@ -147,7 +174,7 @@ def more_memory_than_a_gpu_has() -> None:
 
 
 @pytest.mark.parametrize("main", [more_memory_than_there_is, more_memory_than_a_gpu_has])
-def test_too_little_memory_is_one_line(main: Callable[[], None]) -> None:
+def test_run_stage_turns_too_little_memory_into_one_line(main: Callable[[], None]) -> None:
     with pytest.raises(SystemExit) as exit_:
         run_stage(main)
     assert str(exit_.value).startswith("error: out of memory; close other programs, or lower prepare.image_size")
@@ -155,7 +182,7 @@ def test_too_little_memory_is_one_line(main: Callable[[], None]) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def test_other_runtime_errors_are_no_memory_errors() -> None:
+def test_run_stage_takes_other_runtime_errors_for_bugs() -> None:
     with pytest.raises(RuntimeError, match="a mistake of ours"):
         run_stage(lambda: (_ for _ in ()).throw(RuntimeError("a mistake of ours")))
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,28 +1,29 @@
-"""One training in several processes, and several stages at once."""
+"""One training in several processes, and several stages at the same time."""
 
 import subprocess
 import sys
 from pathlib import Path
 
-from catsdogs.dataset import PackedSplit
-from catsdogs.distributed import Processes
-from catsdogs.errors import UserError
+from pipeline.core.errors import UserError
+from pipeline.networks.dataset import PackedSplit
+from pipeline.networks.distributed import Processes
 from train import check_batch_size
 
+import forked
 import psutil
 import pytest
 import torch
-from conftest import STAGES, STAND_IN, Repository, stand_in_repository
+from projects import REPOSITORY, STAND_IN, Repository, stand_in_repository
 from safetensors.torch import load_file
 
 LAUNCHER = ("torchrun", "--standalone", "--nproc-per-node", "2")
 MODEL = "models/resnet18.safetensors"
 
 
-def start_two(repository: Repository) -> subprocess.Popen:
-    """Train resnet18 in two processes, by hand."""
+def start_two(repository: Repository, python: str) -> subprocess.Popen:
+    """Start a training of resnet18 in two processes, by hand."""
     return subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", *LAUNCHER[1:], str(STAGES / "train.py"), "resnet18"],
+        [python, "-m", "torch.distributed.run", *LAUNCHER[1:], REPOSITORY / "stages/train.py", "resnet18"],
         cwd=repository.root,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -30,32 +31,30 @@ def start_two(repository: Repository) -> subprocess.Popen:
     )
 
 
-def test_the_shares_of_a_batch_are_all_of_it() -> None:
+def test_processes_shard_a_batch_completely() -> None:
     batch = torch.arange(12)
-    shares = [Processes(rank, 3).share(batch) for rank in range(3)]
-    assert [len(share) for share in shares] == [4, 4, 4]
-    assert torch.equal(torch.cat(shares).sort().values, batch)
+    shards = [Processes(rank, 3).shard(batch) for rank in range(3)]
+    assert [len(shard) for shard in shards] == [4, 4, 4]
+    assert torch.equal(torch.cat(shards).sort().values, batch)
 
 
-def test_a_batch_that_cannot_be_shared_equally_is_refused() -> None:
+def test_train_refuses_a_batch_that_cannot_be_shared_equally() -> None:
     train = PackedSplit(torch.zeros(64, 1), torch.zeros(64), {})
     check_batch_size(64, train, Processes(0, 2))
     with pytest.raises(UserError, match=r"train\.batch_size is 64; expected a multiple of 3"):
         check_batch_size(64, train, Processes(0, 3))
 
 
-def test_two_processes_take_the_steps_of_one(repository: Repository) -> None:
-    """Without dropout, and with the body's statistics frozen, a step depends on the whole batch alone."""
-    recipe = {"layers": "head", "dropout": 0, "optimizer": "sgd"}
-    repository.params["train"] |= recipe
-    repository.write_params()
-    assert repository.run("train.py", "resnet18").returncode == 0
+def test_train_in_two_processes_takes_the_same_steps_as_in_one(repository: Repository) -> None:
+    """Without dropout and with the body's statistics frozen, a step depends on nothing but the whole batch."""
+    repository.params["train"] |= {"layers": "head", "dropout": 0, "optimizer": "sgd"}
+    repository.succeed("train.py", "resnet18")
     one, scores = load_file(repository.root / MODEL), repository.read_json("metrics/train_resnet18.json")
 
-    process = start_two(repository)
+    process = start_two(repository, forked.python())
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
-    assert output.count("resnet18 epoch 1/1") == 1  # the first process alone reports
+    assert output.count("resnet18 epoch 1/1") == 1  # only the first process prints
     two = load_file(repository.root / MODEL)
     assert one.keys() == two.keys()
     for key in one:
@@ -63,25 +62,25 @@ def test_two_processes_take_the_steps_of_one(repository: Repository) -> None:
     assert repository.read_json("metrics/train_resnet18.json") == pytest.approx(scores, abs=1e-5)
 
 
-def test_two_processes_give_the_same_bytes_every_time(repository: Repository) -> None:
-    repository.params["launcher"] = " ".join(LAUNCHER)
+def test_train_in_two_processes_gives_the_same_bytes_every_time(repository: Repository) -> None:
+    repository.params["train"]["launcher"] = " ".join(LAUNCHER)
     repository.write_params()
     output = repository.dvc("repro", "--single-item", "train_resnet18")
     assert f"{' '.join(LAUNCHER)} stages/train.py resnet18" in output
     assert "2 processes" in output
     by_dvc = repository.results()
 
-    process = start_two(repository)
+    process = start_two(repository, forked.python())
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert repository.results() == by_dvc
 
 
-def test_a_process_that_dies_ends_the_training(repository: Repository) -> None:
+def test_train_ends_when_one_of_its_processes_dies(repository: Repository) -> None:
     before = repository.results()
     repository.params["train"]["epochs"] = 1000
     repository.write_params()
-    launcher = start_two(repository)
+    launcher = start_two(repository, sys.executable)
     assert "2 processes" in launcher.stdout.readline()
     workers = psutil.Process(launcher.pid).children()
     workers[-1].kill()
@@ -93,7 +92,7 @@ def test_a_process_that_dies_ends_the_training(repository: Repository) -> None:
     assert results == before
 
 
-def test_two_stages_run_at_once_where_each_is_asked_for_alone(tmp_path: Path) -> None:
+def test_dvc_repro_runs_two_single_stages_at_the_same_time(tmp_path: Path) -> None:
     repository = stand_in_repository(tmp_path / "repository")
     meeting = """
 import time

@@ -1,4 +1,4 @@
-"""The prepare stage, as its user sees it: what `python stages/prepare.py` makes of a zip or a folder of photos."""
+"""The prepare stage as users see it: what `python stages/prepare.py` makes of a zip or a folder of photos."""
 
 import hashlib
 import io
@@ -10,14 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import (
+from photos import (
     CLASSES,
-    SPLITS,
     Files,
-    Project,
     draw_photo,
     encode,
-    error_line,
     imagefolder_files,
     kaggle_files,
     petimages_files,
@@ -25,6 +22,7 @@ from conftest import (
     write_zip,
 )
 from PIL import Image
+from projects import SPLITS, Project, error_line
 
 PACKED = tuple(f"{split}.safetensors" for split in SPLITS)
 ORIENTATIONS = {  # the EXIF tag's value, and how numpy turns such a photo upright
@@ -39,6 +37,9 @@ ORIENTATIONS = {  # the EXIF tag's value, and how numpy turns such a photo uprig
 }
 
 
+DAMAGED, NO_PHOTO = "damaged in its archive", "not a photo, or damaged at its start"
+
+
 def squeezed(image: Image.Image, side: int = 32) -> np.ndarray:
     return np.asarray(image.resize((side, side), Image.Resampling.BILINEAR))
 
@@ -51,13 +52,14 @@ def decoded(content: bytes) -> Image.Image:
 
 
 @pytest.mark.parametrize("layout", [kaggle_files, petimages_files, imagefolder_files])
-def test_a_zip_and_a_folder_in_any_entry_order_give_the_same_bytes(
+def test_prepare_gives_the_same_bytes_for_a_zip_and_a_folder_in_any_order(
     layout: Callable[[int, int], Files], prepared: Project, tmp_path: Path
 ) -> None:
     files = layout(10, 10)
     as_folder, as_zip = Project(tmp_path / "folder"), Project(tmp_path / "zip")
     as_folder.photos(files, "photos")
-    as_folder.params["source"] = f"photos/{next(iter(files)).split('/')[0]}"  # further down makes no difference
+    top = next(iter(files)).split("/")[0]
+    as_folder.params["prepare"]["source"] = f"photos/{top}"  # a folder further down makes no difference
     as_folder.prepare()
     mac = {"__MACOSX/train/._cat.0.jpg": b"resource fork", "train/.hidden.jpg": b"hidden"}
     shuffled = np.random.default_rng(0).permutation(list(files)).tolist()
@@ -66,11 +68,13 @@ def test_a_zip_and_a_folder_in_any_entry_order_give_the_same_bytes(
     as_zip.prepare()
 
     assert as_zip.prepared_bytes() == as_folder.prepared_bytes()
-    assert as_zip.read_json("metrics/prepare.json") == as_folder.read_json("metrics/prepare.json")
-    # What the files and folders are called makes no difference to the draw or to the pixels.
+    ours, theirs = as_zip.read_json("metrics/prepare.json"), as_folder.read_json("metrics/prepare.json")
+    assert ours.pop("skipped")["hidden"] == theirs.pop("skipped").get("hidden", 0) + 2
+    assert ours == theirs
+    # The names of files and folders make no difference to the splits or to the pixels.
     reference = prepared.prepared_bytes()
     assert {name: as_zip.prepared_bytes()[name] for name in PACKED} == {name: reference[name] for name in PACKED}
-    # Thumbs.db, hidden files and texts are passed over; every photo has its class.
+    # Thumbs.db, hidden files and text files are skipped; every photo has its class.
     assert Counter(row["label"] for row in as_zip.split_table()) == {"cat": 10, "dog": 10}
     by_hash = {hashlib.sha256(content).hexdigest(): name for name, content in files.items()}
     for row in as_zip.split_table():
@@ -78,9 +82,9 @@ def test_a_zip_and_a_folder_in_any_entry_order_give_the_same_bytes(
         assert row["label"] in by_hash[row["sha256"]].lower()
 
 
-def test_names_are_told_from_the_deepest_shared_folder_and_may_hold_anything(project: Project) -> None:
+def test_prepare_names_photos_from_their_deepest_common_folder_whatever_the_names_contain(project: Project) -> None:
     cats = ["cats/x, y.jpg", 'cats/"quoted".JPEG', "cats/Кот 猫.jpg", "cats/deep.er/cat.7.jpg"]
-    dogs = ["DOG/1.jpg", "DOG/deeper/dogs/2.jpg", "x/dog.3.jpg", "cats/dog.4.jpg"]
+    dogs = ["DOG/1.jpg", "DOG/deeper/dogs/2.jpg", "x/dog.3.jpg", "cats/dogs/4.jpg"]
     files = {f"some/where/{name}": photo_bytes("cat", number) for number, name in enumerate(cats)}
     files |= {f"some/where/{name}": photo_bytes("dog", number) for number, name in enumerate(dogs)}
     project.photos(files)
@@ -94,8 +98,10 @@ def test_names_are_told_from_the_deepest_shared_folder_and_may_hold_anything(pro
 
 
 @pytest.mark.parametrize("cpus", [1, 6])
-def test_the_number_of_cpus_makes_no_difference(cpus: int, prepared: Project, project: Project, tmp_path: Path) -> None:
-    # Python imports sitecustomize before the script, so there the machine can be given other CPUs.
+def test_prepare_gives_the_same_bytes_on_any_number_of_cpus(
+    cpus: int, prepared: Project, project: Project, tmp_path: Path
+) -> None:
+    # Python imports sitecustomize before the script, so it can change the number of CPUs.
     patch = f"import os\ndef count():\n    open('asked', 'w').close()\n    return {cpus}\nos.cpu_count = count\n"
     (tmp_path / "sitecustomize.py").write_text(patch)
     project.photos(kaggle_files(cats=10, dogs=10))
@@ -107,7 +113,7 @@ def test_the_number_of_cpus_makes_no_difference(cpus: int, prepared: Project, pr
 # --- the packed splits
 
 
-def test_splits_have_exactly_the_sizes_asked_and_equal_classes(prepared: Project) -> None:
+def test_prepare_packs_splits_of_exactly_the_sizes_asked_for_with_equal_classes(prepared: Project) -> None:
     for split, size in {"train": 8, "validation": 4, "test": 4}.items():
         pixels, labels, description = prepared.packed(split)
         assert (pixels.shape, pixels.dtype) == ((size, 32, 32, 3), np.uint8)
@@ -117,10 +123,10 @@ def test_splits_have_exactly_the_sizes_asked_and_equal_classes(prepared: Project
         assert description == {"classes": ["cat", "dog"], "image_size": 32, "resize": "squeeze", "draw": draw}
 
 
-def test_split_csv_tells_of_every_photo_and_agrees_with_the_labels_row_by_row(prepared: Project) -> None:
+def test_prepare_lists_every_photo_in_split_csv_in_the_order_of_the_packed_labels(prepared: Project) -> None:
     table = prepared.split_table()
     files = {name.removeprefix("train/"): content for name, content in kaggle_files(cats=10, dogs=10).items()}
-    assert list(table[0]) == ["photo", "label", "split", "sha256", "left_out", "relabelled_from"]
+    assert list(table[0]) == ["photo", "label", "split", "sha256", "left_out", "relabelled_from", "copy_of"]
     assert sorted(row["photo"] for row in table) == sorted(files)
     assert [row["split"] for row in table] == ["train"] * 8 + ["validation"] * 4 + ["test"] * 4 + [""] * 4
     for row in table:
@@ -132,7 +138,7 @@ def test_split_csv_tells_of_every_photo_and_agrees_with_the_labels_row_by_row(pr
         assert prepared.packed(split)[1].tolist() == labels
 
 
-def test_squeeze_is_pillows_bilinear_resize_of_the_whole_photo(prepared: Project) -> None:
+def test_prepare_squeezes_with_pillows_bilinear_resize_of_the_whole_photo(prepared: Project) -> None:
     files = kaggle_files(cats=10, dogs=10)
     packed = prepared.pixels_of()
     assert len(packed) == 16
@@ -140,20 +146,21 @@ def test_squeeze_is_pillows_bilinear_resize_of_the_whole_photo(prepared: Project
         np.testing.assert_array_equal(pixels, squeezed(decoded(files[f"train/{name}"])), err_msg=name)
 
 
-def test_the_summary_counts_every_photo(prepared: Project) -> None:
-    counts = {"photos": 20, "train": 8, "validation": 4, "test": 4, "relabelled": 0, "left_out": {"not drawn": 4}}
+def test_prepare_counts_every_photo_in_its_summary(prepared: Project) -> None:
+    counts = {"photos": 20, "train": 8, "validation": 4, "test": 4, "relabelled": 0, "misnamed": 0, "copies": 0}
+    counts |= {"left_out": {"not drawn": 4}, "skipped": {}}
     assert prepared.read_json("metrics/prepare.json") == counts
-    said = prepared.last_run.stdout
-    assert re.fullmatch(r"20 photos: 8 train, 4 validation, 4 test; 4 left out: not drawn; \d+ photos/s\n", said)
+    printed = prepared.last_run.stdout
+    assert re.fullmatch(r"20 photos: 8 train, 4 validation, 4 test; 4 excluded: not drawn; \d+ photos/s\n", printed)
     assert prepared.last_run.stderr == ""
 
 
-def test_nothing_else_is_left_behind(prepared: Project) -> None:
+def test_prepare_writes_nothing_else(prepared: Project) -> None:
     assert sorted(prepared.prepared_bytes()) == sorted([*PACKED, "split.csv", "contact_sheet.png"])
     assert [path.name for path in (prepared.root / "metrics").iterdir()] == ["prepare.json"]
 
 
-def test_the_contact_sheet_is_a_png_that_shows_each_splits_cats_and_dogs(prepared: Project) -> None:
+def test_prepare_shows_cats_and_dogs_of_each_split_on_a_contact_sheet(prepared: Project) -> None:
     with Image.open(prepared.root / "data/prepared/contact_sheet.png") as sheet:
         assert sheet.format == "PNG"
         shown = np.asarray(sheet.convert("RGB")).astype(int)
@@ -170,7 +177,7 @@ def test_the_contact_sheet_is_a_png_that_shows_each_splits_cats_and_dogs(prepare
     np.testing.assert_allclose(dog_area, [4 * a_photo, 2 * a_photo, 2 * a_photo], rtol=0.1)
 
 
-def test_another_seed_draws_another_split_of_the_same_sizes(prepared: Project, project: Project) -> None:
+def test_prepare_with_another_seed_gives_other_splits_of_the_same_sizes(prepared: Project, project: Project) -> None:
     project.photos(kaggle_files(cats=10, dogs=10))
     project.params["prepare"]["seed"] = 2
     project.prepare()
@@ -187,36 +194,38 @@ def test_another_seed_draws_another_split_of_the_same_sizes(prepared: Project, p
 
 
 def unusual_photos() -> dict[str, tuple[bytes, np.ndarray]]:
-    """Photos of every kind that zips of photos hold: the bytes of each, and the RGB picture that a person sees."""
-    photo = draw_photo("cat", 0)
-    rgb = np.asarray(photo)
-    grey = np.asarray(photo.convert("L"))
-    palette = photo.quantize(16)
+    """Photos of every kind found in zips of photos: the bytes of each, and the RGB image that a person sees.
+
+    Each shows something else: copies would be excluded.
+    """
+    photos = [draw_photo("cat", 100 + number) for number in range(14)]
+    grey = np.asarray(photos[0].convert("L"))
+    palette, other_palette = photos[1].quantize(16), photos[2].quantize(16)
     sixteen_bit = np.arange(40 * 30, dtype=np.uint16).reshape(30, 40) * 54 + 7
-    see_through = photo.convert("RGBA")
+    see_through = photos[3].convert("RGBA")
     see_through.putalpha(Image.fromarray(np.where(np.arange(30)[:, None] < 15, 255, 0).repeat(40, 1).astype(np.uint8)))
-    on_white = np.where(np.arange(30)[:, None, None] < 15, rgb, 255)
+    on_white = np.where(np.arange(30)[:, None, None] < 15, np.asarray(photos[3]), 255)
     transparent_palette = Image.new("P", (40, 30), 0)
     transparent_palette.putpalette([9, 9, 9, 200, 30, 60])
     transparent_palette.paste(1, (0, 0, 20, 30))
     on_white_palette = np.where(np.arange(40)[None, :, None] < 20, [200, 30, 60], 255) * np.ones((30, 1, 1), int)
     kinds = {
-        "grey.png": (encode(photo.convert("L"), "PNG"), np.dstack([grey] * 3)),
+        "grey.png": (encode(photos[0].convert("L"), "PNG"), np.dstack([grey] * 3)),
         "palette.gif": (encode(palette, "GIF"), np.asarray(palette.convert("RGB"))),
-        "palette.png": (encode(palette, "PNG"), np.asarray(palette.convert("RGB"))),
-        "opaque rgba.png": (encode(photo.convert("RGBA"), "PNG"), rgb),
+        "palette.png": (encode(other_palette, "PNG"), np.asarray(other_palette.convert("RGB"))),
+        "opaque rgba.png": (encode(photos[4].convert("RGBA"), "PNG"), np.asarray(photos[4])),
         "black and white.png": (
-            encode(photo.convert("1"), "PNG"),
-            np.dstack([np.asarray(photo.convert("1")) * 255] * 3),
+            encode(photos[5].convert("1"), "PNG"),
+            np.dstack([np.asarray(photos[5].convert("1")) * 255] * 3),
         ),
         "sixteen bit.png": (encode(Image.fromarray(sixteen_bit), "PNG"), np.dstack([(sixteen_bit // 256)] * 3)),
         "transparent.png": (encode(see_through, "PNG"), on_white),
         "transparent palette.gif": (encode(transparent_palette, "GIF", transparency=0), on_white_palette),
-        "upper case.PNG": (encode(photo, "PNG"), rgb),
-        "a png by its content.jpg": (encode(photo, "PNG"), rgb),
-        "lossless.webp": (encode(photo, "WEBP", lossless=True), rgb),
-        "bitmap.bmp": (encode(photo, "BMP"), rgb),
-        "scan.tiff": (encode(photo, "TIFF"), rgb),
+        "upper case.PNG": (encode(photos[6], "PNG"), np.asarray(photos[6])),
+        "a png by its content.jpg": (encode(photos[7], "PNG"), np.asarray(photos[7])),
+        "lossless.webp": (encode(photos[8], "WEBP", lossless=True), np.asarray(photos[8])),
+        "bitmap.bmp": (encode(photos[9], "BMP"), np.asarray(photos[9])),
+        "scan.tiff": (encode(photos[10], "TIFF"), np.asarray(photos[10])),
         # Full ink of magenta and yellow, none of cyan and black, is red.
         "cmyk.jpg": (
             encode(Image.new("CMYK", (40, 30), (0, 255, 255, 0)), quality=100),
@@ -226,10 +235,10 @@ def unusual_photos() -> dict[str, tuple[bytes, np.ndarray]]:
     for orientation, upright in ORIENTATIONS.items():
         exif = Image.Exif()
         exif[0x0112] = orientation
-        as_jpeg = encode(draw_photo("cat", orientation), exif=exif)
+        as_jpeg = encode(draw_photo("cat", 50 + orientation), exif=exif)
         kinds[f"orientation {orientation}.jpg"] = (as_jpeg, upright(np.asarray(decoded(as_jpeg))))
-        as_png = encode(draw_photo("dog", orientation), "PNG", exif=exif)
-        kinds[f"orientation {orientation}.png"] = (as_png, upright(np.asarray(draw_photo("dog", orientation))))
+        as_png = encode(draw_photo("dog", 50 + orientation), "PNG", exif=exif)
+        kinds[f"orientation {orientation}.png"] = (as_png, upright(np.asarray(draw_photo("dog", 50 + orientation))))
     return kinds
 
 
@@ -249,7 +258,7 @@ def unusual(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("name", UNUSUAL)
-def test_a_photo_is_packed_as_the_upright_rgb_picture_that_a_person_sees(
+def test_prepare_packs_a_photo_as_the_upright_rgb_image_that_a_person_sees(
     name: str, unusual: dict[str, np.ndarray]
 ) -> None:
     expected = squeezed(Image.fromarray(UNUSUAL[name][1].astype(np.uint8)))
@@ -257,8 +266,8 @@ def test_a_photo_is_packed_as_the_upright_rgb_picture_that_a_person_sees(
     np.testing.assert_allclose(unusual[name].astype(int), expected.astype(int), rtol=0, atol=tolerance)
 
 
-def test_center_crop_keeps_the_centre_and_its_shape(project: Project) -> None:
-    # With 56 pixels a side, a photo's shorter side becomes 64: photos of that size are cropped and not scaled.
+def test_prepare_center_crops_without_distortion(project: Project) -> None:
+    # At 56 pixels a side, a photo's shorter side becomes 64: photos of that size are cropped and not scaled.
     sizes = {"wide": (101, 64), "tall": (64, 100), "square": (64, 64), "twice as large": (200, 128), "small": (32, 40)}
     photos = {name: draw_photo("cat", number, size) for number, (name, size) in enumerate(sizes.items())}
     photos["wide"] = photos["wide"].crop((0, 0, 100, 64))
@@ -282,11 +291,11 @@ def test_center_crop_keeps_the_centre_and_its_shape(project: Project) -> None:
         assert (project.packed(split)[2]["image_size"], project.packed(split)[2]["resize"]) == (56, "center_crop")
 
 
-# --- photos that are the same, or of no use
+# --- equal photos, and unusable ones
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_the_same_bytes_with_one_label_are_never_in_two_splits(seed: int, project: Project) -> None:
+def test_prepare_never_puts_equal_photos_into_two_splits(seed: int, project: Project) -> None:
     copies = dict(enumerate([4, 3, 3, 2, 2, 2] + 12 * [1]))
     files = {
         f"{copy}/{label}.{number}.jpg": photo_bytes(label, number)
@@ -301,11 +310,12 @@ def test_the_same_bytes_with_one_label_are_never_in_two_splits(seed: int, projec
     table = project.split_table()
     for sha256 in {row["sha256"] for row in table}:
         group = [row for row in table if row["sha256"] == sha256]
-        assert len({row["split"] for row in group}) == 1
-        names = [row["photo"] for row in group]
-        assert names == sorted(names)  # the order in the archive, here reversed, decides nothing
-    # Copies are not dropped: some group of them is together in a split.
-    assert max(Counter(row["sha256"] for row in table if row["split"]).values()) >= 3
+        used = [row["split"] for row in group if row["split"]]
+        assert len(set(used)) <= 1
+        assert len(used) in ((0, len(group)) if "train" in used else (0, 1))  # validation and test use one of them
+        names = [row["photo"] for row in group if row["split"] == "train"]
+        assert names == sorted(names)  # the order in the archive, reversed here, decides nothing
+    assert max(Counter(row["sha256"] for row in table if row["split"] == "train").values()) >= 2
     assert Counter(row["split"] for row in table) == {"train": 24, "validation": 6, "test": 6, "": len(files) - 36}
     pixels = project.pixels_of()
     for row in table:
@@ -314,7 +324,7 @@ def test_the_same_bytes_with_one_label_are_never_in_two_splits(seed: int, projec
 
 
 def damaged_zip(path: Path, files: Files, broken_checksum: str, broken_stream: str) -> None:
-    """A zip in which one entry's checksum is wrong and another's compressed bytes are not what was written."""
+    """A zip in which one entry's checksum is wrong and another's compressed bytes are damaged."""
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in files.items():
             archive.writestr(name, content, zipfile.ZIP_DEFLATED if name == broken_stream else zipfile.ZIP_STORED)
@@ -327,11 +337,11 @@ def damaged_zip(path: Path, files: Files, broken_checksum: str, broken_stream: s
     path.write_bytes(content)
 
 
-def test_photos_of_no_use_are_left_out_with_the_reason(project: Project) -> None:
+def test_prepare_excludes_unusable_photos_with_the_reason(project: Project) -> None:
     whole = photo_bytes("cat", 50)
     unreadable = {
         "t/cat.50.jpg": whole[: len(whole) // 2],
-        "t/cat.51.jpg": b"I am a text, not a photo.",
+        "t/cat.51.jpg": b"I am text, not a photo.",
         "t/dog.52.jpg": b"",
         "t/dog.53.png": encode(draw_photo("dog", 53), "PNG")[:-200],
     }
@@ -345,10 +355,10 @@ def test_photos_of_no_use_are_left_out_with_the_reason(project: Project) -> None
     damaged_zip(
         project.root / "data/photos.zip", unreadable | both_labels | no_label | broken | usable, "t/cat.80.jpg", ""
     )
-    project.params["source"] = "data/photos.zip"
+    project.params["prepare"]["source"] = "data/photos.zip"
     result = project.prepare()
 
-    assert result.stderr == ""  # the splits are full, so there is nothing to warn of
+    assert result.stderr == ""  # the splits are full, so there is nothing to warn about
     table = {row["photo"]: row for row in project.split_table()}
     assert len(table) == 26
     assert {name for name, row in table.items() if row["split"]} == {name.removeprefix("t/") for name in usable}
@@ -358,24 +368,23 @@ def test_photos_of_no_use_are_left_out_with_the_reason(project: Project) -> None
         assert table[name.removeprefix("t/")]["left_out"] == "neither cat nor dog by its name or folder"
         assert table[name.removeprefix("t/")]["label"] == ""
     for name in unreadable | broken:
-        assert table[name.removeprefix("t/")]["left_out"].startswith("unreadable")
+        assert table[name.removeprefix("t/")]["left_out"] in {"file is cut off", "empty", "damaged", DAMAGED, NO_PHOTO}
     reasons = Counter(row["left_out"] for row in table.values() if not row["split"])
     assert sum(reasons.values()) == 10
-    summary = {"photos": 26, "train": 8, "validation": 4, "test": 4, "relabelled": 0, "left_out": dict(reasons)}
-    assert project.read_json("metrics/prepare.json") == summary
+    assert project.read_json("metrics/prepare.json")["left_out"] == dict(reasons)
 
 
-def test_a_damaged_compressed_entry_is_left_out_like_any_unreadable_photo(project: Project) -> None:
+def test_prepare_excludes_a_damaged_compressed_entry_as_unreadable(project: Project) -> None:
     (project.root / "data").mkdir(exist_ok=True)
     damaged_zip(project.root / "data/photos.zip", kaggle_files(cats=9, dogs=8), "", "train/cat.8.jpg")
-    project.params["source"] = "data/photos.zip"
+    project.params["prepare"]["source"] = "data/photos.zip"
     project.prepare()
-    assert project.row_of("cat.8.jpg")["left_out"].startswith("unreadable")
+    assert project.row_of("cat.8.jpg")["left_out"] == DAMAGED
     assert [row["split"] for row in project.split_table()].count("") == 1
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_whatever_unpacking_raises_leaves_out_the_photo_alone(compression: int, project: Project) -> None:
+def test_prepare_excludes_only_the_photo_whose_unpacking_fails(compression: int, project: Project) -> None:
     files = kaggle_files(cats=9, dogs=8)
     write_zip(project.root / "photos.zip", files, compression)
     content = bytearray((project.root / "photos.zip").read_bytes())
@@ -383,12 +392,12 @@ def test_whatever_unpacking_raises_leaves_out_the_photo_alone(compression: int, 
         start = archive.getinfo("train/cat.8.jpg").header_offset + 30 + len("train/cat.8.jpg")
     content[start + 20 : start + 60] = bytes(range(40))
     (project.root / "photos.zip").write_bytes(content)
-    project.params["source"] = "photos.zip"
+    project.params["prepare"]["source"] = "photos.zip"
     project.prepare()
-    assert project.row_of("cat.8.jpg")["left_out"].startswith("unreadable in its source")
+    assert project.row_of("cat.8.jpg")["left_out"] == DAMAGED
 
 
-def test_what_pillow_remarks_on_a_photo_is_not_shown(project: Project) -> None:
+def test_prepare_shows_no_warnings_of_pillow(project: Project) -> None:
     tiff = encode(draw_photo("cat", 90), "TIFF")
     samples_per_pixel = b"\x15\x01\x03\x00\x01\x00\x00\x00"  # the tag, its type and count, before its value
     assert tiff.count(samples_per_pixel + b"\x03\x00") == 1
@@ -398,7 +407,7 @@ def test_what_pillow_remarks_on_a_photo_is_not_shown(project: Project) -> None:
     assert project.prepare().stderr == ""
 
 
-def test_shapes_and_sizes_that_no_camera_makes(project: Project) -> None:
+def test_prepare_takes_extreme_shapes_and_excludes_decompression_bombs(project: Project) -> None:
     black = {size: encode(Image.new("L", size), "PNG") for size in ((1, 1), (20_000, 1), (20_000, 20_000))}
     files = kaggle_files(cats=8, dogs=10) | {
         "train/cat.90.jpg": black[1, 1],
@@ -409,17 +418,17 @@ def test_shapes_and_sizes_that_no_camera_makes(project: Project) -> None:
     project.split(train=12, validation=4, test=4)
     project.prepare()
     assert {project.row_of(f"cat.{number}.jpg")["split"] != "" for number in (90, 91)} == {True}
-    assert project.row_of("cat.92.jpg")["left_out"] == "unreadable (DecompressionBombError)"
+    assert project.row_of("cat.92.jpg")["left_out"] == "more than 220 megapixels"
 
 
-def test_an_entry_that_would_unpack_to_more_than_a_photo_is_not_unpacked(project: Project) -> None:
+def test_prepare_does_not_unpack_an_entry_too_large_for_a_photo(project: Project) -> None:
     files = kaggle_files(cats=8, dogs=8) | {"train/cat.90.jpg": bytes(2**28 + 1)}
     project.photos(files)
     project.prepare()
     assert project.row_of("cat.90.jpg")["left_out"] == "unreadable (more than 256 MiB)"
 
 
-def test_odd_names_and_links_in_an_archive_are_read_and_written_nowhere(project: Project) -> None:
+def test_prepare_writes_nothing_outside_for_odd_names_and_links_in_an_archive(project: Project) -> None:
     usable = kaggle_files(cats=8, dogs=8)
     odd = {"../../above/cat.90.jpg": photo_bytes("cat", 90), "/absolute/dog.90.jpg": photo_bytes("dog", 90)}
     project.photos(usable | odd)
@@ -431,12 +440,12 @@ def test_odd_names_and_links_in_an_archive_are_read_and_written_nowhere(project:
     project.prepare()
     assert {path for path in project.root.parent.rglob("*") if project.root not in path.parents} == outside
     [link] = [row for row in project.split_table() if row["photo"].endswith("cat.91.jpg")]
-    assert link["left_out"].startswith("unreadable")
+    assert link["left_out"] == NO_PHOTO
     labels = {row["photo"]: row["label"] for row in project.split_table() if "90" in row["photo"]}
     assert sorted(labels.values()) == ["cat", "dog"]
 
 
-def test_a_name_is_one_row_of_the_table_whatever_it_holds(project: Project) -> None:
+def test_prepare_writes_one_row_per_photo_whatever_its_name_contains(project: Project) -> None:
     odd = {"train/a\rb/cat.90.jpg": photo_bytes("cat", 90), "./train/dog.0.jpg": photo_bytes("dog", 90)}
     project.photos(kaggle_files(cats=8, dogs=8) | odd)
     project.prepare()
@@ -445,15 +454,15 @@ def test_a_name_is_one_row_of_the_table_whatever_it_holds(project: Project) -> N
     assert "a\\rb/cat.90.jpg" in names
 
 
-def test_two_layouts_in_one_archive_are_both_understood(project: Project) -> None:
-    mixed = kaggle_files(cats=4, dogs=4) | petimages_files(cats=4, dogs=4)
-    mixed = {name: content + name.encode() for name, content in mixed.items()}  # else the same photos twice
-    project.photos(mixed)
+def test_prepare_reads_two_layouts_in_one_archive(project: Project) -> None:
+    files = petimages_files(cats=8, dogs=8)
+    others = {name: content for name, content in files.items() if Path(name).stem in "4567"}  # no copies
+    project.photos(kaggle_files(cats=4, dogs=4) | others)
     project.prepare()
     assert Counter(row["label"] for row in project.split_table()) == {"cat": 8, "dog": 8}
 
 
-def test_an_encrypted_archive_says_so(project: Project) -> None:
+def test_prepare_says_that_an_archive_is_encrypted(project: Project) -> None:
     project.photos(kaggle_files(cats=8, dogs=8))
     path = project.root / "data/raw/train.zip"
     content = path.read_bytes()
@@ -464,21 +473,20 @@ def test_an_encrypted_archive_says_so(project: Project) -> None:
         )
     path.write_bytes(content)
     project.write_params()
-    assert "16 left out: encrypted in its source" in error_line(project.run("prepare.py"))
+    assert "16 excluded: encrypted in its source" in error_line(project.run("prepare.py"))
 
 
 # --- corrections
 
 
-def test_photos_are_left_out_and_relabelled_as_the_user_says(prepared: Project, project: Project) -> None:
-    """20 photos of which 16 are drawn: the others of the class move up by one place, and none of the other class."""
+def test_prepare_excludes_and_relabels_photos_as_corrections_say(prepared: Project, project: Project) -> None:
+    """20 photos for 16 places: the others of that class move up by one place, and none of the other class moves."""
     project.photos(kaggle_files(cats=10, dogs=10))
     before = {row["photo"]: row["split"] for row in prepared.split_table()}
     cats, dogs = ([name for name in before if name.startswith(label) and before[name] == "test"] for label in CLASSES)
-    project.correct("# mine", "", f"{cats[0]}: leave out  # a drawing: of a cat", f"{dogs[0]} :cat", f"{dogs[1]}: dog")
-    assert "16 photos" not in project.prepare().stdout
-    counts = "8 train, 4 validation, 4 test; 1 relabelled; 1 left out: named in data/corrections.txt"
-    assert counts in project.last_run.stdout
+    project.correct("# mine", "", f"{cats[0]}: leave out  # a sketch: of a cat", f"{dogs[0]} :cat", f"{dogs[1]}: dog")
+    counts = "20 photos: 8 train, 4 validation, 4 test; 1 relabelled; 1 excluded: named in data/corrections.txt; "
+    assert project.prepare().stdout.startswith(counts)
     row = project.row_of(cats[0])
     assert (row["split"], row["left_out"]) == ("", "named in data/corrections.txt")
     assert {name: project.row_of(dogs[0])[name] for name in ("label", "split", "relabelled_from")} == {
@@ -500,7 +508,7 @@ def test_photos_are_left_out_and_relabelled_as_the_user_says(prepared: Project, 
     assert project.packed("train")[2]["draw"] != prepared.packed("train")[2]["draw"]
 
 
-def test_a_correction_decides_where_a_photo_stands_under_both_labels_or_neither(project: Project) -> None:
+def test_prepare_follows_corrections_of_photos_with_both_labels_or_neither(project: Project) -> None:
     files = kaggle_files(cats=7, dogs=7)
     files |= {"train/cat.90.jpg": photo_bytes("dog", 90), "train/dog.90.jpg": photo_bytes("dog", 90)}
     files |= {"train/odd/#1: x.jpg": photo_bytes("cat", 91), "train/cat.91.jpg": b"no photo"}
@@ -513,30 +521,33 @@ def test_a_correction_decides_where_a_photo_stands_under_both_labels_or_neither(
 
 
 @pytest.mark.parametrize(
-    ("lines", "told"),
+    ("lines", "expected"),
     [
         (["cat.1: leave out"], "line 1: there is no photo cat.1; expected a name as in split.csv, such as cat.1.jpg"),
         (
             ["#", "cat.1.jpg: remove"],
-            "line 2: is 'cat.1.jpg: remove'; expected a photo's name, a colon, and leave out,",
+            "line 2: 'cat.1.jpg: remove' is not a correction; expected a photo's name, a colon, and leave out,",
         ),
-        (["cat.1.jpg"], "line 1: is 'cat.1.jpg'; expected a photo's name, a colon, and leave out, cat or dog:"),
+        (
+            ["cat.1.jpg"],
+            "line 1: 'cat.1.jpg' is not a correction; expected a photo's name, a colon, and leave out, cat or dog,",
+        ),
         (
             ["cat.1.jpg: dog", "cat.1.jpg: dog", "cat.1.jpg: leave out"],
-            "line 3: cat.1.jpg: leave out; line 1 says dog: delete one of the two",
+            "line 3: cat.1.jpg is 'leave out' here, but 'dog' in line 1; delete one of the two",
         ),
     ],
 )
-def test_a_line_that_corrects_nothing_is_named(lines: list[str], told: str, project: Project) -> None:
+def test_prepare_names_a_correction_that_it_cannot_follow(lines: list[str], expected: str, project: Project) -> None:
     project.photos(kaggle_files(cats=8, dogs=8))
     project.correct(*lines)
     project.write_params()
-    assert error_line(project.run("prepare.py")).startswith(f"data/corrections.txt, {told}")
+    assert error_line(project.run("prepare.py")).startswith(f"data/corrections.txt, {expected}")
     assert list(project.results()) == []
 
 
-def test_a_correction_counts_where_its_photo_is_used_and_is_the_reason_why_it_is_not(project: Project) -> None:
-    """A relabelled photo stands under both labels where an equal one is not relabelled with it."""
+def test_prepare_counts_a_correction_only_if_the_photo_is_in_a_split(project: Project) -> None:
+    """A relabelled photo has both labels if an equal one is not relabelled too."""
     files = kaggle_files(cats=12, dogs=12)
     project.photos(files | {"train/cat.11.jpg": files["train/cat.10.jpg"], "train/dog.11.jpg": b""})
     project.correct("cat.10.jpg: dog", "dog.11.jpg: leave out")
@@ -546,20 +557,20 @@ def test_a_correction_counts_where_its_photo_is_used_and_is_the_reason_why_it_is
     assert project.read_json("metrics/prepare.json")["relabelled"] == 0
 
 
-def test_corrections_that_are_no_text_or_gone_are_refused(project: Project) -> None:
+def test_prepare_refuses_corrections_that_are_missing_or_not_text(project: Project) -> None:
     project.photos(kaggle_files(cats=8, dogs=8))
     project.write_params()
     path = project.root / "data/corrections.txt"
     path.write_bytes("Кот.jpg: cat".encode("cp1251"))
-    assert error_line(project.run("prepare.py")) == "data/corrections.txt: is not text in UTF-8; save it as such"
+    assert error_line(project.run("prepare.py")) == "data/corrections.txt is not UTF-8 text; save it as UTF-8"
     path.unlink()
-    assert error_line(project.run("prepare.py")).startswith("there is no data/corrections.txt; make it anew, empty if")
+    assert error_line(project.run("prepare.py")).startswith("data/corrections.txt does not exist; create it, empty if")
 
 
 # --- too few photos
 
 
-def test_train_gives_way_by_one_percent_with_a_warning_and_no_further(project: Project) -> None:
+def test_prepare_shrinks_train_by_at_most_one_percent_with_a_warning(project: Project) -> None:
     files = kaggle_files(cats=103, dogs=105)
     project.photos(files, "photos")
     project.split(train=200, validation=4, test=4)
@@ -576,34 +587,34 @@ def test_train_gives_way_by_one_percent_with_a_warning_and_no_further(project: P
     result = project.run("prepare.py")
     text = error_line(result)
     assert text.startswith("too few photos: photos: of 208 photos, train got 196 of 200, validation got 4 of 4")
-    assert "1 left out: unreadable" in text
+    assert f"1 excluded: {NO_PHOTO}" in text
     assert "103 cats and 105 dogs" in text
-    assert project.prepared_bytes() == before  # and so no *.partial either
+    assert project.prepared_bytes() == before  # so no *.partial either
     assert project.read_json("metrics/prepare.json") == summary
 
 
 @pytest.mark.parametrize(("cats", "dogs"), [(10, 0), (3, 20)])
-def test_too_few_photos_of_a_class_end_with_the_counts_and_without_files(
+def test_prepare_counts_the_photos_if_a_class_has_too_few_and_writes_nothing(
     cats: int, dogs: int, project: Project
 ) -> None:
     project.photos(kaggle_files(cats, dogs))
     project.write_params()
     text = error_line(project.run("prepare.py"))
-    assert text.startswith(f"data/raw/train.zip: {cats} cats and {dogs} dogs found by the names of files")
-    assert "prepare.split in params.yaml needs 8 of each" in text
+    assert text.startswith(f"data/raw/train.zip: found {cats} cats and {dogs} dogs by folder")
+    assert "prepare.split in params.yaml needs at least 8 of each" in text
     assert not (project.root / "data/prepared").exists()
     assert not (project.root / "metrics").exists()
 
 
-def test_photos_of_neither_class_are_counted_and_one_is_named(project: Project) -> None:
+def test_prepare_counts_photos_of_neither_class_and_names_one(project: Project) -> None:
     project.photos({f"birds/{number}.jpg": photo_bytes("cat", number) for number in range(12)})
     project.write_params()
     text = error_line(project.run("prepare.py"))
-    assert text.startswith("data/raw/train.zip: 0 cats and 0 dogs found by the names of files")
+    assert text.startswith("data/raw/train.zip: found 0 cats and 0 dogs by folder")
     assert "and 12 that are neither, such as birds/0.jpg;" in text
 
 
-# --- sources that are none
+# --- sources without photos
 
 
 def no_source(path: Path) -> None:
@@ -614,12 +625,12 @@ def an_empty_folder(path: Path) -> None:
     path.mkdir()
 
 
-def a_folder_without_pictures(path: Path) -> None:
+def a_folder_without_photos(path: Path) -> None:
     (path / "cats").mkdir(parents=True)
     (path / "cats/Thumbs.db").write_bytes(b"thumbs")
 
 
-def a_text(path: Path) -> None:
+def a_text_file(path: Path) -> None:
     path.write_text("<html>404 not found</html>")
 
 
@@ -627,8 +638,8 @@ def an_empty_file(path: Path) -> None:
     path.touch()
 
 
-def a_zip_of_tomorrow(path: Path) -> None:
-    """Its first entry asks for a version of the format that does not exist."""
+def a_zip_of_a_future_version(path: Path) -> None:
+    """Its first entry requires a version of the format that does not exist."""
     write_zip(path, kaggle_files(cats=2, dogs=2))
     path.write_bytes(path.read_bytes().replace(b"PK\1\2\x14\x03\x14", b"PK\1\2\x14\x03\xff", 1))
 
@@ -641,24 +652,24 @@ def half_a_zip(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "expected"),
     [
         (no_source, "no such file"),
-        (an_empty_folder, "no pictures"),
-        (a_folder_without_pictures, "no pictures"),
-        (a_text, "zip"),
+        (an_empty_folder, "no photos"),
+        (a_folder_without_photos, "no photos"),
+        (a_text_file, "is a web page, not an archive"),
         (an_empty_file, "zip"),
         (half_a_zip, "zip"),
-        (a_zip_of_tomorrow, "zip file version 25.5"),
+        (a_zip_of_a_future_version, "zip file version 25.5"),
     ],
 )
-def test_a_source_without_photos_is_one_line_that_names_it(
-    make: Callable[[Path], None], told: str, project: Project
+def test_prepare_names_a_source_without_photos_in_one_line(
+    make: Callable[[Path], None], expected: str, project: Project
 ) -> None:
     make(project.root / "the source")
-    project.params["source"] = "the source"
+    project.params["prepare"]["source"] = "the source"
     project.write_params()
     text = error_line(project.run("prepare.py"))
     assert text.startswith("the source: ")
-    assert told in text
+    assert expected in text
     assert list(project.results()) == []

@@ -1,18 +1,21 @@
-"""What one pushes to a remote, another one pulls: from a folder, and over S3."""
+"""What one user pushes to a remote, another one pulls or gets: from a folder, and over S3."""
 
+import json
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
+import dvc.api
 import pytest
-from conftest import Repository
 from moto.server import ThreadedMotoServer
+from projects import Repository, stand_in_repository
 
 
 @pytest.fixture
 def s3_endpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """An S3 server on this computer with an empty `bucket`, and credentials for it in the environment."""
+    """A local S3 server with an empty `bucket`, and credentials for it in the environment."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
@@ -39,23 +42,50 @@ def remote(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, dict[st
     return "s3://bucket/cats", {"endpointurl": request.getfixturevalue("s3_endpoint")}
 
 
-# `remote` stands first: `repository` takes over the environment, credentials and all.
-def test_another_clone_pulls_every_result_and_has_nothing_to_run(
-    remote: tuple[str, dict[str, str]], repository: Repository, tmp_path: Path
-) -> None:
-    url, settings = remote
+def push(repository: Repository, url: str, settings: dict[str, str]) -> None:
+    """Run the stages, commit the results with the archive under DVC, and push them to the remote at `url`."""
     repository.dvc("remote", "add", "--default", "storage", url)
     for option, value in settings.items():
         repository.dvc("remote", "modify", "storage", option, value)
     repository.dvc("add", "data/raw/train.zip")
+    repository.dvc("repro")
     repository.commit()
     repository.dvc("push")
+
+
+def test_dvc_pulls_every_result_into_a_clone_that_then_has_nothing_to_run(
+    remote: tuple[str, dict[str, str]], tmp_path: Path
+) -> None:
+    repository = stand_in_repository(tmp_path / "repository")
+    push(repository, *remote)
 
     repository.git("clone", "--quiet", ".", str(tmp_path / "clone"))
     clone = Repository(tmp_path / "clone")
     clone.dvc("pull")
     assert clone.results() == repository.results()
     assert (clone.root / "data/raw/train.zip").read_bytes() == (repository.root / "data/raw/train.zip").read_bytes()
-    assert clone.try_dvc("status", "--quiet").returncode == 0
+    assert clone.has_clean_status()
     assert "Data and pipelines are up to date" in clone.dvc("repro")
     assert clone.git("status", "--porcelain") == ""
+
+
+def test_dvc_gets_models_and_metrics_from_the_repository_without_a_clone(tmp_path: Path) -> None:
+    """By path with `dvc get`, by name once `gto` has registered a version, and from Python."""
+    repository = stand_in_repository(tmp_path / "repository")
+    push(repository, str(tmp_path / "remote"), {})
+    model = (repository.root / "models/resnet18.safetensors").read_bytes()
+    metrics = (repository.root / "metrics/ensemble.json").read_text()
+    repository.git("config", "user.name", "test")
+    repository.git("config", "user.email", "test@localhost")
+    subprocess.run(["gto", "register", "resnet18"], cwd=repository.root, env=repository.environment, check=True)
+    assert repository.git("tag") == "resnet18@v0.0.1\n"
+
+    elsewhere = Repository(tmp_path / "elsewhere")
+    url = str(repository.root)
+    elsewhere.dvc("get", url, "models/resnet18.safetensors", "--out", "by path")
+    assert (elsewhere.root / "by path").read_bytes() == model
+    elsewhere.dvc("artifacts", "get", url, "resnet18", "--out", "by name")
+    assert (elsewhere.root / "by name").read_bytes() == model
+    with dvc.api.open("metrics/ensemble.json", repo=url) as file:
+        assert json.load(file) == json.loads(metrics)
+    assert dvc.api.read("models/resnet18.safetensors", repo=url, mode="rb") == model

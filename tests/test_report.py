@@ -1,23 +1,22 @@
-"""The report: its numbers are those of the metrics, it needs nothing but itself, and a browser opens it."""
+"""The report: its numbers match the metrics, it needs no other file, and a browser opens it."""
 
 import csv
-import json
 import re
 import shutil
 from itertools import pairwise
 from pathlib import Path
 
 import report
-from catsdogs import charts
-from catsdogs.errors import UserError
-from catsdogs.pages import percent
+from pipeline.core.errors import UserError
+from pipeline.pages import plots
+from pipeline.pages.rendering import percent
 
 import numpy as np
 import pytest
 import yaml
-from conftest import REPOSITORY, STAGE_NAMES, Project, Repository, error_line
 from PIL import Image
 from playwright.sync_api import Browser
+from projects import REPOSITORY, STAGE_NAMES, Project, Repository, error_line
 
 PAGE = "metrics/report.html"
 UGLY = "<img src=http://x.test/y onerror=alert(1)>&\"'.jpg"
@@ -28,20 +27,22 @@ def read_page(project: Project) -> str:
 
 
 def scores_of(project: Project) -> dict[str, float]:
-    """Every score in the metrics, as ensemble.recall.cat."""
+    """Every score in the metrics, by keys such as ensemble.recall.cat."""
     scores = {"ensemble": project.read_json("metrics/ensemble.json"), **project.read_json("metrics/evaluate.json")}
-    left_out = ("total", "best_member", "put_right", "put_wrong", "mcnemar_p")
+    not_shown = ("total", "best_member", "put_right", "put_wrong", "mcnemar_p")
     flat = {
         key: value for name in scores for key, value in report.flatten(scores[name], f"{name}.") if "members" not in key
     }
     return {
         key: value
         for key, value in flat.items()
-        if isinstance(value, int | float) and key.rpartition(".")[2] not in left_out
+        if isinstance(value, int | float) and key.rpartition(".")[2] not in not_shown
     }
 
 
-def test_a_browser_shows_the_scores_of_the_metrics_and_asks_no_host(finished: Repository, browser: Browser) -> None:
+def test_report_shows_the_scores_of_the_metrics_in_a_browser_and_contacts_no_host(
+    finished: Repository, browser: Browser
+) -> None:
     with browser.new_context(viewport={"width": 375, "height": 800}) as context:
         page = context.new_page()
         problems: list[str] = []
@@ -67,13 +68,13 @@ def test_a_browser_shows_the_scores_of_the_metrics_and_asks_no_host(finished: Re
         assert page.locator("h1").count() == page.locator("main").count() == 1
         sizes = page.eval_on_selector_all("img", "images => images.map(image => image.naturalWidth)")
         assert len(sizes) > 1
-        assert min(sizes) > 0  # every picture is there
+        assert min(sizes) > 0  # every image has loaded
         ids = page.eval_on_selector_all("[id]", "elements => elements.map(element => element.id)")
         assert len(ids) == len(set(ids))
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_letters_stand_out_in_light_and_dark(finished: Repository, browser: Browser, scheme: str) -> None:
+def test_report_has_enough_contrast_in_light_and_dark(finished: Repository, browser: Browser, scheme: str) -> None:
     with browser.new_context(color_scheme=scheme) as context:
         page = context.new_page()
         page.goto((finished.root / PAGE).as_uri())
@@ -85,7 +86,7 @@ def test_letters_stand_out_in_light_and_dark(finished: Repository, browser: Brow
 
 
 def contrast(one: str, other: str) -> float:
-    """Of two colours (#rrggbb), as WCAG defines it."""
+    """The contrast of two colours (#rrggbb), as WCAG defines it."""
 
     def luminance(colour: str) -> float:
         parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
@@ -96,10 +97,10 @@ def contrast(one: str, other: str) -> float:
     return (light + 0.05) / (dark + 0.05)
 
 
-def test_it_names_no_other_host_and_tells_of_every_stage_param_and_reason(finished: Repository) -> None:
+def test_report_names_no_other_host_and_lists_every_stage_and_param(finished: Repository) -> None:
     page = read_page(finished)
     assert "://" not in page
-    assert "<code>train.zip</code>" in page  # without its folder, which another computer's report would not have
+    assert "<code>train.zip</code>" in page  # without its folder, which is different on another computer
     for name in STAGE_NAMES:
         assert f"<h3>{name}</h3>" in page
     for key, _ in report.flatten(yaml.safe_load((finished.root / "params.yaml").read_text())):
@@ -107,18 +108,18 @@ def test_it_names_no_other_host_and_tells_of_every_stage_param_and_reason(finish
     assert len(page) < 500_000  # of photos that are 32 pixels wide
 
 
-def test_every_mistake_is_shown_with_what_each_network_says(finished: Repository) -> None:
+def test_report_shows_every_mistake_with_each_networks_prediction(finished: Repository) -> None:
     with (finished.root / "metrics/ensemble_predictions.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["split"] == "test"]
-    wrong = {row["photo"] for row in rows if (float(row["probability_of_dog"]) > 0.5) != (row["label"] == "dog")}
+    incorrect = {row["photo"] for row in rows if (float(row["probability_of_dog"]) > 0.5) != (row["label"] == "dog")}
     ensemble = finished.read_json("metrics/ensemble.json")
-    assert len(wrong) == ensemble["total"] - ensemble["correct"]
+    assert len(incorrect) == ensemble["total"] - ensemble["correct"]
     gallery = re.search(r'<section id="mistakes".*?</section>', read_page(finished), re.DOTALL)[0]
-    assert set(re.findall(r'alt="Photo ([^,]+),', gallery)) == wrong
-    assert gallery.count("<dt>resnet18</dt>") == gallery.count("<dt>ensemble</dt>") == len(wrong)
+    assert set(re.findall(r'alt="Photo ([^,]+),', gallery)) == incorrect
+    assert gallery.count("<dt>resnet18</dt>") == gallery.count("<dt>ensemble</dt>") == len(incorrect)
 
 
-def test_counts_of_reliability_and_roc_fit_the_scores(finished: Repository) -> None:
+def test_report_writes_reliability_and_roc_tables_that_match_the_scores(finished: Repository) -> None:
     for name in ("ensemble", "resnet18", "resnet34"):
         with (finished.root / f"metrics/reliability/{name}.csv").open() as file:
             rows = list(csv.DictReader(file))
@@ -131,10 +132,8 @@ def test_counts_of_reliability_and_roc_fit_the_scores(finished: Repository) -> N
         assert area == pytest.approx(scores[f"{name}.roc_auc"], abs=1e-5)
 
 
-def test_it_needs_no_more_than_dvc_knows_of_and_shows_what_other_results_say(
-    finished: Repository, tmp_path: Path
-) -> None:
-    """The stage's deps alone, in another folder and with other settings, give the same bytes."""
+def test_report_needs_only_its_deps_and_escapes_the_names_of_photos(finished: Repository, tmp_path: Path) -> None:
+    """The stage's deps, in another folder and with other settings, give the same bytes."""
     stage = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]["report"]
     for path in ("params.yaml", "dvc.yaml", *stage["deps"]):
         source = finished.root / path
@@ -144,6 +143,7 @@ def test_it_needs_no_more_than_dvc_knows_of_and_shows_what_other_results_say(
     project = Project(tmp_path)
     result = project.run("report.py", env={"PYTHONHASHSEED": "4711", "TZ": "Asia/Kathmandu", "LC_ALL": "C"})
     assert result.returncode == 0, result.stderr
+    assert re.fullmatch(r"metrics/report\.html: \d\.\d MB; open it in a browser\n", result.stdout)
     for out in stage["outs"]:
         files = sorted((finished.root / out).rglob("*")) or [finished.root / out]
         for file in files:
@@ -169,31 +169,31 @@ def test_it_needs_no_more_than_dvc_knows_of_and_shows_what_other_results_say(
     assert "&lt;img src=http://x.test/y onerror=alert(1)&gt;&amp;&#34;&#39;.jpg" in page
 
 
-def test_what_is_missing_is_named(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_report_names_the_missing_file(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(repository.root)
     stage = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]["report"]
     for dep in stage["deps"]:
         if dep.startswith(("data/", "metrics/")):
             path = Path(dep) / "resnet34.csv" if Path(dep).is_dir() else Path(dep)
             path.rename("away")
-            with pytest.raises(UserError, match=f"there is no {path}; `dvc repro` writes it"):
+            with pytest.raises(UserError, match=f"{path} does not exist; run `dvc repro` to create it"):
                 report.main()
             Path("away").rename(path)
 
 
-def test_predictions_of_other_photos_are_refused(repository: Repository) -> None:
+def test_report_refuses_predictions_of_other_photos(repository: Repository) -> None:
     table = repository.root / "metrics/ensemble_predictions.csv"
     content = table.read_text()
     table.unlink()
     table.write_text(re.sub(r"^(cat|dog)", r"other.\1", content, flags=re.MULTILINE))
     assert error_line(repository.run("report.py")) == (
-        "the predictions in metrics are not of the test photos in data/prepared; run `dvc repro` to fix this"
+        "the predictions in metrics are not for the test photos in data/prepared; run `dvc repro` to fix this"
     )
 
 
-def test_a_row_that_is_not_full_ends_in_white(tmp_path: Path) -> None:
-    charts.write_png(tmp_path / "charts.png", [lambda panel: panel.plot([0, 1])] * 4)
-    pixels = np.asarray(Image.open(tmp_path / "charts.png").convert("L"))
+def test_plots_leave_the_rest_of_a_row_white(tmp_path: Path) -> None:
+    plots.write_png(tmp_path / "plots.png", [lambda panel: panel.plot([0, 1])] * 4)
+    pixels = np.asarray(Image.open(tmp_path / "plots.png").convert("L"))
     height, width = pixels.shape
     assert pixels[height // 2 :, : width // 3].min() < 128
     assert pixels[height // 2 + 9 :, width // 3 + 9 :].min() == 255
@@ -203,15 +203,5 @@ def test_a_row_that_is_not_full_ends_in_white(tmp_path: Path) -> None:
     ("share", "text"),
     [(0.990889, "99.09 %"), (1, "100.00 %"), (0, "0.00 %"), (0.99999, "> 99.99 %"), (0.00001, "< 0.01 %")],
 )
-def test_only_all_is_100_percent_and_only_nothing_0(share: float, text: str) -> None:
+def test_percent_shows_100_only_for_all_and_0_only_for_none(share: float, text: str) -> None:
     assert percent(share).replace("\N{NO-BREAK SPACE}", " ") == text
-
-
-def test_dvc_draws_what_the_report_shows(repository: Repository) -> None:
-    repository.params["ensemble"]["method"] = "majority_vote"
-    repository.write_params()
-    repository.dvc("repro")
-    plots = json.loads(repository.dvc("plots", "diff", "--json"))["data"]
-    revisions = {row["rev"] for row in plots["metrics/reliability/ensemble.csv"][0]["content"]["data"]["values"]}
-    assert revisions == {"HEAD", "workspace"}
-    assert "sureness is the share of votes" in read_page(repository)

@@ -1,4 +1,4 @@
-"""The same commit, params and photos give the same bytes: elsewhere, under other settings, and after being killed."""
+"""The same commit, params and photos give the same bytes: elsewhere, with other settings, and after being killed."""
 
 import os
 import random
@@ -9,19 +9,18 @@ import sys
 import time
 from pathlib import Path
 
-from catsdogs.checkpoint import Checkpoint
+from pipeline.networks.checkpoint import Checkpoint
 
 import pytest
 import torch
-from conftest import Repository, error_line, stand_in_repository
+from projects import Repository, error_line, stand_in_repository
 from weight_files import write_weights
 
 OTHER_SETTINGS = {"PYTHONHASHSEED": "4711", "TZ": "Asia/Kathmandu", "LC_ALL": "C", "LANG": "tr_TR.UTF-8"}
-# For each stage a line, and how many seconds after it the stage is killed at the latest.
+# For each kind of stage a line, and within how many seconds after it the stage is killed.
 KILLED_AFTER = {
     "Running stage 'prepare'": 1,
     "resnet18: 24 photos": 0.5,
-    "resnet34: 24 photos": 0.5,
     "Running stage 'evaluate'": 3,
     "Running stage 'ensemble'": 1,
     "Running stage 'report'": 1,
@@ -30,7 +29,7 @@ MODEL, CHECKPOINT = Path("models/resnet18.safetensors"), Path("models/resnet18.c
 
 
 def start_repro(repository: Repository, *arguments: str) -> subprocess.Popen:
-    """`dvc repro` in a process group of its own."""
+    """Start `dvc repro` in a process group of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", "dvc", "repro", *arguments],
         cwd=repository.root,
@@ -43,12 +42,12 @@ def start_repro(repository: Repository, *arguments: str) -> subprocess.Popen:
 
 
 def kill(process: subprocess.Popen) -> None:
-    """`kill -9` for it and all that it started."""
+    """`kill -9` the process and everything that it started."""
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
 
 
-def test_a_clone_elsewhere_ends_in_the_same_lock_however_often_it_is_killed(
+def test_dvc_repro_of_a_clone_gives_the_same_lock_however_often_it_is_killed(
     finished: Repository, tmp_path: Path
 ) -> None:
     finished.git("clone", "--quiet", str(finished.root), str(tmp_path / "a clone"))
@@ -58,22 +57,22 @@ def test_a_clone_elsewhere_ends_in_the_same_lock_however_often_it_is_killed(
     for line_before, longest_s in KILLED_AFTER.items():
         process = start_repro(clone)
         assert any(line_before in line for line in process.stdout)
-        time.sleep(random.uniform(0, longest_s))  # truly random: any moment will do
+        time.sleep(random.uniform(0, longest_s))  # truly random: any moment must do
         assert process.poll() is None
         kill(process)
     clone.dvc("repro", env=OTHER_SETTINGS)
     assert (clone.root / "dvc.lock").read_bytes() == (finished.root / "dvc.lock").read_bytes()
-    assert clone.git("status", "--porcelain") == ""  # the metrics, too, are the same
+    assert clone.git("status", "--porcelain") == ""  # the metrics are the same, too
     left_over = [path for suffix in ("partial", "checkpoint") for path in clone.root.rglob(f"*.{suffix}")]
     assert left_over == []
 
 
-def test_a_training_goes_on_after_its_last_epoch_and_only_with_the_same_code(repository: Repository) -> None:
-    # All that a training carries from epoch to epoch: momentum, a learning rate that falls, BatchNorm's statistics.
-    repository.params["train"] |= {"epochs": 4, "optimizer": "sgd", "lr_step_size": 1, "augment": "crop_and_flip"}
+def test_train_resumes_after_its_last_epoch_but_only_with_the_same_code(repository: Repository) -> None:
+    # All that a training carries from epoch to epoch: momentum, a falling learning rate, BatchNorm's statistics.
+    repository.params["train"] |= {"epochs": 3, "optimizer": "sgd", "lr_step_size": 1, "augment": "crop_and_flip"}
     repository.write_params()
     repository.dvc("repro", "train_resnet18")
-    never_stopped = (repository.root / MODEL).read_bytes()
+    uninterrupted = (repository.root / MODEL).read_bytes()
 
     process = start_repro(repository, "--force", "--single-item", "train_resnet18")
     while not (repository.root / CHECKPOINT).exists():
@@ -82,21 +81,21 @@ def test_a_training_goes_on_after_its_last_epoch_and_only_with_the_same_code(rep
     kill(process)
     checkpoint = (repository.root / CHECKPOINT).read_bytes()
     output = repository.dvc("repro", "--force", "--single-item", "train_resnet18")
-    assert "resnet18: goes on after epoch" in output
-    assert "epoch 1/4" not in output
-    assert (repository.root / MODEL).read_bytes() == never_stopped
+    assert "resnet18: resuming after epoch" in output
+    assert "epoch 1/3" not in output
+    assert (repository.root / MODEL).read_bytes() == uninterrupted
     assert not (repository.root / CHECKPOINT).exists()
 
     (repository.root / CHECKPOINT).write_bytes(checkpoint)
-    with (repository.root / "stages/catsdogs/compute.py").open("a") as code:
+    with (repository.root / "pipeline/networks/compute.py").open("a") as code:
         code.write("# a change\n")
     output = repository.dvc("repro", "train_resnet18")
-    assert "training starts anew" in output
-    assert "epoch 1/4" in output
-    assert (repository.root / MODEL).read_bytes() == never_stopped
+    assert "training starts from scratch" in output
+    assert "epoch 1/3" in output
+    assert (repository.root / MODEL).read_bytes() == uninterrupted
 
 
-def test_a_checkpoint_is_read_by_the_same_training_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoint_is_loaded_only_by_the_same_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, photos = tmp_path / "network.checkpoint", tmp_path / "photos"
     photos.write_bytes(b"photos")
 
@@ -124,8 +123,8 @@ def test_a_checkpoint_is_read_by_the_same_training_alone(tmp_path: Path, monkeyp
     assert checkpoint().load() is None
 
 
-def test_verify_rebuilds_everything_and_finds_it_the_same(repository: Repository, tmp_path: Path) -> None:
-    """Also where links stand for the files, as `cache.type symlink` has it: their names count, not their targets'."""
+def test_verify_rebuilds_everything_and_finds_it_unchanged(repository: Repository, tmp_path: Path) -> None:
+    """Also if the files are links, as with `cache.type symlink`: their own names count, not those of their targets."""
     weights = write_weights(tmp_path, "resnet18")
     for path in (weights, repository.root / "data/raw/train.zip"):
         path.rename(tmp_path / f"content of {path.stem}")
@@ -138,28 +137,28 @@ def test_verify_rebuilds_everything_and_finds_it_the_same(repository: Repository
     assert (repository.root / MODEL).is_symlink()
 
     before = repository.git("status", "--porcelain", "--ignored")
-    done = repository.run("verify.py", env=OTHER_SETTINGS)
+    done = repository.run("verify.py")
     assert done.returncode == 0, done.stderr
     folders = [repository.root / name for name in ("data/prepared", "metrics", "models")]
     files = {path.relative_to(repository.root) for folder in folders for path in folder.rglob("*") if path.is_file()}
     assert {Path(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("same ")} == files
-    assert f"All {len(files)} outputs are the same, byte by byte." in done.stdout
+    assert f"All {len(files)} outputs are the same, byte for byte." in done.stdout
     assert repository.git("status", "--porcelain", "--ignored") == before
 
 
-def test_verify_names_what_is_different(tmp_path: Path) -> None:
-    # A cache that all projects of a user share must not serve the results that are to be built anew.
+def test_verify_names_what_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Results must be rebuilt even if a cache that all of a user's projects share has them.
     (tmp_path / "config").write_text(f"[cache]\n    dir = {tmp_path / 'shared cache'}\n")
-    shared = {"DVC_GLOBAL_CONFIG_DIR": str(tmp_path)}
-    repository = stand_in_repository(tmp_path / "repository")  # its stages write something else each time
-    assert error_line(repository.run("verify.py", env=shared)) == (
-        "what is here is not what params, code and photos now lead to; run `dvc repro` first"
-    )
-    repository.dvc("repro", env=shared)
-    done = repository.run("verify.py", env=shared)
+    monkeypatch.setenv("DVC_GLOBAL_CONFIG_DIR", str(tmp_path))
+    repository = stand_in_repository(tmp_path / "repository")  # its stages write something new each time
+    repository.environment["DVC_GLOBAL_CONFIG_DIR"] = str(tmp_path)
+    assert error_line(repository.run("verify.py")) == "the results are out of date; run `dvc repro` first"
+    repository.dvc("repro")
+    assert (tmp_path / "shared cache").exists()
+    done = repository.run("verify.py")
     assert done.returncode == 1
-    assert "different  models/resnet18.safetensors\n" in done.stdout
-    assert done.stderr.endswith("error: 22 of 22 outputs are not the same; the new ones lie in .verify/\n")
+    assert "different     models/resnet18.safetensors\n" in done.stdout
+    assert done.stderr.endswith("error: 22 of 22 outputs differ; the rebuilt ones are in .verify/\n")
 
     (repository.root / "data/raw/train.zip").unlink()
-    assert error_line(repository.run("verify.py", env=shared)).startswith("data/raw/train.zip: no such file")
+    assert error_line(repository.run("verify.py")).startswith("data/raw/train.zip: no such file")

@@ -2,19 +2,20 @@
 
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import forked
 import pytest
-from conftest import STAGES, Repository, draw_photo, encode, error_line, photo_bytes
+from photos import draw_photo, encode, photo_bytes
 from playwright.sync_api import Browser
+from projects import REPOSITORY, Repository, error_line
 
 
 @pytest.fixture
 def address(finished: Repository) -> Iterator[str]:
-    """Where the page of the finished repository's ensemble is."""
-    command = [sys.executable, STAGES / "serve.py", "0"]
+    """The URL of the page that answers with the finished repository's ensemble."""
+    command = [forked.python(), REPOSITORY / "tools/serve.py", "0"]
     with subprocess.Popen(
         command, cwd=finished.root, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as server:
@@ -24,7 +25,7 @@ def address(finished: Repository) -> Iterator[str]:
         assert server.wait(timeout=20) == 143
 
 
-def test_photos_are_uploaded_and_answered(browser: Browser, address: str, tmp_path: Path) -> None:
+def test_serve_answers_uploaded_photos(browser: Browser, address: str, tmp_path: Path) -> None:
     (tmp_path / "tom <b>&.jpg").write_bytes(photo_bytes("cat", 30))
     (tmp_path / "max.png").write_bytes(encode(draw_photo("dog", 31), "PNG"))
     (tmp_path / "letter.jpg").write_text("Dear all")
@@ -37,11 +38,11 @@ def test_photos_are_uploaded_and_answered(browser: Browser, address: str, tmp_pa
     page.on("request", lambda request: requests.append(request.url))
     page.goto(address)
     page.get_by_label("Photos of a cat or a dog").set_input_files(sorted(tmp_path.iterdir()))
-    page.get_by_role("button", name="Ask").click()
+    page.get_by_role("button", name="Classify").click()
     page.get_by_role("heading", name="Answers").wait_for()
 
     letter, max_, tom = page.locator(".gallery li").all()
-    assert "This is no photo that can be read" in letter.inner_text()
+    assert "This file could not be read as a photo." in letter.inner_text()
     for photo, name in ((max_, "max.png"), (tom, "tom <b>&.jpg")):
         assert name in photo.inner_text()
         assert photo.locator("strong").inner_text().startswith(("cat ", "dog "))
@@ -56,9 +57,11 @@ def test_photos_are_uploaded_and_answered(browser: Browser, address: str, tmp_pa
     page.close()
 
 
-def test_a_port_that_cannot_be_had_is_said(finished: Repository) -> None:
+def test_serve_names_a_port_that_it_cannot_use(finished: Repository) -> None:
     for port in ("http", "70000"):
-        assert error_line(finished.run("serve.py", port)).startswith("expected at most one argument, a port from 0")
+        assert error_line(finished.run("serve.py", port)) == (
+            f"argument PORT: '{port}' is not a port; expected a number from 0 to 65535; see serve.py --help"
+        )
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        assert f"port {port}: Address already in use; name another" in error_line(finished.run("serve.py", port))
+        assert f"port {port}: Address already in use; try another" in error_line(finished.run("serve.py", port))

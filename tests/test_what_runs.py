@@ -1,7 +1,7 @@
-"""What runs again after a change: every key of params.yaml and every file under stages/ has its row.
+"""What DVC reruns after a change: each key of params.yaml and all code has a row here.
 
-DVC decides here as it always does, over the repository's own dvc.yaml; the scripts are stood in for by one that takes
-no time and writes something new each time it runs.
+DVC decides as it always does, from the repository's own dvc.yaml; the stages are stand-ins that take no time and write
+something new each time they run.
 """
 
 from collections.abc import Iterator
@@ -10,25 +10,25 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import REPOSITORY, STAGE_NAMES, STAGES, Repository, kaggle_files, stand_in_repository, write_zip
 from dvc.repo import Repo
 from networkx import ancestors
+from photos import kaggle_files, write_zip
+from projects import REPOSITORY, STAGE_NAMES, Repository, stand_in_repository
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # DVC's own
 
 EVERYTHING = set(STAGE_NAMES)
-NETWORKS = EVERYTHING - {"prepare"}  # both of them, and what follows
+NETWORKS = EVERYTHING - {"prepare"}  # both, and what follows
 COMBINATION = {"ensemble", "report"}
 EVALUATION = {"evaluate"} | COMBINATION
 NOTHING: set[str] = set()
 
-# Each key of params.yaml: another value, and what runs then.
+# Each key of params.yaml: a different value, and what then runs.
 PARAMS = {
-    "source": ("data/raw/other.zip", EVERYTHING),
     "lr": (0.0005, NETWORKS),
     "precision": ("bfloat16", NETWORKS),
-    "test_time_flip": (True, EVALUATION),
-    "launcher": ("env python", NETWORKS),
+    "prepare.source": ("data/raw/other.zip", EVERYTHING),
+    "prepare.labels": ("data/other.csv", EVERYTHING),
     "prepare.image_size": (64, EVERYTHING),
     "prepare.resize": ("center_crop", EVERYTHING),
     "prepare.split.train": (22, EVERYTHING),
@@ -37,6 +37,7 @@ PARAMS = {
     "prepare.seed": (2, EVERYTHING),
     "networks.resnet18.weights": ("other-01234567.pth", {"train_resnet18"} | EVALUATION),
     "networks.resnet34.weights": ("other-01234567.pth", {"train_resnet34"} | EVALUATION),
+    "train.launcher": ("env python", NETWORKS),
     "train.layers": ("head", NETWORKS),
     "train.body_lr_factor": (0.5, NETWORKS),
     "train.head_width": (256, NETWORKS),
@@ -53,56 +54,32 @@ PARAMS = {
     "train.batch_size": (16, NETWORKS),
     "train.epochs": (3, NETWORKS),
     "train.seed": (2, NETWORKS),
+    "evaluate.test_time_flip": (True, EVALUATION),
     "ensemble.method": ("majority_vote", COMBINATION),
 }
 
-# Each file under stages/, and what runs when it changes.
-FILES = {
-    "download.py": NOTHING,  # no stage
-    "verify.py": NOTHING,  # no stage
-    "predict.py": NOTHING,  # nor are these
-    "submission.py": NOTHING,
-    "serve.py": NOTHING,
-    "export.py": NOTHING,
-    "audit.py": NOTHING,
-    "catsdogs/audit.html.jinja": NOTHING,
-    "catsdogs/inference.py": NOTHING,
-    "catsdogs/serve.html.jinja": NOTHING,
-    "prepare.py": EVERYTHING,
-    "train.py": NETWORKS,
-    "evaluate.py": EVALUATION,
-    "ensemble.py": COMBINATION,
-    "report.py": {"report"},
-    "catsdogs/__init__.py": EVERYTHING,
-    "catsdogs/checkpoint.py": NETWORKS,
-    "catsdogs/charts.py": {"report"},
-    "catsdogs/combining.py": COMBINATION,
-    "catsdogs/compute.py": NETWORKS,
-    "catsdogs/corrections.py": EVERYTHING,
-    "catsdogs/dataset.py": NETWORKS,
-    "catsdogs/distributed.py": NETWORKS,
-    "catsdogs/errors.py": EVERYTHING,
-    "catsdogs/files.py": EVERYTHING,
-    "catsdogs/gallery.html.jinja": {"report"},
-    "catsdogs/graph.py": {"report"},
-    "catsdogs/networks.py": NETWORKS,
-    "catsdogs/packing.py": EVERYTHING,
-    "catsdogs/page.html.jinja": {"report"},
-    "catsdogs/pages.py": {"report"},
-    "catsdogs/params.py": EVERYTHING,
-    "catsdogs/photos.py": EVERYTHING,
-    "catsdogs/process.py": EVERYTHING,
-    "catsdogs/report.html.jinja": {"report"},
-    "catsdogs/scores.py": EVALUATION,
-    "catsdogs/weights.py": NETWORKS,
+# Each room of the pipeline and each script, and what runs if a file there changes.
+CODE = {
+    "pipeline/core": EVERYTHING,
+    "pipeline/photos": EVERYTHING,
+    "pipeline/networks": NETWORKS,
+    "pipeline/scores": EVALUATION,  # a different way to combine predictions retrains nothing
+    "pipeline/pages": {"report"},
+    "pipeline/inference.py": NOTHING,  # for the tools
+    "stages/prepare.py": EVERYTHING,
+    "stages/train.py": NETWORKS,
+    "stages/evaluate.py": EVALUATION,
+    "stages/ensemble.py": COMBINATION,
+    "stages/report.py": {"report"},
+    "tools": NOTHING,
 }
 
 
 @pytest.fixture(scope="module")
-def stood_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Repository]:
-    """A repository in which all is up to date; the tests change one thing after the other, and most change it back."""
-    repository = stand_in_repository(tmp_path_factory.mktemp("stood_in") / "repository")
-    write_zip(repository.root / PARAMS["source"][0], kaggle_files(cats=2, dogs=2))
+def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Repository]:
+    """A repository in which all is up to date; each test changes something, and most change it back."""
+    repository = stand_in_repository(tmp_path_factory.mktemp("stand_in") / "repository")
+    write_zip(repository.root / PARAMS["prepare.source"][0], kaggle_files(cats=2, dogs=2))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(repository.root)
         assert run_by_repro() == EVERYTHING
@@ -110,15 +87,15 @@ def stood_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Repository]:
 
 
 def run_by_repro() -> set[str]:
-    """What `dvc repro` does, in this process (the command's start takes longer than all else here)."""
+    """What `dvc repro` runs, in this process (starting the command would take longer than everything else here)."""
     with Repo() as repo:
         return {stage.name for stage in repo.reproduce()}
 
 
-def to_be_run() -> set[str]:
-    """What `dvc repro` would do: the stages that `dvc status` calls changed, and all that follow them."""
+def would_run() -> set[str]:
+    """What `dvc repro` would run: the stages that `dvc status` calls changed, and all that follow them."""
     with Repo() as repo:
-        changed = repo.status(targets=STAGE_NAMES)
+        changed = repo.status()
         stages = {stage.name: stage for stage in repo.index.stages if stage.name in STAGE_NAMES}
         followers = [ancestors(repo.index.graph, stages[name]) for name in changed]
         return {*changed, *(stage.name for stage in set().union(*followers))} & stages.keys()
@@ -132,54 +109,90 @@ def flatten(params: dict, above: str = "") -> Iterator[str]:
             yield f"{above}{key}"
 
 
-def test_every_param_and_every_file_has_its_row() -> None:
+def test_tables_here_cover_each_param_and_all_code() -> None:
     assert set(PARAMS) == set(flatten(yaml.safe_load((REPOSITORY / "params.yaml").read_text())))
-    files = {path.relative_to(STAGES).as_posix() for path in STAGES.rglob("*") if path.is_file()}
-    assert set(FILES) == {file for file in files if "__pycache__" not in file}
+    files = [path.relative_to(REPOSITORY) for folder in ("stages", "pipeline", "tools") for path in code_files(folder)]
+    without = [file.as_posix() for file in files if not any(file.is_relative_to(part) for part in CODE)]
+    assert without == ["pipeline/__init__.py"]
+    assert (REPOSITORY / "pipeline/__init__.py").read_text().count("\n") == 1  # a docstring, so nothing depends on it
+
+
+def code_files(part: str) -> list[Path]:
+    """The files in a folder of the repository, or the file of that name."""
+    path = REPOSITORY / part
+    files = [path] if path.is_file() else path.rglob("*")
+    return sorted(file for file in files if file.is_file() and "__pycache__" not in file.parts)
 
 
 @pytest.mark.parametrize("key", PARAMS)
-def test_a_param_runs_what_reads_it_and_nothing_else(stood_in: Repository, key: str) -> None:
+def test_dvc_reruns_only_what_reads_a_changed_param(stand_in: Repository, key: str) -> None:
     value, stages = PARAMS[key]
     *sections, name = key.split(".")
-    section = stood_in.params
+    section = stand_in.params
     for part in sections:
         section = section[part]
     before = section[name]
     assert before != value
     section[name] = value
-    stood_in.write_params()
-    found = to_be_run()
+    stand_in.write_params()
+    found = would_run()
     section[name] = before
-    stood_in.write_params()
+    stand_in.write_params()
     assert found == stages
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_a_file_of_code_runs_what_imports_it_and_nothing_else(stood_in: Repository, file: str) -> None:
-    code = stood_in.root / "stages" / file
+@pytest.mark.parametrize("part", CODE)
+def test_dvc_reruns_only_what_imports_changed_code(stand_in: Repository, part: str) -> None:
+    code = stand_in.root / code_files(part)[-1].relative_to(REPOSITORY)
     before = code.read_bytes()
     code.write_bytes(before + b"\n# a change\n")
-    found = to_be_run()
+    found = would_run()
     code.write_bytes(before)
-    assert found == FILES[file]
+    assert found == CODE[part]
 
 
-def test_photos_and_corrections_run_everything_and_a_comment_in_the_params_nothing(stood_in: Repository) -> None:
-    stood_in.photos(kaggle_files(cats=3, dogs=3), stood_in.params["source"])
+def test_dvc_reruns_everything_for_photos_and_corrections_and_nothing_for_a_comment(stand_in: Repository) -> None:
+    stand_in.photos(kaggle_files(cats=3, dogs=3), stand_in.params["prepare"]["source"])
     assert run_by_repro() == EVERYTHING
-    stood_in.correct("cat.0.jpg: leave out")
+    stand_in.correct("cat.0.jpg: leave out")
     assert run_by_repro() == EVERYTHING
-    with (stood_in.root / "params.yaml").open("a") as params:
+    with (stand_in.root / "params.yaml").open("a") as params:
         params.write("# a comment\n")
     assert run_by_repro() == NOTHING
 
 
 @pytest.mark.parametrize("name", STAGE_NAMES)
-def test_a_stage_depends_on_exactly_the_files_that_it_imports(name: str) -> None:
+def test_stages_depend_on_the_script_and_the_rooms_that_they_import(name: str) -> None:
     stage = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"][name]
-    finder = ModuleFinder(path=[str(STAGES)])  # all else is not followed
-    finder.run_script(str(REPOSITORY / stage["cmd"].split()[1]))
+    imported = imported_by(REPOSITORY / stage["cmd"].split()[1]) - {"pipeline/__init__.py"}
+    code = [dep for dep in stage["deps"] if dep.startswith(("stages/", "pipeline/"))]
+    for dep in code:
+        assert any(Path(file).is_relative_to(dep) for file in imported), f"{dep} is not imported"
+    assert [file for file in imported if not any(Path(file).is_relative_to(dep) for dep in code)] == []
+
+
+# What each room may import besides itself, without circles.
+MAY_IMPORT = {
+    "core": set(),
+    "photos": {"core"},
+    "networks": {"core"},
+    "scores": {"core"},
+    "pages": {"core", "scores"},
+    "inference.py": {"core", "photos", "networks", "scores"},
+}
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_rooms_import_only_what_they_may(room: str) -> None:
+    for file in code_files(f"pipeline/{room}"):
+        if file.suffix == ".py":
+            rooms = {Path(name).parts[1] for name in imported_by(file)} - {room, "__init__.py"}
+            assert rooms <= MAY_IMPORT[room], file
+
+
+def imported_by(script: Path) -> set[str]:
+    """The files of the pipeline that `script` imports, directly or indirectly, and itself."""
+    finder = ModuleFinder(path=[str(REPOSITORY)])  # nothing else is followed
+    finder.run_script(str(script))
     files = {module.__file__ for module in finder.modules.values()} - {None}  # None: built into Python
-    imported = {Path(file).relative_to(REPOSITORY).as_posix() for file in files}
-    assert {dep for dep in stage["deps"] if dep.startswith("stages/") and dep.endswith(".py")} == imported
+    return {Path(file).relative_to(REPOSITORY).as_posix() for file in files}

@@ -1,4 +1,4 @@
-"""Files of random weights, for the tests."""
+"""Files of random weights."""
 
 import hashlib
 import io
@@ -9,7 +9,7 @@ import torchvision
 
 
 def write_weights(folder: Path, name: str) -> Path:
-    """Random weights of torchvision's network `name`, in a file named by its hash as torch.hub names them."""
+    """Random weights of torchvision's network `name`, in a file whose name contains its hash, as torch.hub's do."""
     torch.manual_seed(7)
     return save_weights(folder, name, torchvision.models.get_model(name, weights=None).state_dict())
 

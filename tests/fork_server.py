@@ -1,0 +1,133 @@
+"""Runs Python programs in forks of a process that has imported torch and DVC already.
+
+Importing these takes longer than most of what is tested. They are imported once, and nothing of this project, so that
+each fork is as fresh as a new process. forked.py starts this and is its client. The argument is the number of a file
+descriptor, a listening socket. A client is told the number of its process and then its exit status; if the client ends,
+the process is killed. The server ends when its stdin does.
+"""
+
+import atexit
+import gc
+import importlib
+import json
+import os
+import resource
+import runpy
+import select
+import signal
+import socket
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+SLOW_IMPORTS = (
+    *("torch", "torch._dynamo", "torch.distributed", "torch.fx.experimental.optimization", "torchvision.transforms.v2"),
+    *("pandas", "scipy.stats", "sklearn.linear_model", "sklearn.metrics", "matplotlib.figure", "jinja2", "requests"),
+    *("pydantic", "safetensors.torch", "safetensors.numpy", "PIL.ImageDraw", "PIL.ImageFont", "tqdm", "ruamel.yaml"),
+    *("dvc.cli.parser", "dvc.repo.reproduce", "dvc.repo.experiments.queue.celery", "dvc.repo.plots", "dvc_http"),
+)
+
+
+def main() -> None:
+    server = socket.socket(fileno=int(sys.argv[1]))
+    for module in SLOW_IMPORTS:
+        importlib.import_module(module)
+    gc.collect()
+    gc.freeze()  # or each fork would copy the memory that it looks at
+    woken, wakes = socket.socketpair()
+    wakes.setblocking(False)
+    signal.set_wakeup_fd(wakes.fileno())
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+
+    programs: dict[socket.socket, int] = {}  # each client's connection, and the process that runs its program
+    signal.signal(signal.SIGTERM, lambda *_: end(programs))
+    while True:
+        ready, _, _ = select.select([server, 0, woken, *programs], [], [])
+        if 0 in ready:
+            end(programs)
+        if woken in ready:
+            woken.recv(100)
+            report_ends(programs)
+        for connection in programs.keys() & {*ready}:  # a client says nothing after its request: it is gone
+            os.kill(programs.pop(connection), signal.SIGKILL)
+            connection.close()
+        if server in ready:
+            connection, _ = server.accept()
+            request, streams = receive(connection)
+            programs[connection] = os.fork()
+            if programs[connection] == 0:
+                for inherited in (server, woken, wakes, *programs):
+                    inherited.close()
+                become(request, streams)
+            connection.sendall(b"%d\n" % programs[connection])
+            for stream in streams:
+                os.close(stream)
+
+
+def receive(connection: socket.socket) -> tuple[dict, list[int]]:
+    message, streams, _, _ = socket.recv_fds(connection, 2**16, 3)
+    while not message.endswith(b"\n"):
+        message += connection.recv(2**16)
+    return json.loads(message), streams
+
+
+def report_ends(programs: dict[socket.socket, int]) -> None:
+    """Tell clients the exit status of programs that have ended."""
+    with suppress(ChildProcessError):
+        while (end := os.waitpid(-1, os.WNOHANG))[0]:
+            for connection in [connection for connection, process in programs.items() if process == end[0]]:
+                with suppress(ConnectionError):
+                    connection.sendall(b"%d\n" % os.waitstatus_to_exitcode(end[1]))
+                connection.close()
+                del programs[connection]
+
+
+def end(programs: dict[socket.socket, int]) -> None:
+    for process in programs.values():
+        os.kill(process, signal.SIGKILL)
+    os._exit(0)
+
+
+def become(request: dict, streams: list[int]) -> None:
+    """Turn this process into `python *arguments`; never returns."""
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGCHLD, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (request["largest_file"], resource.RLIM_INFINITY))
+    os.chdir(request["folder"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    sys.executable = request["executable"]
+    atexit._clear()  # what the imports have registered
+    status: object = 0
+    try:
+        run(request["arguments"])
+    except SystemExit as end:
+        status = end.code
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        status = 1
+    threading._shutdown()  # waits for threads, as Python's own end does
+    atexit._run_exitfuncs()
+    if isinstance(status, str):
+        print(status, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status if isinstance(status, int) else int(status is not None))
+
+
+def run(arguments: list[str]) -> None:
+    if arguments[0] == "-m":
+        sys.argv, sys.path[0] = arguments[1:], str(Path.cwd())
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv, sys.path[0] = arguments, str(Path(arguments[0]).resolve().parent)
+        runpy.run_path(arguments[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""tools/networks.py, which changes the set of networks: what then runs, and what the stages say of other networks."""
+
+from pathlib import Path
+
+import yaml
+from projects import Repository, stand_in_repository
+
+
+def test_networks_takes_one_out_and_puts_another_in_and_dvc_runs_what_is_new(tmp_path: Path) -> None:
+    repository = stand_in_repository(tmp_path / "repository")
+    repository.dvc("repro")
+    repository.commit()
+    earlier = {name: (repository.root / name).read_bytes() for name in ("dvc.yaml", "params.yaml", "dvc.lock")}
+
+    assert repository.run("networks.py", "resnet18").returncode == 0
+    assert repository.stages_run_by("exp", "run") == ["evaluate", "ensemble", "report"]
+    assert repository.has_clean_status()
+
+    assert repository.run("networks.py", "resnet18", "mobilenet_v2").returncode == 0
+    networks = yaml.safe_load((repository.root / "params.yaml").read_text())["networks"]
+    assert networks == {"resnet18": {"weights": "none"}, "mobilenet_v2": {"weights": "IMAGENET1K_V1"}}
+    assert repository.stages_run_by("repro") == ["train_mobilenet_v2", "evaluate", "ensemble", "report"]
+
+    assert repository.run("networks.py", "resnet18", "resnet34").returncode == 0
+    assert (repository.root / "dvc.yaml").read_bytes() == earlier["dvc.yaml"]
+    repository.git("restore", ".")
+    repository.dvc("checkout")
+    assert {name: (repository.root / name).read_bytes() for name in earlier} == earlier
+    assert repository.has_clean_status()
+
+
+def test_stages_score_a_single_network_and_then_another_one_with_it(repository: Repository) -> None:
+    assert repository.run("networks.py", "resnet18").returncode == 0
+    repository.params = yaml.safe_load((repository.root / "params.yaml").read_text())
+    for script in ("evaluate.py", "ensemble.py", "report.py"):
+        repository.succeed(script)
+    assert list(repository.read_json("metrics/evaluate.json")) == ["resnet18"]
+    assert repository.read_json("metrics/ensemble.json")["members"] == "resnet18"
+
+    assert repository.run("networks.py", "resnet18", "mobilenet_v2").returncode == 0
+    repository.params["networks"]["mobilenet_v2"] = {"weights": "none"}
+    repository.succeed("train.py", "mobilenet_v2")
+    for script in ("evaluate.py", "ensemble.py", "report.py"):
+        repository.succeed(script)
+    assert list(repository.read_json("metrics/evaluate.json")) == ["resnet18", "mobilenet_v2"]
+    assert repository.read_json("metrics/ensemble.json")["members"] == "resnet18, mobilenet_v2"
+    page = (repository.root / "metrics/report.html").read_text(encoding="utf-8")
+    assert "Together, resnet18 and mobilenet_v2 classified" in page
+    assert "<h3>train_mobilenet_v2</h3>" in page
