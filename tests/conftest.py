@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -18,6 +19,8 @@ from projects import STAGE_NAMES, Project, Repository, copy_of
 
 # No messages of DVC to its makers. (The repository's configuration says so, too; `verify` makes another one.)
 os.environ["DVC_NO_ANALYTICS"] = "1"
+# A shell starts background jobs with SIGINT ignored, and processes inherit that; tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # No GPU, and one thread per process: with images this small, more threads only get in each other's way.
 os.environ |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 # As in the activated environment: the stages' `python` is the one that runs the tests.

@@ -24,7 +24,8 @@ from pathlib import Path
 SLOW_IMPORTS = (
     *("torch", "torch._dynamo", "torch.distributed", "torch.fx.experimental.optimization", "torchvision.transforms.v2"),
     *("pandas", "scipy.stats", "sklearn.linear_model", "sklearn.metrics", "matplotlib.figure", "jinja2", "requests"),
-    *("pydantic", "safetensors.torch", "safetensors.numpy", "PIL.ImageDraw", "PIL.ImageFont", "tqdm", "ruamel.yaml"),
+    *("pydantic.main", "pydantic.functional_validators", "safetensors.torch", "safetensors.numpy", "ruamel.yaml"),
+    *("imagehash", "PIL.ImageDraw", "PIL.ImageFont", "PIL.JpegImagePlugin", "PIL.GifImagePlugin", "tqdm"),
     *("dvc.cli.parser", "dvc.repo.reproduce", "dvc.repo.experiments.queue.celery", "dvc.repo.plots", "dvc_http"),
 )
 

@@ -9,11 +9,13 @@ from pathlib import Path
 from run import copy_pipeline
 
 import forked
+import pytest
 import yaml
 from photos import kaggle_files, write_zip
 from projects import REPOSITORY, error_line
 
 
+@pytest.mark.slow
 def test_bench_compares_the_pipeline_with_a_notebook_and_the_hardware_limit(tmp_path: Path) -> None:
     project, folder = tmp_path / "project", tmp_path / "bench"
     project.mkdir()

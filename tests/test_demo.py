@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import forked
+import pytest
 from projects import REPOSITORY, error_line
 
 
@@ -14,6 +15,7 @@ def work_tree() -> str:
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
 
 
+@pytest.mark.slow
 def test_demo_classifies_synthetic_photos_and_changes_nothing_outside_its_folder(tmp_path: Path) -> None:
     before, folder = work_tree(), tmp_path / "demo"
     command = [forked.python(), REPOSITORY / "demo/run.py", folder]

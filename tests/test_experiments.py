@@ -14,6 +14,8 @@ import pytest
 import yaml
 from projects import STAGE_NAMES, Repository, stand_in_repository
 
+pytestmark = pytest.mark.slow
+
 RETRAINED = list(STAGE_NAMES[1:])
 
 

@@ -13,6 +13,8 @@ import pytest
 from predictions import CLOSE, predicted_by
 from projects import Repository
 
+pytestmark = pytest.mark.slow
+
 NETWORKS = ("resnet18", "resnet34")
 
 

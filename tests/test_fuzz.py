@@ -3,7 +3,10 @@
 import subprocess
 import sys
 
+import pytest
 from projects import REPOSITORY
+
+pytestmark = pytest.mark.slow
 
 
 def test_prepare_succeeds_with_or_refuses_damaged_photos_archives_and_params() -> None:

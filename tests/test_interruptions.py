@@ -81,6 +81,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Project:
     return project
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), SIGNALS)
 def test_prepare_ends_at_once_on_a_signal_and_leaves_nothing_half_written(
     number: int, status: int, large: Project, start: Start
@@ -95,6 +96,7 @@ def test_prepare_ends_at_once_on_a_signal_and_leaves_nothing_half_written(
     assert large.results() == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), SIGNALS)
 def test_train_ends_at_once_on_a_signal(number: int, status: int, repository: Repository, start: Start) -> None:
     repository.params["train"]["epochs"] = 1000
@@ -110,6 +112,7 @@ def test_train_ends_at_once_on_a_signal(number: int, status: int, repository: Re
     assert after == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shell", "has_begun"), [("/bin/bash", False), ("/bin/sh", True)])
 def test_train_ends_when_its_dvc_is_gone(
     repository: Repository, shell: str, has_begun: bool, monkeypatch: pytest.MonkeyPatch, start: Start
@@ -135,6 +138,7 @@ def test_train_ends_when_its_dvc_is_gone(
             stage.kill()
 
 
+@pytest.mark.slow
 def test_dvc_repro_is_refused_while_another_one_trains_and_that_one_finishes(
     repository: Repository, start: Start
 ) -> None:

@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+import pytest
 import yaml
 from projects import Repository, stand_in_repository
+
+pytestmark = pytest.mark.slow
 
 
 def test_networks_takes_one_out_and_puts_another_in_and_dvc_runs_what_is_new(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ def test_train_refuses_a_batch_that_cannot_be_shared_equally() -> None:
         check_batch_size(64, train, Processes(0, 3))
 
 
+@pytest.mark.slow
 def test_train_in_two_processes_takes_the_same_steps_as_in_one(repository: Repository) -> None:
     """Without dropout and with the body's statistics frozen, a step depends on nothing but the whole batch."""
     repository.params["train"] |= {"layers": "head", "dropout": 0, "optimizer": "sgd"}
@@ -62,6 +63,7 @@ def test_train_in_two_processes_takes_the_same_steps_as_in_one(repository: Repos
     assert repository.read_json("metrics/train_resnet18.json") == pytest.approx(scores, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_train_in_two_processes_gives_the_same_bytes_every_time(repository: Repository) -> None:
     repository.params["train"]["launcher"] = " ".join(LAUNCHER)
     repository.write_params()
@@ -76,6 +78,7 @@ def test_train_in_two_processes_gives_the_same_bytes_every_time(repository: Repo
     assert repository.results() == by_dvc
 
 
+@pytest.mark.slow
 def test_train_ends_when_one_of_its_processes_dies(repository: Repository) -> None:
     before = repository.results()
     repository.params["train"]["epochs"] = 1000
@@ -92,6 +95,7 @@ def test_train_ends_when_one_of_its_processes_dies(repository: Repository) -> No
     assert results == before
 
 
+@pytest.mark.slow
 def test_dvc_repro_runs_two_single_stages_at_the_same_time(tmp_path: Path) -> None:
     repository = stand_in_repository(tmp_path / "repository")
     meeting = """

@@ -26,6 +26,7 @@ def test_git_tracks_the_metrics_but_no_photos_predictions_or_models(finished: Re
     assert finished.git("status", "--porcelain") == ""
 
 
+@pytest.mark.slow
 def test_dvc_commits_and_saves_the_results_and_its_status_stays_clean(repository: Repository) -> None:
     assert repository.has_clean_status()
     repository.dvc("commit", "--force")
@@ -48,6 +49,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bin"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shell", ["/bin/sh", "/bin/bash"])
 def test_dvc_in_another_environment_runs_stages_with_the_python_on_path(
     repository: Repository, bare: Path, shell: str
@@ -77,6 +79,7 @@ def test_pipeline_refuses_an_older_python_in_one_line() -> None:
     assert "expected 3.11 or newer; activate the project's environment" in error_line(done)
 
 
+@pytest.mark.slow
 def test_dvc_exp_run_with_another_method_runs_no_network_and_can_be_compared(repository: Repository) -> None:
     command = ("exp", "run", "--name", "votes", "-S", "ensemble.method=majority_vote")
     assert repository.stages_run_by(*command) == ["ensemble", "report"]

@@ -12,6 +12,8 @@ import pytest
 from moto.server import ThreadedMotoServer
 from projects import Repository, stand_in_repository
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def s3_endpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:

@@ -40,6 +40,7 @@ def scores_of(project: Project) -> dict[str, float]:
     }
 
 
+@pytest.mark.slow
 def test_report_shows_the_scores_of_the_metrics_in_a_browser_and_contacts_no_host(
     finished: Repository, browser: Browser
 ) -> None:
@@ -73,6 +74,7 @@ def test_report_shows_the_scores_of_the_metrics_in_a_browser_and_contacts_no_hos
         assert len(ids) == len(set(ids))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_report_has_enough_contrast_in_light_and_dark(finished: Repository, browser: Browser, scheme: str) -> None:
     with browser.new_context(color_scheme=scheme) as context:
@@ -132,6 +134,7 @@ def test_report_writes_reliability_and_roc_tables_that_match_the_scores(finished
         assert area == pytest.approx(scores[f"{name}.roc_auc"], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_report_needs_only_its_deps_and_escapes_the_names_of_photos(finished: Repository, tmp_path: Path) -> None:
     """The stage's deps, in another folder and with other settings, give the same bytes."""
     stage = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]["report"]

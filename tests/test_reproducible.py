@@ -47,6 +47,7 @@ def kill(process: subprocess.Popen) -> None:
     process.communicate()
 
 
+@pytest.mark.slow
 def test_dvc_repro_of_a_clone_gives_the_same_lock_however_often_it_is_killed(
     finished: Repository, tmp_path: Path
 ) -> None:
@@ -67,6 +68,7 @@ def test_dvc_repro_of_a_clone_gives_the_same_lock_however_often_it_is_killed(
     assert left_over == []
 
 
+@pytest.mark.slow
 def test_train_resumes_after_its_last_epoch_but_only_with_the_same_code(repository: Repository) -> None:
     # All that a training carries from epoch to epoch: momentum, a falling learning rate, BatchNorm's statistics.
     repository.params["train"] |= {"epochs": 3, "optimizer": "sgd", "lr_step_size": 1, "augment": "crop_and_flip"}
@@ -123,6 +125,7 @@ def test_checkpoint_is_loaded_only_by_the_same_training(tmp_path: Path, monkeypa
     assert checkpoint().load() is None
 
 
+@pytest.mark.slow
 def test_verify_rebuilds_everything_and_finds_it_unchanged(repository: Repository, tmp_path: Path) -> None:
     """Also if the files are links, as with `cache.type symlink`: their own names count, not those of their targets."""
     weights = write_weights(tmp_path, "resnet18")
@@ -146,6 +149,7 @@ def test_verify_rebuilds_everything_and_finds_it_unchanged(repository: Repositor
     assert repository.git("status", "--porcelain", "--ignored") == before
 
 
+@pytest.mark.slow
 def test_verify_names_what_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Results must be rebuilt even if a cache that all of a user's projects share has them.
     (tmp_path / "config").write_text(f"[cache]\n    dir = {tmp_path / 'shared cache'}\n")

@@ -25,6 +25,7 @@ def address(finished: Repository) -> Iterator[str]:
         assert server.wait(timeout=20) == 143
 
 
+@pytest.mark.slow
 def test_serve_answers_uploaded_photos(browser: Browser, address: str, tmp_path: Path) -> None:
     (tmp_path / "tom <b>&.jpg").write_bytes(photo_bytes("cat", 30))
     (tmp_path / "max.png").write_bytes(encode(draw_photo("dog", 31), "PNG"))

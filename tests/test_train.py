@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from weight_files import write_weights
 
 
+@pytest.mark.slow
 def test_train_gives_the_same_bytes_again_and_others_with_another_seed(small: Project) -> None:
     files = ("models/resnet18.safetensors", "metrics/curves/resnet18.csv", "metrics/train_resnet18.json")
 
@@ -29,6 +30,7 @@ def test_train_gives_the_same_bytes_again_and_others_with_another_seed(small: Pr
     assert trained()[0] != first[0]
 
 
+@pytest.mark.slow
 def test_train_keeps_the_best_epoch_unchanged(small: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     states, accuracies = [], iter([0.5, 0.9, 0.6])
 
@@ -48,6 +50,7 @@ def test_train_keeps_the_best_epoch_unchanged(small: Project, monkeypatch: pytes
     assert small.read_json("metrics/train_resnet18.json")["epoch"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layers", "trained"),
     [
@@ -70,6 +73,7 @@ def test_train_changes_only_the_layers_named(small: Project, layers: str, traine
         assert changed == bool(re.match(trained, key)), key
 
 
+@pytest.mark.slow
 def test_train_applies_a_lower_learning_rate_to_the_body_than_to_the_head(small: Project) -> None:
     weights = write_weights(small.root, "resnet18")
     small.params["networks"]["resnet18"]["weights"] = weights.name
@@ -86,6 +90,7 @@ def test_train_applies_a_lower_learning_rate_to_the_body_than_to_the_head(small:
     torch.testing.assert_close(*heads, rtol=0.1, atol=0.001)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("augment", ["none", "flip", "crop_and_flip"])
 def test_train_uses_images_of_the_size_asked_for(augment: str, small: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     small.params["train"] |= {"augment": augment, "image_size": 24, "epochs": 1}
@@ -135,6 +140,7 @@ def test_train_refuses_batchnorm_layers_of_a_network_without_any(small: Project)
     )
 
 
+@pytest.mark.slow
 def test_train_follows_the_first_posts_recipe_with_a_falling_learning_rate(small: Project) -> None:
     small.params["prepare"]["resize"] = "center_crop"
     small.split(train=8, validation=4, test=4)
@@ -152,6 +158,7 @@ def test_train_follows_the_first_posts_recipe_with_a_falling_learning_rate(small
     }
 
 
+@pytest.mark.slow
 def test_train_with_one_cycle_raises_and_lowers_the_learning_rate(small: Project) -> None:
     small.params["train"] |= {"layers": "head", "lr_schedule": "one_cycle", "epochs": 4}
     small.succeed("train.py", "resnet18")
@@ -161,6 +168,7 @@ def test_train_with_one_cycle_raises_and_lowers_the_learning_rate(small: Project
     assert rates.max() <= small.params["lr"]
 
 
+@pytest.mark.slow
 def test_train_with_label_smoothing_keeps_the_network_from_being_sure(small: Project) -> None:
     losses = {}
     for label_smoothing in (0, 0.5):
@@ -182,6 +190,7 @@ def test_train_does_not_choose_bfloat16_if_onednn_may_not_use_it(
     assert "onednn" not in printed
 
 
+@pytest.mark.slow
 def test_train_computes_in_the_precision_asked_for(small: Project) -> None:
     models = []
     for precision in ("float32", "bfloat16"):

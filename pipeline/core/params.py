@@ -132,7 +132,9 @@ def weights_file(weights: str) -> Path | None:
 def without_folders(params: Params) -> Params:
     """Reduce the paths of photos and weights to file names, so that pages are the same in every folder."""
     networks = {name: Network(weights=Path(network.weights).name) for name, network in params.networks.items()}
-    prepare = params.prepare.model_copy(update={"source": Path(params.prepare.source).name})
+    prepare = params.prepare.model_copy(
+        update={"source": Path(params.prepare.source).name, "labels": Path(params.prepare.labels).name}
+    )
     return params.model_copy(update={"networks": networks, "prepare": prepare})
 
 

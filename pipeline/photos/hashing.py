@@ -9,7 +9,7 @@ from pipeline.photos.source import Photo, PhotoSource
 
 from tqdm import tqdm
 
-HASHED_AT_ONCE = 64  # photos per task: starting a task takes longer than hashing one photo
+HASHED_AT_ONCE = 16  # photos per task: starting one takes time, and a signal waits for the running ones
 
 
 def hash_photos(source: PhotoSource, photos: list[Photo], pool: ThreadPoolExecutor) -> None:
