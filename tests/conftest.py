@@ -17,10 +17,12 @@ from photos import kaggle_files
 from playwright.sync_api import Browser, sync_playwright
 from projects import STAGE_NAMES, Project, Repository, copy_of
 
-# No messages of DVC to its makers. (The repository's configuration says so, too; `verify` makes another one.)
+# No messages of DVC to its makers. (The repository's configuration says so, too, but `verify` makes another one.)
 os.environ["DVC_NO_ANALYTICS"] = "1"
 # A shell starts background jobs with SIGINT ignored, and processes inherit that; tests send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# Compile each module once, and not in each process.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # No GPU, and one thread per process: with images this small, more threads only get in each other's way.
 os.environ |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 # As in the activated environment: the stages' `python` is the one that runs the tests.
@@ -28,24 +30,24 @@ os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PAT
 
 # Files that take seconds or minutes, the longest first, so that the test processes end at about the same time.
 LONG_FILES = (
-    "train",
-    "export",  # builds `finished`, while the other process does without it
-    "reproducible",
+    "reproducible",  # builds `finished`, while the other process does without it
     "demo",
     "bench",
-    "interruptions",
-    "what_runs",
+    "export",
+    "train",
     "experiments",
-    "networks",
-    "pipeline",
+    "interruptions",
     "parallel",
-    "evaluate",
+    "pipeline",
     "remote",
-    "building",
-    "report",
+    "networks",
+    "what_runs",
     "fuzz",
-    "audit",
+    "evaluate",
+    "report",
+    "building",
     "predict",
+    "audit",
     "serve",
 )
 
@@ -54,7 +56,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Start the fork server, which the test processes share."""
     if forked.SERVER not in os.environ:
         stack = ExitStack()
-        stack.enter_context(forked.fork_server())
+        folder = stack.enter_context(forked.fork_server())
+        os.environ["DVC_SITE_CACHE_DIR"] = f"{folder}/site_cache"  # what DVC would keep of each repository in /var/tmp
         config.add_cleanup(stack.close)
 
 

@@ -1,9 +1,10 @@
-"""Runs Python programs in forks of a process that has imported torch and DVC already.
+"""Runs Python programs in forks of processes that have imported torch and DVC already.
 
 Importing these takes longer than most of what is tested. They are imported once, and nothing of this project, so that
-each fork is as fresh as a new process. forked.py starts this and is its client. The argument is the number of a file
-descriptor, a listening socket. A client is told the number of its process and then its exit status; if the client ends,
-the process is killed. The server ends when its stdin does.
+each fork is as fresh as a new process. forked.py starts this and is its client. The arguments are the numbers of two
+file descriptors, listening sockets: for programs that need no torch, whose forks are cheaper, and for those that do. A
+client is told the number of its process and then its exit status; if the client ends, the process is killed. The server
+ends when its stdin does.
 """
 
 import atexit
@@ -18,35 +19,54 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-SLOW_IMPORTS = (
-    *("torch", "torch._dynamo", "torch.distributed", "torch.fx.experimental.optimization", "torchvision.transforms.v2"),
+IMPORTS = (
     *("pandas", "scipy.stats", "sklearn.linear_model", "sklearn.metrics", "matplotlib.figure", "jinja2", "requests"),
-    *("pydantic.main", "pydantic.functional_validators", "safetensors.torch", "safetensors.numpy", "ruamel.yaml"),
     *("imagehash", "PIL.ImageDraw", "PIL.ImageFont", "PIL.JpegImagePlugin", "PIL.GifImagePlugin", "tqdm"),
+    *("pydantic.fields", "pydantic.functional_validators", "pydantic.types", "safetensors.numpy", "ruamel.yaml"),
     *("dvc.cli.parser", "dvc.repo.reproduce", "dvc.repo.experiments.queue.celery", "dvc.repo.plots", "dvc_http"),
+)
+TORCH_IMPORTS = (
+    *("torch", "torch._dynamo", "torch.distributed", "torch.fx.experimental.optimization", "torchvision.transforms.v2"),
+    "safetensors.torch",
 )
 
 
 def main() -> None:
-    server = socket.socket(fileno=int(sys.argv[1]))
-    for module in SLOW_IMPORTS:
+    without_torch, with_torch = (socket.socket(fileno=int(number)) for number in sys.argv[1:])
+    import_all(IMPORTS)
+    other = os.fork()
+    if other == 0:
+        without_torch.close()
+        import_all(TORCH_IMPORTS)
+        serve(with_torch, [])
+    with_torch.close()
+    serve(without_torch, [other])
+
+
+def import_all(modules: Iterable[str]) -> None:
+    for module in modules:
         importlib.import_module(module)
     gc.collect()
     gc.freeze()  # or each fork would copy the memory that it looks at
+
+
+def serve(server: socket.socket, others: list[int]) -> None:
+    """Serve clients until stdin ends; then end, as well as `others`, which are processes."""
     woken, wakes = socket.socketpair()
     wakes.setblocking(False)
     signal.set_wakeup_fd(wakes.fileno())
     signal.signal(signal.SIGCHLD, lambda *_: None)
 
     programs: dict[socket.socket, int] = {}  # each client's connection, and the process that runs its program
-    signal.signal(signal.SIGTERM, lambda *_: end(programs))
+    signal.signal(signal.SIGTERM, lambda *_: end(programs, others))
     while True:
         ready, _, _ = select.select([server, 0, woken, *programs], [], [])
         if 0 in ready:
-            end(programs)
+            end(programs, others)
         if woken in ready:
             woken.recv(100)
             report_ends(programs)
@@ -84,9 +104,13 @@ def report_ends(programs: dict[socket.socket, int]) -> None:
                 del programs[connection]
 
 
-def end(programs: dict[socket.socket, int]) -> None:
+def end(programs: dict[socket.socket, int], others: list[int]) -> None:
     for process in programs.values():
         os.kill(process, signal.SIGKILL)
+    for process in others:
+        with suppress(ProcessLookupError, ChildProcessError):  # it has ended, too
+            os.kill(process, signal.SIGTERM)
+            os.waitpid(process, 0)
     os._exit(0)
 
 

@@ -12,32 +12,48 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-SERVER = "FORK_SERVER"  # the environment variable that names its folder: the socket, and programs that use it
+SERVER = "FORK_SERVER"  # the environment variable that names its folder: the sockets, and programs that use them
+NEED_TORCH = (
+    "train",
+    "evaluate",
+    "audit",
+    "export",
+    "predict",
+    "serve",
+    "submission",
+    "networks",
+    "compare",
+    "torch.distributed",
+)
 PROGRAMS = {"python": "", "dvc": "-m dvc", "torchrun": "-m torch.distributed.run"}
 
 
 @contextmanager
-def fork_server() -> Iterator[None]:
-    """Start the server for this process and those that it starts; end it afterwards."""
-    with tempfile.TemporaryDirectory(prefix="fork_server_") as folder, socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(f"{folder}/socket")
-        listening.listen(64)  # a client that comes before the imports are done waits
-        number = listening.fileno()
-        command = [sys.executable, Path(__file__).with_name("fork_server.py"), str(number)]
+def fork_server() -> Iterator[str]:
+    """Start the server for this process and those that it starts; end it afterwards. Gives the server's folder."""
+    scratch = tempfile.TemporaryDirectory(prefix="fork_server_", ignore_cleanup_errors=True)
+    with scratch as folder, ExitStack() as stack:
+        numbers = []
+        for name in ("without_torch", "with_torch"):
+            listening = stack.enter_context(socket.socket(socket.AF_UNIX))
+            listening.bind(f"{folder}/{name}")
+            listening.listen(64)  # a client that comes before the imports are done waits
+            numbers.append(listening.fileno())
+        command = [sys.executable, Path(__file__).with_name("fork_server.py"), *map(str, numbers)]
         with subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, pass_fds=[number], start_new_session=True
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, pass_fds=numbers, start_new_session=True
         ) as server:
-            listening.close()
+            stack.close()
             for name, arguments in PROGRAMS.items():
                 program = Path(folder, name)
                 program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -IS "{__file__}" {arguments} "$@"\n')
                 program.chmod(0o755)
             os.environ[SERVER] = folder
             try:
-                yield
+                yield folder
             finally:
                 del os.environ[SERVER]
                 server.terminate()
@@ -102,7 +118,8 @@ def ask(
     }
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(timeout)
-        connection.connect(f"{server}/socket")
+        needs_torch = any(Path(argument).stem in NEED_TORCH for argument in request["arguments"][:2])
+        connection.connect(f"{server}/{'with_torch' if needs_torch else 'without_torch'}")
         socket.send_fds(connection, [json.dumps(request).encode() + b"\n"], streams)
         replies = connection.makefile()
         process = int(replies.readline())

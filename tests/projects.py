@@ -25,6 +25,7 @@ SCRIPTS = sorted(
     f"{folder}/{path.name}" for folder in ("stages", "tools") for path in (REPOSITORY / folder).glob("*.py")
 )
 SPLITS = ("train", "validation", "test")
+DVC_SETTINGS = ("DVC_NO_ANALYTICS", "DVC_SITE_CACHE_DIR")  # of conftest.py
 STAGE_NAMES = ("prepare", "train_resnet18", "train_resnet34", "evaluate", "ensemble", "report")  # in dvc.yaml's order
 
 
@@ -148,7 +149,7 @@ class Repository(Project):
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
-        self.environment = clean_environment()
+        self.environment = clean_environment() | {name: os.environ[name] for name in DVC_SETTINGS if name in os.environ}
 
     def git(self, *arguments: str) -> str:
         command = [*GIT, *arguments]
@@ -192,8 +193,10 @@ def copy_of(project: Kind, folder: Path) -> Kind:
 
 
 def _link_or_copy(source: str, target: str) -> None:
-    """Link what the cache holds, which nothing writes to in place; copy other files."""
-    (os.link if "/.dvc/cache/" in target else shutil.copy2)(source, target)
+    """Link models and the cache's content, which are large, if DVC protects them from being written to; else copy."""
+    is_protected = not Path(source).stat().st_mode & 0o222
+    is_large = "/models/" in target or "/.dvc/cache/" in target
+    (os.link if is_protected and is_large else shutil.copy2)(source, target)
 
 
 STAND_IN = (REPOSITORY / "bench/stand_in.py").read_text()

@@ -8,6 +8,8 @@ import pytest
 from photos import Files, kaggle_files, photo_bytes
 from projects import SPLITS, Project, Repository
 
+pytestmark = pytest.mark.slow
+
 PAGE, TABLE = "metrics/audit.html", "metrics/audit.csv"
 UGLY = "<img src=http:x onerror=alert(1)>&\"'.jpg"
 SWAPPED = {"cat.900.jpg": "dog", "cat.901.jpg": "dog", "dog.900.jpg": "cat", f"cats/{UGLY}": "dog"}

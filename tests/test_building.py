@@ -42,6 +42,7 @@ def test_fold_batchnorm_changes_neither_the_logits_nor_the_network() -> None:
         torch.testing.assert_close(folded(photos), network.eval()(photos), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of torchvision, on GoogLeNet's initial weights
 @pytest.mark.parametrize("name", ["resnet18", "googlenet", "mnasnet0_5"])
 def test_load_model_gives_a_network_with_the_same_logits_as_the_saved_one(tmp_path: Path, name: str) -> None:
     """GoogLeNet rescales its input, by an attribute that is in no state_dict; MNASNet expects a version there."""

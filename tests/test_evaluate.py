@@ -11,6 +11,8 @@ from projects import Project, copy_of, error_line
 from safetensors.numpy import save_file
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def evaluated(prepared_small: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:

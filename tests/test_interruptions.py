@@ -48,6 +48,7 @@ def start() -> Iterator[Start]:
         process.communicate()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", STAGE_COMMANDS, ids=" ".join)
 def test_stages_name_a_full_disk_in_one_line_and_keep_earlier_results(
     command: tuple[str, ...], repository: Repository
@@ -62,6 +63,7 @@ def test_stages_name_a_full_disk_in_one_line_and_keep_earlier_results(
     assert repository.results() == before  # so nothing half-written is left
 
 
+@pytest.mark.slow
 def test_evaluate_names_a_folder_that_it_cannot_write_to(repository: Repository) -> None:
     shutil.rmtree(repository.root / "metrics")
     (repository.root / "metrics").write_text("a file where a folder should be")
@@ -155,6 +157,7 @@ def test_dvc_repro_is_refused_while_another_one_trains_and_that_one_finishes(
     assert "up to date" in repository.dvc("repro", "train_resnet18")
 
 
+@pytest.mark.slow
 def test_dvc_repro_loses_no_results_when_a_stage_fails(repository: Repository) -> None:
     """DVC deletes a stage's results before it runs, and can restore them without running anything."""
     before = repository.results()

@@ -4,11 +4,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from projects import Repository, stand_in_repository
-
-pytestmark = pytest.mark.slow
+from projects import Project, Repository, error_line, stand_in_repository
 
 
+@pytest.mark.slow
 def test_networks_takes_one_out_and_puts_another_in_and_dvc_runs_what_is_new(tmp_path: Path) -> None:
     repository = stand_in_repository(tmp_path / "repository")
     repository.dvc("repro")
@@ -32,6 +31,7 @@ def test_networks_takes_one_out_and_puts_another_in_and_dvc_runs_what_is_new(tmp
     assert repository.has_clean_status()
 
 
+@pytest.mark.slow
 def test_stages_score_a_single_network_and_then_another_one_with_it(repository: Repository) -> None:
     assert repository.run("networks.py", "resnet18").returncode == 0
     repository.params = yaml.safe_load((repository.root / "params.yaml").read_text())
@@ -39,6 +39,7 @@ def test_stages_score_a_single_network_and_then_another_one_with_it(repository: 
         repository.succeed(script)
     assert list(repository.read_json("metrics/evaluate.json")) == ["resnet18"]
     assert repository.read_json("metrics/ensemble.json")["members"] == "resnet18"
+    assert "Together, " not in (repository.root / "metrics/report.html").read_text(encoding="utf-8")
 
     assert repository.run("networks.py", "resnet18", "mobilenet_v2").returncode == 0
     repository.params["networks"]["mobilenet_v2"] = {"weights": "none"}
@@ -50,3 +51,18 @@ def test_stages_score_a_single_network_and_then_another_one_with_it(repository: 
     page = (repository.root / "metrics/report.html").read_text(encoding="utf-8")
     assert "Together, resnet18 and mobilenet_v2 classified" in page
     assert "<h3>train_mobilenet_v2</h3>" in page
+
+
+def test_networks_refuses_a_name_that_torchvision_does_not_know_and_changes_nothing(project: Project) -> None:
+    project.write_params()
+    before = (project.root / "params.yaml").read_bytes()
+    assert error_line(project.run("networks.py", "resnet18", "resnet19")).startswith(
+        "params.yaml: networks.resnet19: torchvision has no such network; expected a name such as "
+    )
+    assert (project.root / "params.yaml").read_bytes() == before
+
+
+def test_networks_outside_a_project_says_where_to_run_it(project: Project) -> None:
+    assert error_line(project.run("networks.py", "resnet18")) == (
+        f"params.yaml does not exist in {project.root}; run this from the project's root"
+    )

@@ -113,6 +113,7 @@ def test_submission_is_in_kaggles_order_and_clipped_as_validation_suggests(repos
     table = pd.read_csv(repository.root / "metrics/ensemble_predictions.csv")
     table["probability_of_dog"] = (table["label"] == "dog").astype(float)
     table.loc[0, "probability_of_dog"] = 1 - table.loc[0, "probability_of_dog"]
+    (repository.root / "metrics/ensemble_predictions.csv").unlink()  # DVC protects it from being written to
     table.to_csv(repository.root / "metrics/ensemble_predictions.csv", index=False)
 
     done = repository.run("submission.py")

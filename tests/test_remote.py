@@ -6,10 +6,8 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import boto3
 import dvc.api
 import pytest
-from moto.server import ThreadedMotoServer
 from projects import Repository, stand_in_repository
 
 pytestmark = pytest.mark.slow
@@ -18,6 +16,9 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def s3_endpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A local S3 server with an empty `bucket`, and credentials for it in the environment."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")

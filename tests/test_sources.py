@@ -266,7 +266,7 @@ def test_prepare_names_the_folders_there_are_if_a_split_names_none(project: Proj
     )
 
 
-def test_two_splits_cannot_have_the_same_photos(project: Project) -> None:
+def test_prepare_refuses_two_splits_with_the_same_photos(project: Project) -> None:
     project.photos(given_splits())
     project.params["prepare"]["split"] |= {"validation": "validation", "test": "validation"}
     project.write_params()

@@ -179,6 +179,7 @@ def test_train_with_label_smoothing_keeps_the_network_from_being_sure(small: Pro
     assert losses[0] < 0.5 < 0.562 < losses[0.5]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isa", ["AVX2", "AVX512_CORE"])
 def test_train_does_not_choose_bfloat16_if_onednn_may_not_use_it(
     prepared: Project, tmp_path: Path, isa: str, monkeypatch: pytest.MonkeyPatch
