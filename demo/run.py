@@ -4,6 +4,7 @@ Usage: python demo/run.py FOLDER
 FOLDER is recreated as a separate DVC project; nothing outside it is touched.
 """
 
+import argparse
 import json
 import os
 import shutil
@@ -24,9 +25,9 @@ GIT = [
 
 
 def main() -> None:
-    if len(sys.argv) != 2:
-        sys.exit("error: expected one argument, the folder to create: python demo/run.py .demo")
-    folder = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="the folder to create, such as .demo")
+    folder = parser.parse_args().folder
     make_project(folder)
     git(folder, "init", "--quiet")
     commit(folder, "Add the pipeline")

@@ -35,6 +35,8 @@ def main() -> None:
     copy_pipeline()
     for arguments in (
         ["init", "--quiet", "--no-scm"],
+        ["config", "core.analytics", "false"],
+        ["config", "core.check_update", "false"],
         ["config", "cache.type", "reflink,hardlink,copy"],
         ["repro", "--force"],  # even if a shared cache has the results
     ):
