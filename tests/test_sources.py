@@ -133,6 +133,28 @@ def test_prepare_reads_the_same_photos_from_every_container(write: object, proje
         assert project.packed(split)[0].tobytes() == plain.packed(split)[0].tobytes()
 
 
+@pytest.mark.slow
+def test_prepare_reads_an_inner_archive_larger_than_any_photo(project: Project) -> None:
+    """Kaggle's train.zip has 543 MB; the limit for a single photo is less."""
+    inner = io.BytesIO()
+    write_archive(inner, kaggle_files(cats=8, dogs=8) | {"readme.txt": bytes(2**28)})  # stored, not compressed
+    project.photos({"train.zip": inner.getvalue()})
+    assert last_line(project).startswith("16 photos: 8 train, 4 validation, 4 test; skipped: 1 .txt; ")
+
+
+def test_prepare_names_an_inner_archive_that_cannot_be_read(project: Project) -> None:
+    project.photos({"train.zip": b"no archive"})
+    project.write_params()
+    assert error_line(project.run("prepare.py")).startswith(
+        "data/raw/train.zip/train.zip: cannot be read as a zip, tar"
+    )
+    inner = io.BytesIO()
+    write_archive(inner, kaggle_files(cats=8, dogs=8))
+    zip_with_method(project.root / "data/raw/train.zip", {"train.zip": inner.getvalue()}, 9)
+    expected = "data/raw/train.zip/train.zip: compressed with Deflate64; re-zip it"
+    assert error_line(project.run("prepare.py")) == expected
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [

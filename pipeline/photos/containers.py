@@ -4,14 +4,16 @@ What a file is, its content tells, not its name.
 """
 
 import errno
+import io
 import json
 import os
+import shutil
 import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -34,11 +36,19 @@ OTHER_FILES = {  # what else is found at the beginning of a file: what it is, an
 
 @dataclass(frozen=True)
 class Entry:
-    """A file in a container. `read` gives its bytes; it raises UnreadablePhoto or, if a disk fails, OSError."""
+    """A file in a container. `open` gives its content; it raises UnreadablePhoto or, if a disk fails, OSError."""
 
     path: str  # from the container's top, with "/"
-    read: Callable[[], bytes]
+    size: int  # bytes
+    open: Callable[[], BinaryIO]
     label: int | str | None = None  # if the container says it: an index of the class, or its name
+
+    def read(self) -> bytes:
+        """Return the bytes. Raises UnreadablePhoto if they are far too many for a photo, or as `open` does."""
+        if self.size > LARGEST_FILE:
+            raise UnreadablePhoto(f"unreadable (more than {LARGEST_FILE >> 20} MiB)")
+        with self.open() as file:
+            return file.read()
 
 
 @dataclass
@@ -58,7 +68,7 @@ def open_container(path: Path, stack: ExitStack) -> Container:
     if path.is_dir():
         container = _open_folder(path)
     elif path.exists():
-        container = Container(list(_open_archive(stack.enter_context(path.open("rb")), str(path), stack)))
+        container = Container(_open_archive(stack.enter_context(path.open("rb")), str(path), stack))
     else:
         raise UserError(f"{path}: no such file or folder; put the photos there, or set prepare.source")
     archives = [entry for entry in container.entries if _suffix(entry.path) in ARCHIVE_SUFFIXES]
@@ -88,7 +98,7 @@ def _open_folder(folder: Path) -> Container:
             file = Path(top, name)
             relative = file.relative_to(folder).as_posix()
             if file.exists():
-                container.entries.append(Entry(relative, partial(read_file, file)))
+                container.entries.append(Entry(relative, file.stat().st_size, partial(_open_file, file)))
             else:
                 container.links.append(relative)
     return container
@@ -96,47 +106,78 @@ def _open_folder(folder: Path) -> Container:
 
 def read_file(file: Path) -> bytes:
     """Return a file's bytes. Raises UnreadablePhoto if it may not be read or is far too large."""
+    return Entry(file.name, file.stat().st_size, partial(_open_file, file)).read()
+
+
+def _open_file(file: Path) -> BinaryIO:
     try:
-        _require_size(file.stat().st_size)
-        return file.read_bytes()
+        return file.open("rb")
     except PermissionError:
         raise UnreadablePhoto("no permission to read it") from None
 
 
 def _open_inner(entry: Entry, path: Path, stack: ExitStack) -> Iterator[Entry]:
     """The files of an archive inside a folder or another archive, below a folder with the archive's name."""
-    if path.is_dir():
-        file: BinaryIO = stack.enter_context(Path(path, entry.path).open("rb"))  # noqa: SIM115 (`stack` closes it)
-    else:
-        file = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 (`stack` closes it)
-        file.write(entry.read())
-        file.seek(0)
-    for inner in _open_archive(file, f"{path}/{entry.path}", stack):
-        yield Entry(f"{PurePosixPath(entry.path).stem}/{inner.path}", inner.read, inner.label)
+    name = f"{path}/{entry.path}"
+    with _explained(name):
+        if path.is_dir():
+            file = stack.enter_context(entry.open())
+        else:  # unpacked, because a compressed file is slow to move about in
+            with entry.open() as packed:
+                file = Spool(stack).fill(packed)
+    for inner in _open_archive(file, name, stack):
+        yield replace(inner, path=f"{PurePosixPath(entry.path).stem}/{inner.path}")
 
 
-def _open_archive(file: BinaryIO, name: str, stack: ExitStack) -> Iterator[Entry]:
+def _open_archive(file: BinaryIO, name: str, stack: ExitStack) -> list[Entry]:
     """The files of the archive that an open file holds. `name` is for messages."""
     start = file.read(512)
     file.seek(0)
     for magic, what in OTHER_FILES.items():
         if start.lstrip().lower().startswith(magic.lower()):
             raise UserError(f"{name}: {what}")
-    try:
+    with _explained(name):
         if start.startswith(b"PAR1"):
-            yield from _open_parquet(file, stack)
-        elif tar := _open_tar(file, stack):
-            yield from tar
-        else:
-            yield from _open_zip(file, stack)
+            return _open_parquet(file, Spool(stack))
+        return _open_tar(file, Spool(stack)) or _open_zip(file, stack)
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Turn what reading the archive `name` raises into UserError, unless it is a disk that fails."""
+    try:
+        yield
     except (MemoryError, UserError):
         raise
+    except UnreadablePhoto as reason:
+        raise UserError(f"{name}: {reason}") from None
     except Exception as error:  # reading may raise anything on damaged bytes
         if is_disk_error(error):
             raise
         raise UserError(
             f"{name}: cannot be read as a zip, tar or parquet file ({error}); download it again or use another file"
         ) from None
+
+
+class Spool:
+    """A temporary file of unpacked contents, any of which can be read again; `stack` closes it."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._file = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 (`stack` closes it)
+
+    def fill(self, content: BinaryIO) -> BinaryIO:
+        """Write `content` to an empty spool, and return the spool's file, at its start."""
+        shutil.copyfileobj(content, self._file)
+        self._file.seek(0)
+        return self._file
+
+    def add(self, path: str, content: BinaryIO, label: int | str | None = None) -> Entry:
+        """Append `content`, and return its entry."""
+        offset = self._file.tell()
+        shutil.copyfileobj(content, self._file)
+        size = self._file.tell() - offset
+        self._file.flush()
+        return Entry(path, size, lambda: io.BytesIO(os.pread(self._file.fileno(), size, offset)), label)
 
 
 def _open_zip(file: BinaryIO, stack: ExitStack) -> list[Entry]:
@@ -146,20 +187,19 @@ def _open_zip(file: BinaryIO, stack: ExitStack) -> list[Entry]:
         if not info.is_dir():
             # Zips made on Windows may have backslashes, in spite of the format.
             path = info.filename if "/" in info.filename else info.filename.replace("\\", "/")
-            entries.append(Entry(path, partial(_read_zipped, archive, info)))
+            entries.append(Entry(path, info.file_size, partial(_open_zipped, archive, info)))
     return entries
 
 
-def _read_zipped(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+def _open_zipped(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> BinaryIO:
     if info.flag_bits & ENCRYPTED:
         raise UnreadablePhoto("encrypted in its source")
     if info.compress_type == DEFLATE64:
         raise UnreadablePhoto("compressed with Deflate64; re-zip it")
-    _require_size(info.file_size)
-    return archive.read(info)
+    return archive.open(info)
 
 
-def _open_tar(file: BinaryIO, stack: ExitStack) -> list[Entry] | None:
+def _open_tar(file: BinaryIO, spool: Spool) -> list[Entry] | None:
     """The files of a tar archive, compressed or not; None if it is none. Unpacked once, so that any can be read."""
     try:
         archive = tarfile.open(fileobj=file)  # noqa: SIM115 (closed with `file`)
@@ -167,18 +207,10 @@ def _open_tar(file: BinaryIO, stack: ExitStack) -> list[Entry] | None:
     except tarfile.ReadError:
         file.seek(0)
         return None
-    unpacked = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 (`stack` closes it)
-    entries = []
-    for member in members:
-        if member.isfile():
-            offset = unpacked.tell()
-            unpacked.write(archive.extractfile(member).read())
-            entries.append(Entry(member.name, partial(_read_part, unpacked, offset, member.size)))
-    unpacked.flush()
-    return entries
+    return [spool.add(member.name, archive.extractfile(member)) for member in members if member.isfile()]
 
 
-def _open_parquet(file: BinaryIO, stack: ExitStack) -> list[Entry]:
+def _open_parquet(file: BinaryIO, spool: Spool) -> list[Entry]:
     """The rows of a parquet file as Hugging Face writes it: a column of images, with their bytes, and one of labels."""
     try:
         import pyarrow as pa
@@ -193,29 +225,15 @@ def _open_parquet(file: BinaryIO, stack: ExitStack) -> list[Entry]:
         raise UserError(f"its columns are {', '.join(schema.names)}; expected one of images, with their bytes")
     features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
     names = features.get(label, {}).get("names")
-    unpacked = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 (`stack` closes it)
     entries: list[Entry] = []
     for batch in table.iter_batches(batch_size=256, columns=[column for column in (image, label) if column]):
         labels = batch.column(label).to_pylist() if label else [None] * len(batch)
         for value, its_label in zip(batch.column(image).to_pylist(), labels, strict=True):
-            content = (value or {}).get("bytes") or b""
-            offset = unpacked.tell()
-            unpacked.write(content)
+            content = io.BytesIO((value or {}).get("bytes") or b"")
             path = f"{len(entries):06}{PurePosixPath((value or {}).get('path') or '').suffix or '.jpg'}"
             its_label = names[its_label] if names and isinstance(its_label, int) else its_label
-            entries.append(Entry(path, partial(_read_part, unpacked, offset, len(content)), its_label))
-    unpacked.flush()
+            entries.append(spool.add(path, content, its_label))
     return entries
-
-
-def _read_part(file: BinaryIO, offset: int, size: int) -> bytes:
-    _require_size(size)
-    return os.pread(file.fileno(), size, offset)
-
-
-def _require_size(size: int) -> None:
-    if size > LARGEST_FILE:
-        raise UnreadablePhoto(f"unreadable (more than {LARGEST_FILE >> 20} MiB)")
 
 
 def _suffix(path: str) -> str:
