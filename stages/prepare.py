@@ -1,7 +1,7 @@
 """Decode every photo once, split them into train, validation and test, and pack each split into one file of pixels.
 
-Reads the archive or folder set as prepare.source, and data/corrections.txt; writes data/prepared/ and
-metrics/prepare.json.
+Reads the archive or folder set as prepare.source, the table set as prepare.labels, and data/corrections.txt; writes
+data/prepared/ and metrics/prepare.json.
 """
 
 import sys

@@ -19,7 +19,7 @@ from typing import Any
 from pipeline.core.command_line import read_arguments
 from pipeline.core.errors import UserError
 from pipeline.core.params import weights_file
-from pipeline.core.paths import CORRECTIONS
+from pipeline.core.paths import CORRECTIONS, PARAMS, PIPELINE
 from pipeline.core.process import run_stage
 
 import yaml
@@ -56,7 +56,7 @@ def check_status() -> None:
     done = run_dvc("status", "--json", stdout=subprocess.PIPE)
     if done.returncode:
         raise UserError("`dvc status` failed; see the error above")
-    source = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))["prepare"]["source"]
+    source = yaml.safe_load(PARAMS.read_text(encoding="utf-8"))["prepare"]["source"]
     if not Path(source).exists():
         raise UserError(f"{source}: no such file or folder; the results can only be rebuilt from these photos")
     if json.loads(done.stdout):
@@ -78,16 +78,16 @@ def copy_pipeline() -> None:
     shutil.rmtree(SCRATCH, ignore_errors=True)
     for folder in ("stages", "pipeline"):
         shutil.copytree(folder, SCRATCH / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy("dvc.yaml", SCRATCH)
+    shutil.copy(PIPELINE, SCRATCH)
     (SCRATCH / "data").mkdir()
     shutil.copy(CORRECTIONS, SCRATCH / "data")
-    params = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    params = yaml.safe_load(PARAMS.read_text(encoding="utf-8"))
     for key in ("source", "labels"):
         params["prepare"][key] = str(Path(params["prepare"][key]).absolute())
     for network in params["networks"].values():
         if file := weights_file(network["weights"]):
             network["weights"] = str(file.absolute())
-    (SCRATCH / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+    (SCRATCH / PARAMS).write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
 
 
 def outputs() -> list[Path]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pipeline.core.errors import UserError
+from pipeline.core.paths import PARAMS
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, ValidationError
@@ -101,7 +102,7 @@ class Params(Section):
     ensemble: Ensemble
 
 
-def read_params(path: Path = Path("params.yaml")) -> Params:
+def read_params(path: Path = PARAMS) -> Params:
     """Read and check every key of `path`.
 
     Raises UserError with one line per mistake, which names the key (or the line number, for invalid YAML), its value

@@ -14,7 +14,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of glibc's mallopt(3)
 
 
 def set_up(precision: str) -> tuple[torch.device, torch.dtype]:
-    """Set up this process to run networks; return the device, and the dtype that `precision` stands for there.
+    """Set up this process to run networks; return the device, and the dtype that `precision` means there.
 
     Call it before using a GPU. Raises UserError if there are more processes than GPUs.
     """

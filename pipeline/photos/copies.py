@@ -29,7 +29,8 @@ ROBOFLOW = re.compile(r"(.+)\.rf\.[0-9a-f]{32}", re.IGNORECASE)  # its augmented
 def perceptual_hash(content: bytes) -> bytes:
     """256 bits that change little if a photo is re-encoded, rescaled or slightly cropped (a DCT hash).
 
-    Empty for a photo that cannot be decoded, or shows nothing (all white, say). Source: https://www.hackerfactor.com/blog/index.php?/archives/432
+    Empty for a photo that cannot be decoded, or shows nothing (all white, say). Source:
+    https://www.hackerfactor.com/blog/index.php?/archives/432
     """
     try:
         image = open_upright(content, least_side=HASHED_SIZE)

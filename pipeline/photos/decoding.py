@@ -6,7 +6,7 @@ import warnings
 from contextlib import suppress
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile, PngImagePlugin, UnidentifiedImageError, features
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError, features
 
 try:  # an extra: requirements/phones.txt
     import pillow_heif
@@ -31,7 +31,6 @@ HASHED_SIZE = 64  # pixels; what a perceptual hash needs at least
 # scanners write long profiles; the size of a file is limited where it is read.
 Image.MAX_IMAGE_PIXELS = 110_000_000  # an error above twice this
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**28  # bytes
-ImageFile.MAX_ICC_CHUNK = 2**28
 
 TURNED = {  # EXIF orientation: the transposition that turns the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,

@@ -23,7 +23,8 @@ def hash_photos(source: PhotoSource, photos: list[Photo], pool: ThreadPoolExecut
                 photo.excluded = photo.excluded or str(reason)
             else:
                 photo.sha256 = hashlib.sha256(content).hexdigest()
-                photo.looks = perceptual_hash(content)
+                if photo.label is not None and not photo.excluded:  # others are in no split, copies or not
+                    photo.looks = perceptual_hash(content)
         return len(some)
 
     tasks = [photos[first : first + HASHED_AT_ONCE] for first in range(0, len(photos), HASHED_AT_ONCE)]

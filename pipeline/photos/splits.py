@@ -118,7 +118,8 @@ class Plan:
             if claimed is None:
                 return None
             drawn.append("train")
-        return next((name for name in drawn if writers[name].has_room(group[0].label, self._used(name, group))), None)
+        label = group[0].label
+        return next((name for name in drawn if writers[name].has_room(label, len(self.members(group, name)))), None)
 
     def members(self, group: Group, split: str) -> Group:
         """The photos of a group that a split uses: all of it in train; else one, of those that it names if it does."""
@@ -126,9 +127,6 @@ class Plan:
             return group
         named = [photo for photo in group if is_named(photo, self._names[split])] if split in self._names else group
         return named[:1]
-
-    def _used(self, split: str, group: Group) -> int:
-        return len(group) if split == "train" else 1
 
     def _claimed_by(self, group: Group) -> str | None:
         for name in FILL_ORDER:
@@ -168,6 +166,8 @@ def fill_splits(
 
     wanted = (group for group in groups if plan.choose(group, writers))
     total = sum(map(len, groups))
+    if None not in plan.sizes.values():  # the rest is not decoded
+        total = min(total, sum(plan.sizes.values()))
     with tqdm(total=total, desc="decoding", unit=" photos", disable=None) as bar:
         while ahead := list(islice(wanted, DECODED_AHEAD)):
             for group, decoded in zip(ahead, pool.map(read_and_decode, ahead), strict=True):

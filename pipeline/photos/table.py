@@ -6,14 +6,13 @@ from pathlib import Path, PurePosixPath
 from pipeline.core import CLASSES
 from pipeline.core.errors import UserError
 from pipeline.photos.labels import class_named
-from pipeline.photos.source import Photo
+from pipeline.photos.source import NAMED, Photo
 
 COLUMNS = {  # our names, and what others call them
     "photo": ("photo", "image", "file", "filename", "file_name", "path", "image_id", "id", "name"),
     "label": ("label", "class", "category", "target", "species"),
     "split": ("split", "set", "subset", "partition", "fold"),
 }
-NAMED = 3  # examples in a message
 
 
 def apply_table(photos: list[Photo], table: Path) -> None:
