@@ -75,8 +75,10 @@ def test_predict_writes_a_line_for_each_unreadable_photo_and_answers_the_others(
 
 def test_predict_prints_a_table_for_people(finished: Repository, tmp_path: Path) -> None:
     (tmp_path / "cat.jpg").write_bytes(photo_bytes("cat", 3))
-    done = finished.run("predict.py", str(tmp_path / "cat.jpg"))
-    header, line = done.stdout.splitlines()
+    grid = tmp_path / "grid.png"
+    done = finished.run("predict.py", str(tmp_path / "cat.jpg"), "--image", str(grid))
+    header, line, _, written = done.stdout.splitlines()
+    assert (written, grid.exists()) == (f"wrote {grid}", True)
     assert header.split() == ["P(dog)", *NETWORKS]
     name, label, *probabilities = line.split()
     assert (name, label in ("cat", "dog"), len(probabilities)) == (str(tmp_path / "cat.jpg"), True, 3)

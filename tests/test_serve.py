@@ -53,7 +53,8 @@ def test_serve_answers_uploaded_photos(browser: Browser, address: str, tmp_path:
     assert problems == []
     assert all(url.startswith((address, "data:")) for url in requests)
 
-    assert page.request.post(address).status == 200  # a form without a photo
+    empty = page.request.post(address)  # a form without a photo
+    assert (empty.status, "Choose at least one photo." in empty.text()) == (400, True)
     assert page.request.get(address, headers={"Host": "elsewhere.example"}).status == 400
     page.close()
 

@@ -61,6 +61,8 @@ def main() -> None:
         with atomic_write() as write_to:
             image_format = IMAGE_FORMATS[arguments.image.suffix.lower()]
             draw_answers(answers).save(write_to(arguments.image), format=image_format)
+        if not (arguments.csv or arguments.json):
+            print(f"\nwrote {arguments.image}")
     if unreadable := sum(bool(answer.unreadable) for answer in answers):
         raise UserError(f"{unreadable} of {len(answers)} photos could not be read")
 

@@ -64,11 +64,13 @@ def make_app(ensemble: Ensemble) -> Flask:
         return render("serve.html.jinja", photos=None, problem="")
 
     @app.post("/")
-    def answers() -> str:
+    def answers() -> str | tuple[str, int]:
         uploads = [upload for upload in request.files.getlist("photos") if upload.filename]
+        if not uploads:
+            return render("serve.html.jinja", photos=None, problem="Choose at least one photo."), 400
         questions = [Question(upload.filename, upload.read) for upload in uploads]
         photos = [photo_shown(answer) for answer in ensemble.answer(questions)]
-        return render("serve.html.jinja", photos=photos, problem="" if uploads else "Choose at least one photo.")
+        return render("serve.html.jinja", photos=photos, problem="")
 
     @app.errorhandler(RequestEntityTooLarge)
     def too_large(_: RequestEntityTooLarge) -> tuple[str, int]:
