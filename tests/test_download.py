@@ -38,7 +38,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.content = CONTENT
-        self.status = 200  # of every response; 200 stands for 206 and 416 too
+        self.status = 200  # of every response; with 200, a request for a range gets 206 or 416
         self.knows_ranges = True
         self.cuts: list[int] = []  # how many bytes the first response sends before it ends, the second, ...
         self.stalls = False  # a cut response stays open and silent instead

@@ -59,23 +59,25 @@ def make_app(ensemble: Ensemble) -> Flask:
     app = Flask(__name__)
     app.config |= {"MAX_CONTENT_LENGTH": LARGEST_UPLOAD, "MAX_FORM_PARTS": None, "TRUSTED_HOSTS": [HOST, "localhost"]}
 
+    def page(photos: list[dict] | None = None, problem: str = "") -> str:
+        return render("serve.html.jinja", photos=photos, problem=problem)
+
     @app.get("/")
     def form() -> str:
-        return render("serve.html.jinja", photos=None, problem="")
+        return page()
 
     @app.post("/")
     def answers() -> str | tuple[str, int]:
         uploads = [upload for upload in request.files.getlist("photos") if upload.filename]
         if not uploads:
-            return render("serve.html.jinja", photos=None, problem="Choose at least one photo."), 400
+            return page(problem="Choose at least one photo."), 400
         questions = [Question(upload.filename, upload.read) for upload in uploads]
-        photos = [photo_shown(answer) for answer in ensemble.answer(questions)]
-        return render("serve.html.jinja", photos=photos, problem="")
+        return page([photo_shown(answer) for answer in ensemble.answer(questions)])
 
     @app.errorhandler(RequestEntityTooLarge)
     def too_large(_: RequestEntityTooLarge) -> tuple[str, int]:
         problem = f"The photos are too large; upload at most {LARGEST_UPLOAD >> 20} MiB at once."
-        return render("serve.html.jinja", photos=None, problem=problem), 413
+        return page(problem=problem), 413
 
     return app
 

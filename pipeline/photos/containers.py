@@ -138,8 +138,8 @@ def _open_archive(file: BinaryIO, name: str, stack: ExitStack) -> list[Entry]:
             raise UserError(f"{name}: {what}")
     with _explained(name):
         if start.startswith(b"PAR1"):
-            return _open_parquet(file, Spool(stack))
-        return _open_tar(file, Spool(stack)) or _open_zip(file, stack)
+            return _open_parquet(file, stack)
+        return _open_tar(file, stack) or _open_zip(file, stack)
 
 
 @contextmanager
@@ -199,7 +199,7 @@ def _open_zipped(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> BinaryIO:
     return archive.open(info)
 
 
-def _open_tar(file: BinaryIO, spool: Spool) -> list[Entry] | None:
+def _open_tar(file: BinaryIO, stack: ExitStack) -> list[Entry] | None:
     """The files of a tar archive, compressed or not; None if it is none. Unpacked once, so that any can be read."""
     try:
         archive = tarfile.open(fileobj=file)  # noqa: SIM115 (closed with `file`)
@@ -207,10 +207,11 @@ def _open_tar(file: BinaryIO, spool: Spool) -> list[Entry] | None:
     except tarfile.ReadError:
         file.seek(0)
         return None
+    spool = Spool(stack)
     return [spool.add(member.name, archive.extractfile(member)) for member in members if member.isfile()]
 
 
-def _open_parquet(file: BinaryIO, spool: Spool) -> list[Entry]:
+def _open_parquet(file: BinaryIO, stack: ExitStack) -> list[Entry]:
     """The rows of a parquet file as Hugging Face writes it: a column of images, with their bytes, and one of labels."""
     try:
         import pyarrow as pa
@@ -225,6 +226,7 @@ def _open_parquet(file: BinaryIO, spool: Spool) -> list[Entry]:
         raise UserError(f"its columns are {', '.join(schema.names)}; expected one of images, with their bytes")
     features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
     names = features.get(label, {}).get("names")
+    spool = Spool(stack)
     entries: list[Entry] = []
     for batch in table.iter_batches(batch_size=256, columns=[column for column in (image, label) if column]):
         labels = batch.column(label).to_pylist() if label else [None] * len(batch)

@@ -73,10 +73,13 @@ def _roboflow_original(photo: Photo) -> str | None:
 def _similar(photos: list[Photo]) -> Iterable[tuple[int, int]]:
     """Pairs whose perceptual hashes differ in MOST_DIFFERENT_BITS or fewer."""
     yield from _chain(photos, lambda photo: photo.looks or None)
-    first = {photo.looks: number for number, photo in reversed([*enumerate(photos)]) if photo.looks}
-    numbers = sorted(first.values())  # of equal hashes only the first: many equal photos would make too many pairs
-    if not numbers:
+    first: dict[bytes, int] = {}  # of equal hashes only the first: many equal photos would make too many pairs
+    for number, photo in enumerate(photos):
+        if photo.looks:
+            first.setdefault(photo.looks, number)
+    if not first:
         return
+    numbers = list(first.values())
     packed = np.frombuffer(b"".join(photos[number].looks for number in numbers), dtype=np.uint8)
     signs = np.unpackbits(packed.reshape(len(numbers), -1), axis=1).astype("float32") * 2 - 1
     least = signs.shape[1] - 2 * MOST_DIFFERENT_BITS  # a product is the bits that agree minus those that differ
