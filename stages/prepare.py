@@ -12,11 +12,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `pipelin
 import os
 import time
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
-from pipeline.core import CLASSES, SPLITS
+from pipeline.core import SPLITS
 from pipeline.core.command_line import read_arguments
+from pipeline.core.errors import list_some
 from pipeline.core.files import atomic_write, write_json
 from pipeline.core.params import Prepare, read_params
 from pipeline.core.paths import CONTACT_SHEET, PREPARE_SUMMARY, SPLIT_TABLE, packed_split
@@ -25,6 +27,7 @@ from pipeline.photos.contact_sheet import write_contact_sheet
 from pipeline.photos.corrections import correct
 from pipeline.photos.decoding import silence_pillow
 from pipeline.photos.hashing import hash_photos
+from pipeline.photos.labels import label_photos
 from pipeline.photos.packing import SplitWriter
 from pipeline.photos.source import NAMED, Photo, PhotoSource, describe_skipped
 from pipeline.photos.splits import (
@@ -54,53 +57,54 @@ def main() -> None:
     with PhotoSource(Path(prepare.source)) as source, ThreadPoolExecutor(os.cpu_count()) as pool:
         photos = source.photos()
         apply_table(photos, Path(prepare.labels))
-        correct(photos)
-        require_enough(photos, source, params)
+        classes = label_photos(photos, params.classes, prepare.split)
+        correct(photos, classes)
+        require_enough(photos, classes, source, params)
         hash_photos(source, photos, pool)
         exclude_unlabelled(photos)
         groups = shuffle_groups(photos, prepare.seed)
-        plan = Plan(prepare.split, groups)
+        plan = Plan(prepare.split, photos, groups, classes)
         with atomic_write() as write_to:
             files = {split: write_to(packed_split(split)) for split in SPLITS}
             with ExitStack() as stack:
                 writers = {
-                    split: stack.enter_context(SplitWriter(files[split], split, plan.sizes[split]))
+                    split: stack.enter_context(SplitWriter(files[split], split, plan.quotas[split], classes))
                     for split in FILL_ORDER
                 }
                 fill_splits(source, groups, plan, writers, prepare, pool)
-                exclude_rest(photos, writers)
-                require_sizes(photos, plan, writers, params)
-                description = describe(photos, prepare)
+                exclude_rest(photos, plan, writers)
+                require_sizes(photos, classes, params)
+                description = describe(photos, classes, prepare)
                 for writer in writers.values():
                     writer.finish(description)
-            split_table(photos).to_csv(write_to(SPLIT_TABLE), index=False)
+            split_table(photos, classes).to_csv(write_to(SPLIT_TABLE), index=False)
             write_contact_sheet(write_to(CONTACT_SHEET), files)
-            summary = summarize(photos, source)
+            summary = summarize(photos, classes, source)
             write_json(write_to(PREPARE_SUMMARY), summary)
     print_notes(photos, prepare)
     print_summary(summary, seconds=time.perf_counter() - start)
 
 
-def describe(photos: list[Photo], prepare: Prepare) -> dict:
-    """The description stored in every split's file; `draw` is the split_id."""
+def describe(photos: list[Photo], classes: Sequence[str], prepare: Prepare) -> dict:
+    """The description stored in every split's file."""
     return {
-        "classes": CLASSES,
+        "classes": classes,
         "image_size": prepare.image_size,
         "resize": prepare.resize,
-        "draw": split_id(photos),
+        "split_id": split_id(photos),
     }
 
 
-def split_table(photos: list[Photo]) -> pd.DataFrame:
+def split_table(photos: list[Photo], classes: Sequence[str]) -> pd.DataFrame:
     """One row per photo: each split in the order of its pixels, then the excluded photos with the reason."""
     order = {split: number for number, split in enumerate(SPLITS)}
     return pd.DataFrame(
         {
             "photo": photo.name,
-            "label": "" if photo.label is None else CLASSES[photo.label],
+            "label": "" if photo.label is None else classes[photo.label],
             "split": photo.split,
             "sha256": photo.sha256,
-            "left_out": photo.excluded,
+            "excluded": photo.excluded,
             "relabelled_from": photo.relabelled_from,
             "copy_of": photo.copy_of,
         }
@@ -108,17 +112,19 @@ def split_table(photos: list[Photo]) -> pd.DataFrame:
     )
 
 
-def summarize(photos: list[Photo], source: PhotoSource) -> dict:
-    """Count the photos in each split, what was noticed about them, the excluded photos by reason, and skipped files."""
+def summarize(photos: list[Photo], classes: Sequence[str], source: PhotoSource) -> dict:
+    """Count the photos by split and class, what was noticed, the excluded ones by reason, and other files."""
     splits = Counter(photo.split for photo in photos)
+    labels = Counter(photo.label for photo in photos if photo.split)
     reasons = Counter(photo.excluded for photo in photos if photo.excluded)
     return {
         "photos": len(photos),
         **{split: splits[split] for split in SPLITS},
+        "classes": {name: labels[label] for label, name in enumerate(classes)},
         "relabelled": sum(bool(photo.split and photo.relabelled_from) for photo in photos),
         "misnamed": sum(photo.misnamed for photo in photos),
         "copies": sum(bool(photo.copy_of) for photo in photos),
-        "left_out": dict(sorted(reasons.items())),
+        "excluded": dict(sorted(reasons.items())),
         "skipped": source.skipped,
     }
 
@@ -135,10 +141,11 @@ def print_notes(photos: list[Photo], prepare: Prepare) -> None:
 def print_summary(summary: dict, seconds: float) -> None:
     held = ", ".join(f"{summary[split]} {split}" for split in SPLITS)
     counted = "".join(f"; {summary[key]} {key}" for key in ("relabelled", "copies") if summary[key])
-    excluded = "".join(f"; {count} excluded: {reason}" for reason, count in summary["left_out"].items())
+    excluded = "".join(f"; {count} excluded: {reason}" for reason, count in summary["excluded"].items())
     skipped = f"; skipped: {describe_skipped(summary['skipped'])}" if summary["skipped"] else ""
     rate = summary["photos"] / seconds
-    print(f"{summary['photos']} photos: {held}{counted}{excluded}{skipped}; {rate:.0f} photos/s")
+    classes = list_some([f"{count} {name}" for name, count in summary["classes"].items()])
+    print(f"{summary['photos']} photos: {held} ({classes}){counted}{excluded}{skipped}; {rate:.0f} photos/s")
 
 
 if __name__ == "__main__":

@@ -67,8 +67,9 @@ def test_read_params_reads_the_repositorys_own_values_unchanged() -> None:
         for part in key.split("."):
             value = value[part] if isinstance(value, dict) else getattr(value, part)
         if not isinstance(section[last], dict):
-            assert value == section[last], key
-            assert type(value) is type(section[last]), key
+            written = tuple(section[last]) if isinstance(section[last], list) else section[last]
+            assert value == written, key
+            assert type(value) is type(written), key
 
 
 @pytest.mark.parametrize(
@@ -154,11 +155,15 @@ def test_read_params_accepts_each_choice_that_the_comments_offer(params: dict, t
         ("prepare.resize", "stretch", "'squeeze' or 'center_crop'"),
         ("prepare.resize", True, "'squeeze' or 'center_crop'"),
         ("prepare.split", [8, 4, 4], "a valid dictionary"),
-        ("prepare.split.train", 0, "an even number of photos"),
-        ("prepare.split.train", -2, "an even number of photos"),
-        ("prepare.split.train", 7, "an even number of photos"),
-        ("prepare.split.validation", 7, "an even number of photos"),
-        ("prepare.split.test", 7, "an even number of photos"),
+        ("prepare.split.train", 0, "a number of photos, a share such as 0.2"),
+        ("prepare.split.train", -2, "a number of photos, a share such as 0.2"),
+        ("prepare.split.validation", 1.0, "a number of photos, a share such as 0.2"),
+        ("prepare.split.test", True, "a number of photos, a share such as 0.2"),
+        ("classes", ["cat"], "auto, or a list of at least two different names"),
+        ("classes", ["cat", "Cat "], "auto, or a list of at least two different names"),
+        ("classes", ["cat", ""], "auto, or a list of at least two different names"),
+        ("classes", "cats", "auto, or a list of at least two different names"),
+        ("classes", [True, False], "YAML reads yes, no, on and off as true and false, so put them in quotes"),
         ("prepare.seed", -1, "greater than or equal to 0"),
         ("prepare.seed", 2**32, "less than or equal to 4294967295"),
         ("networks", None, "a valid dictionary"),

@@ -94,7 +94,7 @@ def test_prepare_names_photos_from_their_deepest_common_folder_whatever_the_name
         **dict.fromkeys(cats, "cat"),
         **dict.fromkeys(dogs, "dog"),
     }
-    assert not any(row["left_out"] for row in project.split_table())
+    assert not any(row["excluded"] for row in project.split_table())
 
 
 @pytest.mark.parametrize("cpus", [1, 6])
@@ -117,22 +117,22 @@ def test_prepare_packs_splits_of_exactly_the_sizes_asked_for_with_equal_classes(
     for split, size in {"train": 8, "validation": 4, "test": 4}.items():
         pixels, labels, description = prepared.packed(split)
         assert (pixels.shape, pixels.dtype) == ((size, 32, 32, 3), np.uint8)
-        assert (labels.shape, labels.dtype) == ((size,), np.uint8)
+        assert (labels.shape, labels.dtype) == ((size,), np.uint16)
         assert np.bincount(labels).tolist() == [size // 2, size // 2]
-        draw = prepared.packed("train")[2]["draw"]
-        assert description == {"classes": ["cat", "dog"], "image_size": 32, "resize": "squeeze", "draw": draw}
+        split_id = prepared.packed("train")[2]["split_id"]
+        assert description == {"classes": ["cat", "dog"], "image_size": 32, "resize": "squeeze", "split_id": split_id}
 
 
 def test_prepare_lists_every_photo_in_split_csv_in_the_order_of_the_packed_labels(prepared: Project) -> None:
     table = prepared.split_table()
     files = {name.removeprefix("train/"): content for name, content in kaggle_files(cats=10, dogs=10).items()}
-    assert list(table[0]) == ["photo", "label", "split", "sha256", "left_out", "relabelled_from", "copy_of"]
+    assert list(table[0]) == ["photo", "label", "split", "sha256", "excluded", "relabelled_from", "copy_of"]
     assert sorted(row["photo"] for row in table) == sorted(files)
     assert [row["split"] for row in table] == ["train"] * 8 + ["validation"] * 4 + ["test"] * 4 + [""] * 4
     for row in table:
         assert row["label"] == row["photo"][:3]
         assert row["sha256"] == hashlib.sha256(files[row["photo"]]).hexdigest()
-        assert row["left_out"] == ("" if row["split"] else "not drawn")
+        assert row["excluded"] == ("" if row["split"] else "not needed")
     for split in SPLITS:
         labels = [CLASSES.index(row["label"]) for row in table if row["split"] == split]
         assert prepared.packed(split)[1].tolist() == labels
@@ -148,10 +148,12 @@ def test_prepare_squeezes_with_pillows_bilinear_resize_of_the_whole_photo(prepar
 
 def test_prepare_counts_every_photo_in_its_summary(prepared: Project) -> None:
     counts = {"photos": 20, "train": 8, "validation": 4, "test": 4, "relabelled": 0, "misnamed": 0, "copies": 0}
-    counts |= {"left_out": {"not drawn": 4}, "skipped": {}}
+    counts |= {"classes": {"cat": 8, "dog": 8}, "excluded": {"not needed": 4}, "skipped": {}}
     assert prepared.read_json("metrics/prepare.json") == counts
     printed = prepared.last_run.stdout
-    assert re.fullmatch(r"20 photos: 8 train, 4 validation, 4 test; 4 excluded: not drawn; \d+ photos/s\n", printed)
+    assert re.fullmatch(
+        r"20 photos: 8 train, 4 validation, 4 test \(8 cat, 8 dog\); 4 excluded: not needed; \d+ photos/s\n", printed
+    )
     assert prepared.last_run.stderr == ""
 
 
@@ -182,7 +184,7 @@ def test_prepare_with_another_seed_gives_other_splits_of_the_same_sizes(prepared
     project.params["prepare"]["seed"] = 2
     project.prepare()
     assert [row["split"] for row in project.split_table()] == [row["split"] for row in prepared.split_table()]
-    assert project.packed("test")[2]["draw"] != prepared.packed("test")[2]["draw"]
+    assert project.packed("test")[2]["split_id"] != prepared.packed("test")[2]["split_id"]
     for split in SPLITS:
         ours, theirs = (
             {row["photo"] for row in other.split_table() if row["split"] == split} for other in (project, prepared)
@@ -363,15 +365,15 @@ def test_prepare_excludes_unusable_photos_with_the_reason(project: Project) -> N
     assert len(table) == 26
     assert {name for name, row in table.items() if row["split"]} == {name.removeprefix("t/") for name in usable}
     for name in both_labels:
-        assert table[name.removeprefix("t/")]["left_out"] == "the same photo stands under both labels"
+        assert table[name.removeprefix("t/")]["excluded"] == "the same photo stands under different labels"
     for name in no_label:
-        assert table[name.removeprefix("t/")]["left_out"] == "neither cat nor dog by its name or folder"
+        assert table[name.removeprefix("t/")]["excluded"] == "no class by its folder, its file name or the table"
         assert table[name.removeprefix("t/")]["label"] == ""
     for name in unreadable | broken:
-        assert table[name.removeprefix("t/")]["left_out"] in {"file is cut off", "empty", "damaged", DAMAGED, NO_PHOTO}
-    reasons = Counter(row["left_out"] for row in table.values() if not row["split"])
+        assert table[name.removeprefix("t/")]["excluded"] in {"file is cut off", "empty", "damaged", DAMAGED, NO_PHOTO}
+    reasons = Counter(row["excluded"] for row in table.values() if not row["split"])
     assert sum(reasons.values()) == 10
-    assert project.read_json("metrics/prepare.json")["left_out"] == dict(reasons)
+    assert project.read_json("metrics/prepare.json")["excluded"] == dict(reasons)
 
 
 def test_prepare_excludes_a_damaged_compressed_entry_as_unreadable(project: Project) -> None:
@@ -379,7 +381,7 @@ def test_prepare_excludes_a_damaged_compressed_entry_as_unreadable(project: Proj
     damaged_zip(project.root / "data/photos.zip", kaggle_files(cats=9, dogs=8), "", "train/cat.8.jpg")
     project.params["prepare"]["source"] = "data/photos.zip"
     project.prepare()
-    assert project.row_of("cat.8.jpg")["left_out"] == DAMAGED
+    assert project.row_of("cat.8.jpg")["excluded"] == DAMAGED
     assert [row["split"] for row in project.split_table()].count("") == 1
 
 
@@ -394,7 +396,7 @@ def test_prepare_excludes_only_the_photo_whose_unpacking_fails(compression: int,
     (project.root / "photos.zip").write_bytes(content)
     project.params["prepare"]["source"] = "photos.zip"
     project.prepare()
-    assert project.row_of("cat.8.jpg")["left_out"] == DAMAGED
+    assert project.row_of("cat.8.jpg")["excluded"] == DAMAGED
 
 
 def test_prepare_shows_no_warnings_of_pillow(project: Project) -> None:
@@ -418,14 +420,14 @@ def test_prepare_takes_extreme_shapes_and_excludes_decompression_bombs(project: 
     project.split(train=12, validation=4, test=4)
     project.prepare()
     assert {project.row_of(f"cat.{number}.jpg")["split"] != "" for number in (90, 91)} == {True}
-    assert project.row_of("cat.92.jpg")["left_out"] == "more than 220 megapixels"
+    assert project.row_of("cat.92.jpg")["excluded"] == "more than 220 megapixels"
 
 
 def test_prepare_does_not_unpack_an_entry_too_large_for_a_photo(project: Project) -> None:
     files = kaggle_files(cats=8, dogs=8) | {"train/cat.90.jpg": bytes(2**28 + 1)}
     project.photos(files)
     project.prepare()
-    assert project.row_of("cat.90.jpg")["left_out"] == "unreadable (more than 256 MiB)"
+    assert project.row_of("cat.90.jpg")["excluded"] == "unreadable (more than 256 MiB)"
 
 
 def test_prepare_writes_nothing_outside_for_odd_names_and_links_in_an_archive(project: Project) -> None:
@@ -440,7 +442,7 @@ def test_prepare_writes_nothing_outside_for_odd_names_and_links_in_an_archive(pr
     project.prepare()
     assert {path for path in project.root.parent.rglob("*") if project.root not in path.parents} == outside
     [link] = [row for row in project.split_table() if row["photo"].endswith("cat.91.jpg")]
-    assert link["left_out"] == NO_PHOTO
+    assert link["excluded"] == NO_PHOTO
     labels = {row["photo"]: row["label"] for row in project.split_table() if "90" in row["photo"]}
     assert sorted(labels.values()) == ["cat", "dog"]
 
@@ -485,10 +487,11 @@ def test_prepare_excludes_and_relabels_photos_as_corrections_say(prepared: Proje
     before = {row["photo"]: row["split"] for row in prepared.split_table()}
     cats, dogs = ([name for name in before if name.startswith(label) and before[name] == "test"] for label in CLASSES)
     project.correct("# mine", "", f"{cats[0]}: leave out  # a sketch: of a cat", f"{dogs[0]} :cat", f"{dogs[1]}: dog")
-    counts = "20 photos: 8 train, 4 validation, 4 test; 1 relabelled; 1 excluded: named in data/corrections.txt; "
+    held = "20 photos: 8 train, 4 validation, 4 test (8 cat, 8 dog)"
+    counts = f"{held}; 1 relabelled; 1 excluded: named in data/corrections.txt; "
     assert project.prepare().stdout.startswith(counts)
     row = project.row_of(cats[0])
-    assert (row["split"], row["left_out"]) == ("", "named in data/corrections.txt")
+    assert (row["split"], row["excluded"]) == ("", "named in data/corrections.txt")
     assert {name: project.row_of(dogs[0])[name] for name in ("label", "split", "relabelled_from")} == {
         "label": "cat",
         "split": "test",
@@ -496,7 +499,7 @@ def test_prepare_excludes_and_relabels_photos_as_corrections_say(prepared: Proje
     }
     summary = project.read_json("metrics/prepare.json")
     assert summary["relabelled"] == 1
-    assert summary["left_out"]["named in data/corrections.txt"] == 1
+    assert summary["excluded"]["named in data/corrections.txt"] == 1
     corrected = {cats[0], dogs[0]}
     moved = {
         row["photo"]
@@ -505,7 +508,7 @@ def test_prepare_excludes_and_relabels_photos_as_corrections_say(prepared: Proje
     }
     assert len(moved) <= 3  # a dog from each split to the one before
     assert all(name.startswith("dog") for name in moved)
-    assert project.packed("train")[2]["draw"] != prepared.packed("train")[2]["draw"]
+    assert project.packed("train")[2]["split_id"] != prepared.packed("train")[2]["split_id"]
 
 
 def test_prepare_follows_corrections_of_photos_with_both_labels_or_neither(project: Project) -> None:
@@ -515,9 +518,9 @@ def test_prepare_follows_corrections_of_photos_with_both_labels_or_neither(proje
     project.photos(files)
     project.correct("cat.90.jpg: leave out", "odd/#1: x.jpg: cat", "cat.91.jpg: leave out")
     project.prepare()
-    assert project.row_of("dog.90.jpg")["left_out"] == ""
+    assert project.row_of("dog.90.jpg")["excluded"] == ""
     odd = project.row_of("odd/#1: x.jpg")
-    assert (odd["label"], odd["relabelled_from"], odd["left_out"]) == ("cat", "neither", "")
+    assert (odd["label"], odd["relabelled_from"], odd["excluded"]) == ("cat", "no class", "")
 
 
 @pytest.mark.parametrize(
@@ -526,11 +529,13 @@ def test_prepare_follows_corrections_of_photos_with_both_labels_or_neither(proje
         (["cat.1: leave out"], "line 1: there is no photo cat.1; expected a name as in split.csv, such as cat.1.jpg"),
         (
             ["#", "cat.1.jpg: remove"],
-            "line 2: 'cat.1.jpg: remove' is not a correction; expected a photo's name, a colon, and leave out,",
+            "line 2: 'cat.1.jpg: remove' is not a correction; expected a photo's name, a colon, and leave out "
+            "or a class (cat, dog), such as cat.0.jpg: leave out",
         ),
         (
             ["cat.1.jpg"],
-            "line 1: 'cat.1.jpg' is not a correction; expected a photo's name, a colon, and leave out, cat or dog,",
+            "line 1: 'cat.1.jpg' is not a correction; expected a photo's name, a colon, and leave out or a "
+            "class (cat, dog), such as cat.0.jpg: leave out",
         ),
         (
             ["cat.1.jpg: dog", "cat.1.jpg: dog", "cat.1.jpg: leave out"],
@@ -552,8 +557,8 @@ def test_prepare_counts_a_correction_only_if_the_photo_is_in_a_split(project: Pr
     project.photos(files | {"train/cat.11.jpg": files["train/cat.10.jpg"], "train/dog.11.jpg": b""})
     project.correct("cat.10.jpg: dog", "dog.11.jpg: leave out")
     project.prepare()
-    assert project.row_of("cat.10.jpg")["left_out"] == "the same photo stands under both labels"
-    assert project.row_of("dog.11.jpg")["left_out"] == "named in data/corrections.txt"
+    assert project.row_of("cat.10.jpg")["excluded"] == "the same photo stands under different labels"
+    assert project.row_of("dog.11.jpg")["excluded"] == "named in data/corrections.txt"
     assert project.read_json("metrics/prepare.json")["relabelled"] == 0
 
 
@@ -571,7 +576,7 @@ def test_prepare_refuses_corrections_that_are_missing_or_not_text(project: Proje
 
 
 def test_prepare_shrinks_train_by_at_most_one_percent_with_a_warning(project: Project) -> None:
-    files = kaggle_files(cats=103, dogs=105)
+    files = kaggle_files(cats=104, dogs=104) | {"train/cat.0.jpg": b"no photo"}
     project.photos(files, "photos")
     project.split(train=200, validation=4, test=4)
     warning = project.prepare().stderr
@@ -581,37 +586,43 @@ def test_prepare_shrinks_train_by_at_most_one_percent_with_a_warning(project: Pr
     assert np.bincount(project.packed("train")[1]).tolist() == [99, 99]
     before = project.prepared_bytes()
     summary = project.read_json("metrics/prepare.json")
-    assert (summary["train"], sum(summary["left_out"].values())) == (198, 2)
+    assert (summary["train"], sum(summary["excluded"].values())) == (198, 2)
 
-    (project.root / "photos/train/cat.0.jpg").write_bytes(b"no photo")
+    (project.root / "photos/train/cat.1.jpg").write_bytes(b"no photo")
     result = project.run("prepare.py")
     text = error_line(result)
     assert text.startswith("too few photos: photos: of 208 photos, train got 196 of 200, validation got 4 of 4")
-    assert f"1 excluded: {NO_PHOTO}" in text
-    assert "103 cats and 105 dogs" in text
+    assert f"2 excluded: {NO_PHOTO}" in text
+    assert "found 104 cat, 104 dog; fix the excluded photos or lower prepare.split" in text
     assert project.prepared_bytes() == before  # so no *.partial either
     assert project.read_json("metrics/prepare.json") == summary
 
 
-@pytest.mark.parametrize(("cats", "dogs"), [(10, 0), (3, 20)])
-def test_prepare_counts_the_photos_if_a_class_has_too_few_and_writes_nothing(
-    cats: int, dogs: int, project: Project
+@pytest.mark.parametrize(
+    ("cats", "dogs", "advice"),
+    [
+        (10, 0, "add photos of dog, or change classes in params.yaml"),
+        (3, 10, "prepare.split in params.yaml needs at least 16; lower it, set shares such as 0.2, or add photos"),
+    ],
+)
+def test_prepare_counts_the_photos_if_there_are_too_few_and_writes_nothing(
+    cats: int, dogs: int, advice: str, project: Project
 ) -> None:
     project.photos(kaggle_files(cats, dogs))
     project.write_params()
-    text = error_line(project.run("prepare.py"))
-    assert text.startswith(f"data/raw/train.zip: found {cats} cats and {dogs} dogs by folder")
-    assert "prepare.split in params.yaml needs at least 8 of each" in text
+    assert error_line(project.run("prepare.py")) == f"data/raw/train.zip: found {cats} cat, {dogs} dog; {advice}"
     assert not (project.root / "data/prepared").exists()
     assert not (project.root / "metrics").exists()
 
 
-def test_prepare_counts_photos_of_neither_class_and_names_one(project: Project) -> None:
+def test_prepare_counts_photos_without_a_class_and_names_one(project: Project) -> None:
     project.photos({f"birds/{number}.jpg": photo_bytes("cat", number) for number in range(12)})
     project.write_params()
     text = error_line(project.run("prepare.py"))
-    assert text.startswith("data/raw/train.zip: found 0 cats and 0 dogs by folder")
-    assert "and 12 that are neither, such as birds/0.jpg;" in text
+    assert text.startswith(
+        "data/raw/train.zip: found 0 cat, 0 dog, and 12 photos without a class, such as birds/0.jpg; name the folders "
+        "cat, dog, or set classes in params.yaml to your own or to auto"
+    )
 
 
 # --- sources without photos

@@ -139,7 +139,7 @@ def test_prepare_reads_an_inner_archive_larger_than_any_photo(project: Project) 
     inner = io.BytesIO()
     write_archive(inner, kaggle_files(cats=8, dogs=8) | {"readme.txt": bytes(2**28)})  # stored, not compressed
     project.photos({"train.zip": inner.getvalue()})
-    assert last_line(project).startswith("16 photos: 8 train, 4 validation, 4 test; skipped: 1 .txt; ")
+    assert last_line(project).startswith("16 photos: 8 train, 4 validation, 4 test (8 cat, 8 dog); skipped: 1 .txt; ")
 
 
 def test_prepare_names_an_inner_archive_that_cannot_be_read(project: Project) -> None:
@@ -186,13 +186,13 @@ def test_prepare_reads_labels_from_names_as_people_write_them(name: str, project
         },
         "folder",
     )
-    assert last_line(project).startswith("16 photos: 8 train, 4 validation, 4 test; ")
+    assert last_line(project).startswith("16 photos: 8 train, 4 validation, 4 test (8 cat, 8 dog); ")
 
 
 def test_prepare_finds_folders_inside_a_class_folder(project: Project) -> None:
     files = {f"cats/siamese/{n}.jpg": photo_bytes("cat", n) for n in range(8)}
     project.photos(files | {f"Dog/big/{n}.jpg": photo_bytes("dog", n) for n in range(8)}, "folder")
-    assert last_line(project).startswith("16 photos: 8 train, 4 validation, 4 test; ")
+    assert last_line(project).startswith("16 photos: 8 train, 4 validation, 4 test (8 cat, 8 dog); ")
 
 
 def test_prepare_lets_the_folder_win_over_the_name_and_says_so(project: Project) -> None:
@@ -217,7 +217,7 @@ def test_prepare_reads_labels_and_splits_from_a_table(project: Project) -> None:
     ]
     (project.root / "labels.csv").write_bytes(("\ufeffFilename;Class;Set\r\n" + "\r\n".join(rows)).encode())
     project.params["prepare"] |= {"labels": "labels.csv", "split": {"train": 8, "validation": 4, "test": "eval"}}
-    assert last_line(project).startswith("16 photos: 8 train, 4 validation, 4 test; ")
+    assert last_line(project).startswith("16 photos: 8 train, 4 validation, 4 test (8 cat, 8 dog); ")
     assert {name for name, split in splits_of(project).items() if split == "test"} == {
         f"img_{n:02}.jpg" for n in range(4)
     }
@@ -261,7 +261,7 @@ def given_splits() -> Files:
 def test_prepare_keeps_given_splits_that_are_named(project: Project) -> None:
     project.photos(given_splits())
     project.params["prepare"]["split"] = {"train": "train", "validation": 0.25, "test": "validation"}
-    assert last_line(project).startswith("23 photos: 12 train, 4 validation, 7 test; ")
+    assert last_line(project).startswith("23 photos: 12 train, 4 validation, 7 test (12 cat, 11 dog); ")
     for name, split in splits_of(project).items():
         assert name.startswith("validation/") == (split == "test")
     labels = project.packed("test")[1]
@@ -354,8 +354,8 @@ def test_prepare_excludes_copies_under_both_labels(project: Project) -> None:
     }
     project.photos(files | {"dogs/copy.jpg": encode(scene(0), quality=50)}, "folder")
     project.prepare()
-    assert {project.row_of(name)["left_out"] for name in ("cats/0.jpg", "dogs/copy.jpg")} == {
-        "the same photo stands under both labels"
+    assert {project.row_of(name)["excluded"] for name in ("cats/0.jpg", "dogs/copy.jpg")} == {
+        "the same photo stands under different labels"
     }
 
 
@@ -425,7 +425,7 @@ def test_prepare_says_in_plain_words_why_a_photo_cannot_be_read(kind: str, proje
     content, reason = ODD[kind]
     project.photos(class_folders(9) | {"photos/cats/odd.jpg": content}, "folder")
     project.prepare()
-    assert project.row_of("cats/odd.jpg")["left_out"] == reason
+    assert project.row_of("cats/odd.jpg")["excluded"] == reason
 
 
 def with_exif(content: bytes, entries: list[tuple[int, int, int, bytes]]) -> bytes:

@@ -3,5 +3,4 @@
 # Imported first: it explains missing packages, and finds the parent DVC process before it can exit.
 from pipeline.core import process  # noqa: F401
 
-CLASSES = ("cat", "dog")  # a label is an index into this: 0 is cat, 1 is dog
 SPLITS = ("train", "validation", "test")

@@ -1,4 +1,6 @@
-"""The exception for problems that the user can fix, and how to quote other exceptions in it."""
+"""The exception for problems that the user can fix, and what its messages quote."""
+
+from collections.abc import Iterable
 
 
 class UserError(Exception):
@@ -8,3 +10,9 @@ class UserError(Exception):
 def first_line(error: Exception) -> str:
     """The first line of the error's message, or its type if the message is empty."""
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def list_some(names: Iterable[str], most: int = 5) -> str:
+    """`daisy, roses, tulips, ... (102 in all)`, for messages."""
+    names = list(names)
+    return ", ".join(names) if len(names) <= most else f"{', '.join(names[: most - 2])}, ... ({len(names)} in all)"

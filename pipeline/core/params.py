@@ -10,6 +10,8 @@ from pipeline.core.paths import PARAMS
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, ValidationError
 
+AUTO = "auto"  # for classes: whatever the folders or the table say
+ROUNDING = 1e-9  # 0.7 + 0.2 + 0.1 is a little more than 1
 WEIGHTS_SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors")
 
 
@@ -19,18 +21,30 @@ def _not_bool(value: Any) -> Any:
     return value
 
 
+def _classes(value: Any) -> Any:
+    if value == AUTO:
+        return value
+    names = [str(name).strip() for name in value] if isinstance(value, list | tuple) else []
+    if any(isinstance(name, bool) for name in value if names):
+        raise ValueError("expected names; YAML reads yes, no, on and off as true and false, so put them in quotes")
+    if len(names) < 2 or not all(names) or len({name.lower() for name in names}) < len(names):
+        raise ValueError("expected auto, or a list of at least two different names, such as [cat, dog]")
+    return names
+
+
 def _split_size(value: Any) -> Any:
-    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 2 and value % 2 == 0
+    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
     is_share = isinstance(value, float) and 0 < value < 1
     if is_count or is_share or (isinstance(value, str) and value.strip()):
         return value
-    raise ValueError("expected an even number of photos, a share such as 0.2, or the name of a folder of the source")
+    raise ValueError("expected a number of photos, a share such as 0.2, or the name of a folder of the source")
 
 
 # Numbers may also be strings, because YAML 1.1 parses 5e-4 as a string.
 Integer = Annotated[int, BeforeValidator(_not_bool)]
 Number = Annotated[float, BeforeValidator(_not_bool), Field(allow_inf_nan=False)]
 Count = Annotated[Integer, Field(ge=1)]
+Classes = Annotated[Literal["auto"] | tuple[str, ...], BeforeValidator(_classes)]
 SplitSize = Annotated[int | float | str, BeforeValidator(_split_size)]
 Seed = Annotated[Integer, Field(ge=0, le=2**32 - 1)]
 Share = Annotated[Number, Field(gt=0, le=1)]
@@ -46,7 +60,7 @@ class Network(Section):
 
 
 class Split(Section):
-    """For each split the number of photos (half cats, half dogs), a share of them, or the name of a given split."""
+    """For each split the number of photos, a share of them, or the name of a given split."""
 
     train: SplitSize
     validation: SplitSize
@@ -93,6 +107,7 @@ class Ensemble(Section):
 class Params(Section):
     """All of params.yaml."""
 
+    classes: Classes
     lr: Annotated[Number, Field(gt=0)]
     precision: Literal["auto", "float32", "bfloat16"]
     networks: Annotated[dict[str, Network], Field(min_length=1)]
@@ -149,6 +164,11 @@ def _check_together(params: Params) -> None:
                 f"params.yaml: prepare.split.{one} and prepare.split.{other} are both {value!r}; expected different "
                 "photos"
             )
+    shares = [value for _, value in prepare.split if isinstance(value, float)]
+    if sum(shares) > 1 + ROUNDING:
+        raise UserError(
+            f"params.yaml: the shares in prepare.split are {' + '.join(map(str, shares))}; expected at most 1 in all"
+        )
     if isinstance(prepare.split.train, int) and train.batch_size > prepare.split.train:
         raise UserError(
             f"params.yaml: train.batch_size is {train.batch_size}; expected at most prepare.split.train "

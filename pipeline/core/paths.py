@@ -19,8 +19,13 @@ MODELS = Path("models")
 METRICS = Path("metrics")
 PREPARE_SUMMARY = METRICS / "prepare.json"
 PREDICTIONS = METRICS / "predictions.csv"
-NETWORK_SCORES = METRICS / "evaluate.json"
-ENSEMBLE_SCORES = METRICS / "ensemble.json"
+NETWORK_METRICS = METRICS / "networks"  # a file per network: see network_metrics
+NETWORK_SCORES = METRICS / "scores.csv"
+NETWORK_CLASS_SCORES = METRICS / "class_scores.csv"
+COMBINATION = METRICS / "combination.json"
+ENSEMBLE_METRICS = METRICS / "ensemble.json"
+ENSEMBLE_SCORES = METRICS / "ensemble_scores.csv"
+ENSEMBLE_CLASS_SCORES = METRICS / "ensemble_class_scores.csv"
 ENSEMBLE_PREDICTIONS = METRICS / "ensemble_predictions.csv"
 ENSEMBLE_CONFUSION = METRICS / "confusion_ensemble.csv"
 REPORT = METRICS / "report.html"
@@ -50,6 +55,11 @@ def learning_curve(network: str) -> Path:
 
 def train_scores(network: str) -> Path:
     return METRICS / f"train_{network}.json"
+
+
+def network_metrics(network: str) -> Path:
+    """The numbers that `dvc metrics` shows of a network."""
+    return NETWORK_METRICS / f"{network}.json"
 
 
 def confusion_file(network: str) -> Path:

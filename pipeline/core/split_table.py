@@ -1,23 +1,30 @@
 """Read data/prepared/split.csv: which photo is in which split, and why others are excluded."""
 
-from pipeline.core import CLASSES, SPLITS
+from pipeline.core import SPLITS
 from pipeline.core.files import require_file
 from pipeline.core.paths import SPLIT_TABLE
 
 import pandas as pd
 
+MOST_COUNTED = 6  # classes; with more, a text does not count each of them
+
 
 def read_split_table() -> pd.DataFrame:
-    """One row per photo, each split in its file's row order; empty cells are "". Raises UserError if missing."""
-    return pd.read_csv(require_file(SPLIT_TABLE), keep_default_na=False)
+    """One row per photo, each split in its file's row order; all cells are text. Raises UserError if missing."""
+    return pd.read_csv(require_file(SPLIT_TABLE), keep_default_na=False, dtype=str)
 
 
 def describe_classes(table: pd.DataFrame) -> str:
     """Say how many photos of each class the splits hold, for people."""
     held = table[table["split"] != ""]
-    counts = pd.crosstab(held["split"], held["label"]).reindex(index=list(SPLITS), columns=list(CLASSES), fill_value=0)
+    counts = pd.crosstab(held["split"], held["label"]).reindex(index=list(SPLITS), fill_value=0)
     if (counts.nunique(axis=1) == 1).all():
-        return "each split is half cats and half dogs"
-    return "; ".join(
-        f"{split}: " + ", ".join(f"{row[name]:,} {name}s" for name in CLASSES) for split, row in counts.iterrows()
-    )
+        names = " and ".join(counts) if len(counts.columns) == 2 else f"each of the {len(counts.columns)} classes"
+        return f"each split has equally many photos of {names}"
+    return "; ".join(f"{split}: {_describe_counts(row)}" for split, row in counts.iterrows())
+
+
+def _describe_counts(counts: pd.Series) -> str:
+    if len(counts) <= MOST_COUNTED:
+        return ", ".join(f"{count:,} {name}" for name, count in counts.items())
+    return f"{counts.min():,} to {counts.max():,} photos of each of the {len(counts)} classes"

@@ -12,7 +12,7 @@ SIDE, GAP, TITLE = 96, 4, 24  # pixels
 
 
 def write_contact_sheet(path: Path, files: dict[str, Path]) -> None:
-    """Write a PNG of the first photos of train, validation and test, alternating cats and dogs.
+    """Write a PNG of the first photos of train, validation and test.
 
     `files` maps each split to its packed file.
     """

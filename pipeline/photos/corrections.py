@@ -2,32 +2,33 @@
 
 import difflib
 import re
+from collections.abc import Sequence
 
-from pipeline.core import CLASSES
-from pipeline.core.errors import UserError
+from pipeline.core.errors import UserError, list_some
 from pipeline.core.paths import CORRECTIONS
 from pipeline.photos.source import Photo
 
 LEAVE_OUT = "leave out"
-LINE = re.compile(rf"(.+?)\s*:\s*({'|'.join([LEAVE_OUT, *CLASSES])})\s*(#.*)?")
 
 
-def correct(photos: list[Photo]) -> None:
+def correct(photos: list[Photo], classes: Sequence[str]) -> None:
     """Exclude and relabel photos as data/corrections.txt says, in lines such as `a.jpg: leave out` or `b.jpg: dog`.
 
     Raises UserError, naming the line, if it is malformed, its photo does not exist, or it contradicts another line.
     """
+    choices = "|".join(map(re.escape, [LEAVE_OUT, *classes]))
+    line_format = re.compile(rf"(.+?)\s*:\s*({choices})\s*(#.*)?")
     by_name = {photo.name: photo for photo in photos}
     lines: dict[str, tuple[str, int]] = {}  # each photo's correction and line number
     for number, line in enumerate(_read().splitlines(), start=1):
         if not line.strip() or line.strip().startswith("#"):
             continue
         where = f"{CORRECTIONS}, line {number}"
-        parts = LINE.fullmatch(line.strip())
+        parts = line_format.fullmatch(line.strip())
         if not parts:
             raise UserError(
-                f"{where}: {line.strip()!r} is not a correction; expected a photo's name, a colon, and leave out, cat "
-                f"or dog, such as cat.0.jpg: {LEAVE_OUT}"
+                f"{where}: {line.strip()!r} is not a correction; expected a photo's name, a colon, and {LEAVE_OUT} or "
+                f"a class ({list_some(classes)}), such as {photos[0].name}: {LEAVE_OUT}"
             )
         name, correction = parts[1], parts[2]
         if name not in by_name:
@@ -43,9 +44,9 @@ def correct(photos: list[Photo]) -> None:
         photo = by_name[name]
         if correction == LEAVE_OUT:
             photo.excluded = f"named in {CORRECTIONS}"
-        elif photo.label != CLASSES.index(correction):
-            photo.relabelled_from = "neither" if photo.label is None else CLASSES[photo.label]
-            photo.label = CLASSES.index(correction)
+        elif photo.label != (label := classes.index(correction)):
+            photo.relabelled_from = "no class" if photo.label is None else classes[photo.label]
+            photo.label = label
 
 
 def _read() -> str:

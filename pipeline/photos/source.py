@@ -1,4 +1,4 @@
-"""Find labelled photos in whatever holds them, and read their bytes."""
+"""Find photos in whatever holds them, and read their bytes."""
 
 import posixpath
 from collections import Counter
@@ -6,11 +6,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from pipeline.core import CLASSES
 from pipeline.core.errors import UserError
 from pipeline.photos.containers import Entry, is_disk_error, open_container
 from pipeline.photos.decoding import HEIC_SUFFIXES, INSTALL_HEIC, PHOTO_SUFFIXES, UnreadablePhoto
-from pipeline.photos.labels import class_named, label_of
 
 NAMED = 3  # examples in a message
 
@@ -21,9 +19,12 @@ class Photo:
 
     name: str  # path below the deepest folder that contains all photos
     path: str  # path in the source
-    label: int | None  # None if neither a folder nor the file name says cat or dog
+    given_label: str = ""  # by its container or the table
+    given_split: str = ""  # by the table
+    given_in: str = ""  # the table and the line, for messages
+    label: int | None = None  # the number of its class; None if nothing says one
+    found_label: int | None = None  # the same, before corrections
     misnamed: bool = False  # its file name says another class than its folder, which decides
-    given: str = ""  # the split that a table gives it
     sha256: str = ""  # of its bytes
     looks: bytes = b""  # its perceptual hash
     copy_of: str = ""  # the name of the first photo of which it is a copy, of those that are in order
@@ -36,8 +37,7 @@ class Photo:
 class PhotoSource:
     """A folder or archive of photos, read in place; threads may share it.
 
-    Known layouts: Kaggle's `train/cat.0.jpg`, Microsoft's `PetImages/Cat/0.jpg` and ImageFolder's `cats/any.jpg`, also
-    with folders inside; Hugging Face's parquet. `skipped` counts the files that are no photos, by kind. Raises
+    `skipped` counts the files that are no photos, by kind. Raises
     UserError if `path` does not exist or is neither a folder nor an archive.
     """
 
@@ -75,7 +75,8 @@ class PhotoSource:
         shared = posixpath.commonpath([path.parent for path in rooted])
         names = [printable(str(path.relative_to(shared))) for path in rooted]
         by_name = dict(zip(names, paths, strict=True))  # a zip may contain both ./cat.0.jpg and cat.0.jpg
-        return [self._photo(name, self._entries[path]) for name, path in by_name.items()]
+        labels = {path: self._entries[path].label for path in paths}
+        return [Photo(name, path, "" if labels[path] is None else str(labels[path])) for name, path in by_name.items()]
 
     def read(self, photo: Photo) -> bytes:
         """Return the photo's bytes. Raises UnreadablePhoto if they are damaged, encrypted, not readable or too many."""
@@ -91,14 +92,6 @@ class PhotoSource:
         if not content:
             raise UnreadablePhoto("empty")
         return content
-
-    def _photo(self, name: str, entry: Entry) -> Photo:
-        label, misnamed = label_of(entry.path)
-        if isinstance(entry.label, str):
-            label = class_named(entry.label)
-        elif entry.label is not None:
-            label = entry.label if 0 <= entry.label < len(CLASSES) else None
-        return Photo(name, entry.path, label, misnamed)
 
     def _describe_contents(self) -> str:
         """What a source without photos holds instead, and what to do."""

@@ -5,18 +5,19 @@ Copies of a photo are always in the same split, and validation and test use one 
 
 import hashlib
 import math
-import re
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import PurePosixPath
 
-from pipeline.core import CLASSES, SPLITS
-from pipeline.core.errors import UserError
-from pipeline.core.params import Params, Prepare, Split
+from pipeline.core import SPLITS
+from pipeline.core.errors import UserError, list_some
+from pipeline.core.params import AUTO, ROUNDING, Params, Prepare, Split
 from pipeline.photos.copies import group_copies
 from pipeline.photos.decoding import UnreadablePhoto, decode
+from pipeline.photos.labels import split_named
 from pipeline.photos.packing import SplitWriter
 from pipeline.photos.source import Photo, PhotoSource, describe_skipped
 
@@ -26,44 +27,51 @@ from tqdm import tqdm
 FILL_ORDER = ("test", "validation", "train")  # if there are too few photos, train gets fewer ...
 LEAST_TRAIN_SHARE = 0.99  # ... but at least this share of what was asked for
 DECODED_AHEAD = 256  # photos in memory between decoding and writing
-NEITHER = "neither cat nor dog by its name or folder"
-BOTH = "the same photo stands under both labels"
+NO_CLASS = "no class by its folder, its file name or the table"
+CONFLICTING = "the same photo stands under different labels"
 COPY = "a copy of a photo in validation or test"
-UNPAIRED = "no photo of the other class was left to stand beside it"
-NOT_NEEDED = "not drawn"
-READABLE = frozenset({"", NEITHER, BOTH, COPY, UNPAIRED, NOT_NEEDED})  # any other reason is that it cannot be read
-SPLIT_WORDS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("valid", "validation", "val", "dev"), "validation"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
-LOOKS_LIKE_SPLIT = re.compile(rf"({'|'.join(SPLIT_WORDS)})([^a-z].*)?", re.IGNORECASE)
+LEFT_OVER = "left over, to keep the classes in proportion"
+NOT_NEEDED = "not needed"
+READABLE = frozenset({"", NO_CLASS, CONFLICTING, COPY, LEFT_OVER, NOT_NEEDED})  # other reasons: it cannot be read
 
 Group = list[Photo]  # copies of one photo
 
 
-def require_enough(photos: list[Photo], source: PhotoSource, params: Params) -> None:
+def require_enough(photos: list[Photo], classes: Sequence[str], source: PhotoSource, params: Params) -> None:
     """Raise UserError right away if there are too few photos even if every one of them can be read."""
-    split = params.prepare.split
-    found = Counter(photo.label for photo in photos if not photo.excluded)
-    asked = {name: size for name, size in split if isinstance(size, int)}
+    found = Counter(photo.label for photo in photos if photo.label is not None and not photo.excluded)
+    asked = {name: size for name, size in params.prepare.split if isinstance(size, int)}
     spared = (1 - LEAST_TRAIN_SHARE) * asked.get("train", 0)
-    least = max(1, math.ceil((sum(asked.values()) - spared) / len(CLASSES)))
-    if min(found[label] for label in range(len(CLASSES))) < least:
-        skipped = f"; skipped: {describe_skipped(source.skipped)}" if source.skipped else ""
-        advice = "lower it or add photos" if any(found.values()) else "name the folders cats and dogs (docs/photos.md)"
-        raise UserError(
-            f"{params.prepare.source}: found {found[0]} cats and {found[1]} dogs by folder (cats/) or file name "
-            f"(cat.0.jpg){_unlabelled_example(photos)}{skipped}; prepare.split in params.yaml needs "
-            f"at least {least} of each; {advice}"
+    least = math.ceil(sum(asked.values()) - spared)
+    missing = [name for label, name in enumerate(classes) if not found[label]]
+    if not missing and found.total() >= least:
+        return
+    skipped = f"; skipped: {describe_skipped(source.skipped)}" if source.skipped else ""
+    if not found:
+        advice = (
+            f"name the folders {list_some(classes)}, or set classes in params.yaml to your own or to {AUTO} "
+            "(docs/photos.md)"
         )
+    elif missing:
+        advice = f"add photos of {list_some(missing)}, or change classes in params.yaml"
+    else:
+        advice = f"prepare.split in params.yaml needs at least {least}; lower it, set shares such as 0.2, or add photos"
+    raise UserError(f"{params.prepare.source}: found {describe_found(photos, classes)}{skipped}; {advice}")
+
+
+def describe_found(photos: list[Photo], classes: Sequence[str]) -> str:
+    """`12 cat, 14 dog, and 3 photos without a class, such as x.jpg`, for messages."""
+    found = Counter(photo.label for photo in photos if photo.label is not None)
+    unlabelled = [photo.path for photo in photos if photo.label is None]
+    text = list_some([f"{found[label]} {name}" for label, name in enumerate(classes)])
+    return text + (f", and {len(unlabelled)} photos without a class, such as {unlabelled[0]}" if unlabelled else "")
 
 
 def exclude_unlabelled(photos: list[Photo]) -> None:
     """Exclude photos without a label."""
     for photo in photos:
         if photo.label is None:
-            photo.excluded = photo.excluded or NEITHER
+            photo.excluded = photo.excluded or NO_CLASS
 
 
 def shuffle_groups(photos: list[Photo], seed: int) -> list[Group]:
@@ -81,45 +89,69 @@ def shuffle_groups(photos: list[Photo], seed: int) -> list[Group]:
             groups.append(group)
         else:
             for photo in group:
-                photo.excluded = BOTH
+                photo.excluded = CONFLICTING
     return sorted(groups, key=lambda group: order(group[0]))
 
 
 class Plan:
-    """Which split a group may go to, and how many photos each split takes.
+    """Which split a group may go to, and how many photos of each class each split takes.
 
     A split that names a folder or a split of the table takes those photos; the others draw from the photos that no
-    split names or, if train is named, from train's. `sizes` has their number of photos, half cats and half dogs; None
-    means all of those named.
+    split names or, if train is named, from train's. `quotas` has their number of photos per class; None means all of
+    those named. A number of photos is divided in the proportion of the classes in the source, whatever is excluded or
+    corrected later; a share is one of the groups of copies that can be used.
     """
 
-    def __init__(self, split: Split, groups: list[Group]) -> None:
+    def __init__(self, split: Split, photos: list[Photo], groups: list[Group], classes: Sequence[str]) -> None:
+        self._sizes = dict(split)
         self._names = {name: value for name, value in split if isinstance(value, str)}
         for name, value in self._names.items():
             if not any(is_named(photo, value) for group in groups for photo in group):
                 raise UserError(
                     f"params.yaml: prepare.split.{name} is {value!r}; expected a number, a share such as 0.2, or the "
-                    f"name of a folder or of a split in the table; there are {_listed(groups)}"
+                    f"name of a folder or of a split in the table; there are {_name_splits(groups)}"
                 )
-        pool = Counter(group[0].label for group in groups if self._claimed_by(group) in (None, "train"))
-        photos = len(CLASSES) * min(pool[label] for label in range(len(CLASSES)))
-        self.sizes: dict[str, int | None] = {
-            name: None if isinstance(value, str) else value if isinstance(value, int) else int(value * photos) // 2 * 2
-            for name, value in split
-        }
+        self.quotas = self._make_quotas(photos, groups, len(classes))
+        self._room = {name: list(quotas) for name, quotas in self.quotas.items() if quotas is not None}
 
-    def choose(self, group: Group, writers: dict[str, SplitWriter]) -> str | None:
+    def _make_quotas(self, photos: list[Photo], groups: list[Group], classes: int) -> dict[str, list[int] | None]:
+        in_source = Counter(photo.found_label for photo in photos if self._may_be_drawn([photo]))
+        usable = Counter(group[0].label for group in groups if self._may_be_drawn(group))
+        left = [usable[label] for label in range(classes)]
+        quotas: dict[str, list[int] | None] = dict.fromkeys(FILL_ORDER)
+        share, taken = 0.0, 0  # of all splits so far
+        for name in FILL_ORDER:
+            size = self._sizes[name]
+            if isinstance(size, int):
+                quotas[name] = apportion(size, [in_source[label] for label in range(classes)])
+            elif isinstance(size, float):
+                share += size
+                total = int(share * usable.total() + ROUNDING) - taken
+                quotas[name] = apportion(total, [usable[label] for label in range(classes)], left)
+                left = [before - part for before, part in zip(left, quotas[name], strict=True)]
+                taken += total
+        return quotas
+
+    def choose(self, group: Group) -> str | None:
         """The first split that may have the group and has room for it; None if there is none."""
         claimed = self._claimed_by(group)
         if claimed in ("test", "validation"):
             return claimed
-        drawn = [name for name in FILL_ORDER if self.sizes[name] is not None]
+        drawn = [name for name in FILL_ORDER if name in self._room]
         if "train" in self._names:
             if claimed is None:
                 return None
             drawn.append("train")
         label = group[0].label
-        return next((name for name in drawn if writers[name].has_room(label, len(self.members(group, name)))), None)
+        return next(
+            (name for name in drawn if name not in self._room or self._room[name][label] >= self._places(group, name)),
+            None,
+        )
+
+    def take(self, group: Group, split: str) -> None:
+        """Take the group's places in the split."""
+        if split in self._room:
+            self._room[split][group[0].label] -= self._places(group, split)
 
     def members(self, group: Group, split: str) -> Group:
         """The photos of a group that a split uses: all of it in train; else one, of those that it names if it does."""
@@ -128,6 +160,16 @@ class Plan:
         named = [photo for photo in group if is_named(photo, self._names[split])] if split in self._names else group
         return named[:1]
 
+    def is_share(self, split: str) -> bool:
+        return isinstance(self._sizes[split], float)
+
+    def _places(self, group: Group, split: str) -> int:
+        """How much of a split's quota a group takes: a number of photos counts all of them, a share counts groups."""
+        return len(self.members(group, split)) if isinstance(self._sizes[split], int) else 1
+
+    def _may_be_drawn(self, group: Group) -> bool:
+        return self._claimed_by(group) in (None, "train")
+
     def _claimed_by(self, group: Group) -> str | None:
         for name in FILL_ORDER:
             if name in self._names and any(is_named(photo, self._names[name]) for photo in group):
@@ -135,9 +177,24 @@ class Plan:
         return None
 
 
+def apportion(total: int, weights: Sequence[int], most: Sequence[int] | None = None) -> list[int]:
+    """Divide `total` in the proportion of `weights`, by the largest remainder; no part is larger than in `most`.
+
+    No part is 0 if its weight is not, as long as `total` suffices.
+    """
+    ideal = [total * weight / max(1, sum(weights)) for weight in weights]
+    most = most or [total] * len(weights)
+    parts = [min(max(int(part), bool(part)), limit) for part, limit in zip(ideal, most, strict=True)]
+    while sum(parts) > total:
+        parts[max(range(len(parts)), key=lambda n: (parts[n] > 1, parts[n] - ideal[n]))] -= 1
+    while sum(parts) < total and any(part < limit for part, limit in zip(parts, most, strict=True)):
+        parts[max(range(len(parts)), key=lambda n: (parts[n] < most[n], ideal[n] - parts[n]))] += 1
+    return parts
+
+
 def is_named(photo: Photo, name: str) -> bool:
     """Whether a folder of the photo's path has this name, or the table gives it this split."""
-    return name == photo.given if photo.given else name in PurePosixPath(photo.path).parts[:-1]
+    return name == photo.given_split if photo.given_split else name in PurePosixPath(photo.path).parts[:-1]
 
 
 def fill_splits(
@@ -151,7 +208,7 @@ def fill_splits(
     """Write each group to the first split with room for it.
 
     A group that fits into no split is not decoded. Room is checked again after decoding, because by then the groups
-    decoded before it have been written.
+    decoded before it have taken theirs.
     """
 
     def read_and_decode(group: Group) -> dict[str, np.ndarray | UnreadablePhoto]:
@@ -164,10 +221,10 @@ def fill_splits(
                     decoded[photo.sha256] = reason
         return decoded
 
-    wanted = (group for group in groups if plan.choose(group, writers))
+    wanted = (group for group in groups if plan.choose(group))
     total = sum(map(len, groups))
-    if None not in plan.sizes.values():  # the rest is not decoded
-        total = min(total, sum(plan.sizes.values()))
+    if None not in plan.quotas.values():  # the rest is not decoded
+        total = min(total, sum(map(sum, plan.quotas.values())))
     with tqdm(total=total, desc="decoding", unit=" photos", disable=None) as bar:
         while ahead := list(islice(wanted, DECODED_AHEAD)):
             for group, decoded in zip(ahead, pool.map(read_and_decode, ahead), strict=True):
@@ -176,8 +233,9 @@ def fill_splits(
                     if isinstance(decoded[photo.sha256], UnreadablePhoto):
                         photo.excluded = str(decoded[photo.sha256])
                 readable = [photo for photo in group if not photo.excluded]
-                if not readable or not (split := plan.choose(readable, writers)):
+                if not readable or not (split := plan.choose(readable)):
                     continue
+                plan.take(readable, split)
                 used = plan.members(readable, split)
                 for photo in readable:
                     if photo in used:
@@ -186,51 +244,56 @@ def fill_splits(
                         photo.excluded = COPY
 
 
-def exclude_rest(photos: list[Photo], writers: dict[str, SplitWriter]) -> None:
+def exclude_rest(photos: list[Photo], plan: Plan, writers: dict[str, SplitWriter]) -> None:
     """Exclude every remaining photo that is not in a split, with a reason."""
-    for writer in writers.values():
-        for photo in writer.unpaired():
-            photo.excluded = UNPAIRED
+    for split, writer in writers.items():
+        if plan.is_share(split):  # takes what there is
+            writer.write_waiting()
+        for photo in writer.waiting():
+            photo.excluded = LEFT_OVER
     for photo in photos:
         if not photo.split and not photo.excluded:
             photo.excluded = NOT_NEEDED
 
 
-def require_sizes(photos: list[Photo], plan: Plan, writers: dict[str, SplitWriter], params: Params) -> None:
-    """Raise UserError if a split is too small; warn if train is only slightly smaller than asked for.
+def require_sizes(photos: list[Photo], classes: Sequence[str], params: Params) -> None:
+    """Raise UserError if a split is too small or lacks a class; warn if train is slightly smaller than asked for.
 
     Both messages give the counts.
     """
-    got = {split: writers[split].rows for split in SPLITS}
-    asked = {split: got[split] if plan.sizes[split] is None else plan.sizes[split] for split in SPLITS}
-    if got == asked and all(got.values()):
+    got = {split: Counter(photo.label for photo in photos if photo.split == split) for split in SPLITS}
+    asked = {split: size for split, size in params.prepare.split if isinstance(size, int)}
+    short = {split: got[split].total() for split in asked if got[split].total() < asked[split]}
+    lacking = {split: [name for label, name in enumerate(classes) if not got[split][label]] for split in SPLITS}
+    if not short and not any(lacking.values()):
         return
     reasons = Counter(photo.excluded for photo in photos if photo.excluded)
-    text = (
-        f"{params.prepare.source}: of {len(photos)} photos, "
-        + ", ".join(f"{split} got {got[split]} of {asked[split]}" for split in SPLITS)
-        + "".join(f"; {count} excluded: {reason}" for reason, count in sorted(reasons.items()))
+    excluded = "".join(f"; {count} excluded: {reason}" for reason, count in sorted(reasons.items()))
+    text = f"{params.prepare.source}: of {len(photos)} photos, " + ", ".join(
+        f"{split} got {got[split].total()}" + (f" of {asked[split]}" if split in asked else "") for split in SPLITS
     )
-    evaluation_is_full = all(got[split] == asked[split] for split in ("validation", "test"))
-    if not all(got.values()) or not evaluation_is_full or got["train"] < LEAST_TRAIN_SHARE * asked["train"]:
-        labels = Counter(photo.label for photo in photos)
+    found = f"found {describe_found(photos, classes)}"
+    slightly = short.keys() <= {"train"} and short.get("train", 0) >= LEAST_TRAIN_SHARE * asked.get("train", 0)
+    if not slightly:
         unreadable = any(photo.excluded not in READABLE for photo in photos)
-        advice = "fix the excluded photos or lower prepare.split" if unreadable else "lower prepare.split or add photos"
+        advice = "fix the excluded photos or lower" if unreadable else "add photos or lower"
+        raise UserError(f"too few photos: {text}{excluded}; {found}; {advice} prepare.split")
+    if split := next((split for split in SPLITS if lacking[split]), None):
         raise UserError(
-            f"too few photos: {text}; found {labels[0]} cats and {labels[1]} dogs by folder (cats/) or file name "
-            f"(cat.0.jpg)" + _unlabelled_example(photos) + f"; {advice}"
+            f"too few photos: {text}; {split} has none of {list_some(lacking[split])}{excluded}; {found}; add photos, "
+            "change prepare.split or remove the class from classes"
         )
-    print(f"warning: {text}", file=sys.stderr)
+    print(f"warning: {text}{excluded}", file=sys.stderr)
 
 
 def describe_redraw(photos: list[Photo], split: Split) -> str:
     """One line if the source's folders or the table look like splits, but none is named; else an empty text."""
     if any(isinstance(value, str) for _, value in split):
         return ""
-    given: dict[str, str] = {}  # the names by what they look like
+    given: dict[str, str] = {}  # the names by the split that they stand for
     for photo in photos:
         if photo.label is not None:
-            given |= {SPLIT_WORDS[LOOKS_LIKE_SPLIT.fullmatch(name)[1].lower()]: name for name in _split_names(photo)}
+            given |= {stands_for: name for name in _given_splits(photo) if (stands_for := split_named(name))}
     if len(given) < 2:
         return ""
     test = given.get("test", given.get("validation"))
@@ -251,19 +314,12 @@ def split_id(photos: list[Photo]) -> str:
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()[:16]
 
 
-def _split_names(photo: Photo) -> list[str]:
-    names = [photo.given] if photo.given else PurePosixPath(photo.path).parts[:-1]
-    return [name for name in names if LOOKS_LIKE_SPLIT.fullmatch(name)]
+def _given_splits(photo: Photo) -> Sequence[str]:
+    """The split that the table gives the photo, or else all of its folders."""
+    return [photo.given_split] if photo.given_split else PurePosixPath(photo.path).parts[:-1]
 
 
-def _unlabelled_example(photos: list[Photo]) -> str:
-    neither = [photo.path for photo in photos if photo.label is None]
-    return f", and {len(neither)} that are neither, such as {neither[0]}" if neither else ""
-
-
-def _listed(groups: list[Group]) -> str:
+def _name_splits(groups: list[Group]) -> str:
     """The folders and given splits of the photos, for a message."""
-    names = {
-        photo.given or part for group in groups for photo in group for part in PurePosixPath(photo.path).parts[:-1]
-    }
-    return ", ".join(sorted(names)[:12]) or "no folders"
+    names = {name for group in groups for photo in group for name in _given_splits(photo)}
+    return list_some(sorted(names), most=12) or "no folders"

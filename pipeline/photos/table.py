@@ -3,9 +3,7 @@
 import csv
 from pathlib import Path, PurePosixPath
 
-from pipeline.core import CLASSES
 from pipeline.core.errors import UserError
-from pipeline.photos.labels import class_named
 from pipeline.photos.source import NAMED, Photo
 
 COLUMNS = {  # our names, and what others call them
@@ -16,11 +14,11 @@ COLUMNS = {  # our names, and what others call them
 
 
 def apply_table(photos: list[Photo], table: Path) -> None:
-    """Give photos the labels and splits that the table has for them; it wins over folders and file names.
+    """Give photos the labels and splits that the table has for them.
 
     A photo is named by its path in the source, or the end of it, with or without the suffix. A table without rows
     changes nothing; photos that are not in a table with rows keep what their folders say. Raises UserError for a table
-    that cannot be read, lacks a column, has a photo that does not exist or is not unique, or a label that is no class.
+    that cannot be read, lacks a column, or has a photo that does not exist, is not unique or has no label.
     """
     rows = _read(table)
     by_name = _names(photos) if rows else {}
@@ -35,9 +33,10 @@ def apply_table(photos: list[Photo], table: Path) -> None:
             raise UserError(
                 f"{table}, line {line}: {name} could be {found[0].path} or {found[1].path}; name it by its path"
             )
-        if (label := class_named(row["label"])) is None:
-            raise UserError(f"{table}, line {line}: label is {row['label']!r}; expected one of {', '.join(CLASSES)}")
-        found[0].label, found[0].misnamed, found[0].given = label, False, row.get("split", "").strip()
+        if not (label := row["label"].strip()):
+            raise UserError(f"{table}, line {line}: {name} has no label; add it, or delete the line")
+        found[0].given_label, found[0].given_in = label, f"{table}, line {line}"
+        found[0].given_split = row.get("split", "").strip()
     if missing:
         examples = ", ".join(missing[:NAMED])
         raise UserError(
