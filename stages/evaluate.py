@@ -1,7 +1,8 @@
 """Run every network over validation and test, once, and score it.
 
-Reads models/ and data/prepared/; writes metrics/predictions.csv (one row per photo and network), metrics/evaluate.json
-and metrics/confusion/. Later stages run no network.
+Reads models/ and data/prepared/; writes metrics/predictions.csv (one row per photo and network), metrics/networks/
+(the main scores, one file per network), metrics/scores.csv, metrics/class_scores.csv and metrics/confusion/. Later
+stages run no network.
 """
 
 import sys
@@ -12,17 +13,36 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `pipelin
 import time
 
 from pipeline.core.command_line import read_arguments
-from pipeline.core.errors import UserError
+from pipeline.core.errors import UserError, list_some
 from pipeline.core.files import atomic_write, write_json
 from pipeline.core.params import read_params
-from pipeline.core.paths import MODELS, NETWORK_SCORES, PREDICTIONS, confusion_file, model, packed_split
+from pipeline.core.paths import (
+    MODELS,
+    NETWORK_CLASS_SCORES,
+    NETWORK_METRICS,
+    NETWORK_SCORES,
+    PREDICTIONS,
+    confusion_file,
+    model,
+    network_metrics,
+    packed_split,
+)
 from pipeline.core.process import run_stage
 from pipeline.core.split_table import read_split_table
 from pipeline.networks.compute import set_up
 from pipeline.networks.dataset import PackedSplit, open_split
 from pipeline.networks.models import load_model
 from pipeline.networks.predicting import predict_logits, ready_to_predict
-from pipeline.scores.scoring import confusion, label_numbers, probability_of_dog, score, scores_table
+from pipeline.scores.predictions import logit_columns, select_split
+from pipeline.scores.scoring import (
+    confusion,
+    headline,
+    score,
+    score_classes,
+    scores_table,
+    write_class_scores,
+    write_scores,
+)
 
 import pandas as pd
 import torch
@@ -45,15 +65,7 @@ def main() -> None:
         start = time.perf_counter()
         tables.append(predict(name, network, splits, photos, dtype))
         print(f"{name}: {len(tables[-1]) / (time.perf_counter() - start):.1f} images/s", flush=True)
-    predictions = pd.concat(tables)
-    scores = {name: score_network(rows) for name, rows in predictions.groupby("network", sort=False)}
-    with atomic_write() as write_to:
-        predictions.to_csv(write_to(PREDICTIONS), index=False)
-        write_json(write_to(NETWORK_SCORES), scores)
-        for name, rows in predictions[predictions["split"] == "test"].groupby("network", sort=False):
-            matrix = confusion(probability_of_dog(rows), label_numbers(rows))
-            matrix.to_csv(write_to(confusion_file(name)), index=False)  # one file per DVC plot
-    print(scores_table(scores))
+    write_results(pd.concat(tables))
 
 
 def require_models(names: set[str]) -> None:
@@ -73,15 +85,21 @@ def require_models(names: set[str]) -> None:
 def read_network(name: str, splits: dict[str, PackedSplit]) -> nn.Module:
     """Load a trained network.
 
-    Raises UserError if the file contains another network, or one that was trained with a different image size, resize
-    or split, whose training photos may include these test photos.
+    Raises UserError if the file contains another network, or one that was trained with other classes or a different
+    image size, resize or split, whose training photos may include these test photos.
     """
     network, description = load_model(model(name))
     if description["network"] != name:
         raise UserError(f"{model(name)} contains {description['network']}; expected {name}; run `dvc repro`")
     for split, packed in splits.items():
-        if differing := [key for key, value in packed.description.items() if description.get(key) != value]:
-            key = "split" if differing[0] == "draw" else differing[0]
+        differing = [key for key, value in packed.description.items() if description.get(key) != value]
+        if "classes" in differing:
+            raise UserError(
+                f"{model(name)} was trained for the classes {list_some(description['classes'])}, but "
+                f"{packed_split(split)} has {list_some(packed.description['classes'])}; run `dvc repro`"
+            )
+        if differing:
+            key = "split" if differing[0] == "split_id" else differing[0]
             raise UserError(
                 f"{model(name)} was trained with a different {key} than {packed_split(split)} has; run `dvc repro`"
             )
@@ -95,20 +113,35 @@ def predict(
     tables = []
     for split, packed in splits.items():
         logits = predict_logits(network, packed, dtype, f"{name} {split}").numpy().astype("float64")
-        logits = logits.round(LOGIT_DIGITS)
-        rows = photos.loc[photos["split"] == split, ["split", "photo", "label"]]
-        tables.append(rows.assign(network=name, logit_cat=logits[:, 0], logit_dog=logits[:, 1]))
+        rows = photos.loc[photos["split"] == split, ["split", "photo", "label"]].assign(network=name)
+        columns = logit_columns(packed.description["classes"])
+        tables.append(rows.join(pd.DataFrame(logits.round(LOGIT_DIGITS), rows.index, columns)))
     return pd.concat(tables)
 
 
-def score_network(rows: pd.DataFrame) -> dict:
-    """The scores of one network's predictions: all scores on test, and accuracy and log loss on validation."""
-    validation, test = rows[rows["split"] == "validation"], rows[rows["split"] == "test"]
-    validation_scores = score(probability_of_dog(validation), label_numbers(validation))
-    return {
-        **score(probability_of_dog(test), label_numbers(test)),
-        **{f"validation_{key}": validation_scores[key] for key in ("accuracy", "log_loss")},
+def write_results(logits: pd.DataFrame) -> None:
+    """Score every network, write the logits and the scores, and print the main ones."""
+    validation, test = (select_split(logits, split) for split in ("validation", "test"))
+    scores = {
+        name: {
+            "validation": score(validation.probabilities[name], validation.labels),
+            "test": score(test.probabilities[name], test.labels),
+        }
+        for name in test.logits
     }
+    class_scores = {name: score_classes(p, test.labels, test.classes) for name, p in test.probabilities.items()}
+    with atomic_write() as write_to:
+        logits.to_csv(write_to(PREDICTIONS), index=False)
+        write_scores(write_to(NETWORK_SCORES), scores)
+        write_class_scores(write_to(NETWORK_CLASS_SCORES), class_scores)
+        for name, probabilities in test.probabilities.items():
+            write_json(write_to(network_metrics(name)), headline(**scores[name]))
+            matrix = confusion(probabilities, test.labels, test.classes)
+            matrix.to_csv(write_to(confusion_file(name)), index=False)  # one file per DVC plot
+    for path in NETWORK_METRICS.glob("*.json"):
+        if path.stem not in scores:
+            path.unlink()  # left over from a removed network
+    print(scores_table({name: by_split["test"] for name, by_split in scores.items()}))
 
 
 if __name__ == "__main__":

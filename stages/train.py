@@ -199,7 +199,8 @@ def make_network(name: str, params: Params, train: PackedSplit, processes: Proce
     Raises UserError if it does not exist, its weights cannot be used, or it cannot take the image sizes.
     """
     weights = params.networks[name].weights if processes.is_first else "none"  # other ranks receive rank 0's weights
-    network = build_network(name, weights, params.train.head_width, params.train.dropout, params.train.seed)
+    classes = len(train.description["classes"])
+    network = build_network(name, weights, classes, params.train.head_width, params.train.dropout, params.train.seed)
     prepared_size = train.description["image_size"]
     check_image_size(network, name, prepared_size, "prepare.image_size")
     check_image_size(network, name, params.train.image_size or prepared_size, "train.image_size")

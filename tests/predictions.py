@@ -1,18 +1,27 @@
-"""What a repository's stages have predicted, for comparison with its tools."""
+"""What a project's stages have predicted, for comparison with its tools."""
 
 import pandas as pd
-from projects import Repository
-from scipy.special import expit
+from projects import Project
+from scipy.special import softmax
 
 CLOSE = 0.02  # between probabilities of a photo in different batches, where networks compute in bfloat16
 
 
-def predicted_by(repository: Repository) -> pd.DataFrame:
-    """A row for each test photo: a column of probabilities of dog for each network, and `ensemble`."""
-    predictions = pd.read_csv(repository.root / "metrics/predictions.csv")
-    test = predictions[predictions["split"] == "test"]
-    members = test.assign(p=expit(test["logit_dog"] - test["logit_cat"])).pivot(
-        index="photo", columns="network", values="p"
-    )
-    ensemble = pd.read_csv(repository.root / "metrics/ensemble_predictions.csv").set_index("photo")
-    return members.assign(ensemble=ensemble["probability_of_dog"])
+def predicted_by(project: Project) -> dict[str, pd.DataFrame]:
+    """For each network and `ensemble`: a row of probabilities for each test photo, a column for each class."""
+    predicted = {}
+    for name, rows in on_test(project, "predictions").groupby("network", sort=False):
+        logits = by_class(rows, "logit_")
+        predicted[name] = pd.DataFrame(softmax(logits.to_numpy(), axis=1), logits.index, logits.columns)
+    predicted["ensemble"] = by_class(on_test(project, "ensemble_predictions"), "probability_")
+    return predicted
+
+
+def on_test(project: Project, name: str) -> pd.DataFrame:
+    table = pd.read_csv(project.root / f"metrics/{name}.csv", dtype={"photo": str})
+    return table[table["split"] == "test"].set_index("photo")
+
+
+def by_class(table: pd.DataFrame, prefix: str) -> pd.DataFrame:
+    """The columns whose names start with `prefix`, named without it."""
+    return table.filter(regex=f"^{prefix}").rename(columns=lambda column: column.removeprefix(prefix))

@@ -20,16 +20,16 @@ from weight_files import name_by_hash, save_weights, write_weights
 
 
 @pytest.mark.parametrize("name", ["resnet34", "mobilenet_v2", "vgg11_bn", "squeezenet1_1", "googlenet", "densenet121"])
-def test_build_network_gives_any_classification_network_a_head_for_two_classes(name: str) -> None:
-    network = build_network(name, "none", head_width=512, dropout=0.5, seed=1).eval()
-    assert network(torch.zeros(2, 3, 64, 64)).shape == (2, 2)
+def test_build_network_gives_any_classification_network_a_head_for_the_classes(name: str) -> None:
+    network = build_network(name, "none", classes=3, head_width=512, dropout=0.5, seed=1).eval()
+    assert network(torch.zeros(2, 3, 64, 64)).shape == (2, 3)
     [head] = [module for module in network.modules() if isinstance(module, Head)]
     assert [type(layer).__name__ for layer in head] == ["Linear", "ReLU", "Dropout", "Linear"]
 
 
 def test_fold_batchnorm_changes_neither_the_logits_nor_the_network() -> None:
     torch.manual_seed(1)
-    network = build_network("resnet18", "none", 16, 0.5, seed=1)
+    network = build_network("resnet18", "none", 2, 16, 0.5, seed=1)
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.uniform_(-0.1, 0.1)
@@ -46,8 +46,8 @@ def test_fold_batchnorm_changes_neither_the_logits_nor_the_network() -> None:
 @pytest.mark.parametrize("name", ["resnet18", "googlenet", "mnasnet0_5"])
 def test_load_model_gives_a_network_with_the_same_logits_as_the_saved_one(tmp_path: Path, name: str) -> None:
     """GoogLeNet rescales its input, by an attribute that is in no state_dict; MNASNet expects a version there."""
-    network = build_network(name, str(write_weights(tmp_path, name)), 512, 0.5, seed=1).eval()
-    description = {"network": name, "head_width": 512, "dropout": 0.5}
+    network = build_network(name, str(write_weights(tmp_path, name)), 5, 512, 0.5, seed=1).eval()
+    description = {"network": name, "head_width": 512, "dropout": 0.5, "classes": ["ant", "bee", "cow", "doe", "elk"]}
     save_model(tmp_path / "model.safetensors", network.state_dict(), description)
     loaded, loaded_description = load_model(tmp_path / "model.safetensors")
     images = torch.rand(2, 3, 64, 64, generator=torch.manual_seed(1))
@@ -58,7 +58,7 @@ def test_load_model_gives_a_network_with_the_same_logits_as_the_saved_one(tmp_pa
 
 @pytest.mark.parametrize("name", ["squeezenet1_1", "densenet121", "efficientnet_b0", "swin_t"])
 def test_set_trainable_splits_no_layer_for_last_half_and_freezes_all_below_it(name: str) -> None:
-    network = build_network(name, "none", head_width=512, dropout=0.5, seed=1)
+    network = build_network(name, "none", classes=2, head_width=512, dropout=0.5, seed=1)
     head, body = set_trainable(network, "last_half")
     set_training(network, "last_half")
     tensors = len(list(network.parameters())) - len(head)
@@ -84,7 +84,7 @@ def test_build_network_loads_published_files_in_older_spellings(tmp_path: Path) 
         state_dict = torch.load(write_weights(tmp_path, name), weights_only=True)
         older = {spell(key): tensor for key, tensor in state_dict.items() if spell(key)}
         assert older.keys() != state_dict.keys()
-        loaded = build_network(name, str(save_weights(tmp_path, name, older)), 512, 0.5, seed=1).state_dict()
+        loaded = build_network(name, str(save_weights(tmp_path, name, older)), 2, 512, 0.5, seed=1).state_dict()
         body = [key for key in state_dict if key in loaded and not key.endswith("num_batches_tracked")]
         assert len(body) > 90
         assert all(torch.equal(loaded[key], state_dict[key]) for key in body)
@@ -92,26 +92,26 @@ def test_build_network_loads_published_files_in_older_spellings(tmp_path: Path) 
 
 def test_build_network_takes_weights_only_if_the_files_name_and_content_agree(tmp_path: Path) -> None:
     path = write_weights(tmp_path, "resnet18")
-    network = build_network("resnet18", str(path), 512, 0.5, seed=1)
+    network = build_network("resnet18", str(path), 2, 512, 0.5, seed=1)
     assert torch.equal(network.state_dict()["conv1.weight"], torch.load(path, weights_only=True)["conv1.weight"])
 
     with pytest.raises(UserError, match=r"networks\.resnet34\.weights: .* contains weights for a different network"):
-        build_network("resnet34", str(path), 512, 0.5, seed=1)
+        build_network("resnet34", str(path), 2, 512, 0.5, seed=1)
     with pytest.raises(
         UserError, match=r"networks\.mobilenet_v2\.weights: .* contains weights for a different network"
     ):
-        build_network("mobilenet_v2", str(path), 512, 0.5, seed=1)
+        build_network("mobilenet_v2", str(path), 2, 512, 0.5, seed=1)
     larger = write_weights(tmp_path, "resnet34")  # everything that resnet18 has, and more
     with pytest.raises(UserError, match=r"weights for a different network \(layer1\.2\S+ is missing or unexpected\)"):
-        build_network("resnet18", str(larger), 512, 0.5, seed=1)
+        build_network("resnet18", str(larger), 2, 512, 0.5, seed=1)
     wrong = path.rename(tmp_path / "resnet18-00000000.pth")
     with pytest.raises(UserError, match=r"its SHA-256 starts with [0-9a-f]{8}, its name says 00000000"):
-        build_network("resnet18", str(wrong), 512, 0.5, seed=1)
+        build_network("resnet18", str(wrong), 2, 512, 0.5, seed=1)
     unnamed = wrong.rename(tmp_path / "resnet18.pth")
     with pytest.raises(UserError, match=rf"; rename it to {path.name}$"):
-        build_network("resnet18", str(unnamed), 512, 0.5, seed=1)
+        build_network("resnet18", str(unnamed), 2, 512, 0.5, seed=1)
     with pytest.raises(UserError, match="cannot be read"):
-        build_network("resnet18", str(tmp_path / "resnet18-0123abcd.pth"), 512, 0.5, seed=1)
+        build_network("resnet18", str(tmp_path / "resnet18-0123abcd.pth"), 2, 512, 0.5, seed=1)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".ckpt", ".safetensors"])
@@ -131,7 +131,7 @@ def test_build_network_finds_the_weights_of_wrapped_networks_and_in_checkpoints(
         path = save_weights(tmp_path, "squeezenet1_1", content, suffix)
     else:
         path = save_weights(tmp_path, "squeezenet1_1", wrapped)
-    built = build_network("squeezenet1_1", str(path), 512, 0.5, seed=1).state_dict()
+    built = build_network("squeezenet1_1", str(path), 2, 512, 0.5, seed=1).state_dict()
     body = [name for name in plain if not name.startswith("classifier.")]
     assert all(torch.equal(built[name], plain[name]) for name in body)
 
@@ -149,7 +149,7 @@ class Harmful:
 def test_build_network_runs_no_code_from_a_file_of_weights(tmp_path: Path) -> None:
     path = save_weights(tmp_path, "resnet18", {"conv1.weight": Harmful(tmp_path / "harm")})
     with pytest.raises(UserError, match="cannot be loaded without running code from the file"):
-        build_network("resnet18", str(path), 512, 0.5, seed=1)
+        build_network("resnet18", str(path), 2, 512, 0.5, seed=1)
     assert not (tmp_path / "harm").exists()
 
 
@@ -158,7 +158,7 @@ def test_build_network_refuses_files_without_weights(tmp_path: Path, content: by
     path = tmp_path / f"resnet18-{hashlib.sha256(content).hexdigest()[:8]}.pth"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"^networks\.resnet18\.weights: .*resnet18-[0-9a-f]{8}\.pth ") as error:
-        build_network("resnet18", str(path), 512, 0.5, seed=1)
+        build_network("resnet18", str(path), 2, 512, 0.5, seed=1)
     assert "\n" not in str(error.value)
 
 
@@ -166,7 +166,7 @@ def test_build_network_refuses_names_that_torchvision_does_not_know() -> None:
     with pytest.raises(
         UserError, match=r"networks\.resnet19: torchvision has no such network; expected a name such as resnet1"
     ):
-        build_network("resnet19", "none", 512, 0.5, seed=1)
+        build_network("resnet19", "none", 2, 512, 0.5, seed=1)
     for weights in ("IMAGENET", "DEFAULT"):  # torchvision may change the meaning of DEFAULT
         with pytest.raises(UserError, match=rf"networks\.resnet18\.weights is '{weights}'.*IMAGENET1K_V1"):
-            build_network("resnet18", weights, 512, 0.5, seed=1)
+            build_network("resnet18", weights, 2, 512, 0.5, seed=1)

@@ -252,7 +252,7 @@ def checkpoints(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def build() -> dict[str, torch.Tensor]:
-    return build_network("squeezenet1_1", "IMAGENET1K_V1", 512, 0.5, seed=1).state_dict()
+    return build_network("squeezenet1_1", "IMAGENET1K_V1", 2, 512, 0.5, seed=1).state_dict()
 
 
 def url_of_weights() -> str:

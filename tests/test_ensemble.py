@@ -1,11 +1,15 @@
-"""The ensemble stage, on predictions whose scores can be worked out by hand."""
+"""The ensemble stage, on predictions whose scores can be worked out by hand or by scikit-learn."""
 
 import math
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from projects import Project, error_line
+from scipy.special import softmax
+from sklearn import metrics
+from sklearn.linear_model import LogisticRegression
 
 # A row for each photo: its label, and the margin (logit of dog minus logit of cat) that each network gives it.
 TEST_MARGINS = [
@@ -21,32 +25,69 @@ VALIDATION_MARGINS = [
     ("cat", {"first": -1.0, "second": 0.2, "third": -0.2}),
     ("cat", {"first": -2.0, "second": -0.2, "third": 0.2}),
 ]
+SCORES = ["accuracy", "correct", "total", "accuracy_low", "accuracy_high"]
+SCORES += ["log_loss", "roc_auc", "balanced_accuracy", "macro_f1"]
 
 
-def write_predictions(root: Path, validation: list, test: list) -> None:
+def write_predictions(root: Path, **splits: list[tuple[str, dict]]) -> None:
+    """Write metrics/predictions.csv from, for each split, the label of each photo and its logits by network and class.
+
+    A margin instead of logits is one of dog and cat.
+    """
     rows = [
-        {
-            "split": split,
-            "photo": f"{split}{number}.jpg",
-            "label": label,
-            "network": name,
-            "logit_cat": -m,
-            "logit_dog": 0,
-        }
-        for split, photos in (("validation", validation), ("test", test))
-        for number, (label, margins) in enumerate(photos)
-        for name, m in margins.items()
+        {"split": split, "photo": f"{split}{number}.jpg", "label": label, "network": name}
+        | {f"logit_{of}": x for of, x in (logits if isinstance(logits, dict) else {"cat": -logits, "dog": 0}).items()}
+        for split, photos in splits.items()
+        for number, (label, networks) in enumerate(photos)
+        for name, logits in networks.items()
     ]
     (root / "metrics").mkdir(exist_ok=True)
     pd.DataFrame(rows).to_csv(root / "metrics/predictions.csv", index=False)
 
 
 def combine(project: Project, method: str, validation: list = VALIDATION_MARGINS, test: list = TEST_MARGINS) -> dict:
-    """metrics/ensemble.json, as the ensemble stage writes it from these margins."""
-    write_predictions(project.root, validation, test)
+    """The scores on test and the content of combination.json, as the ensemble stage writes them."""
+    write_predictions(project.root, validation=validation, test=test)
     project.params["ensemble"]["method"] = method
     project.succeed("ensemble.py")
-    return project.read_json("metrics/ensemble.json")
+    return scores_on(project, "test") | project.read_json("metrics/combination.json")
+
+
+def scores_on(project: Project, split: str) -> dict:
+    """The ensemble's scores on a split."""
+    table = pd.read_csv(project.root / "metrics/ensemble_scores.csv")
+    assert list(table) == ["network", "split", *SCORES]
+    [row] = table[(table["network"] == "ensemble") & (table["split"] == split)].to_dict("records")
+    return row
+
+
+def class_scores(project: Project) -> pd.DataFrame:
+    table = pd.read_csv(project.root / "metrics/ensemble_class_scores.csv")
+    assert list(table) == ["network", "class", "photos", "precision", "recall", "f1"]
+    return table.set_index("class")
+
+
+def random_photos(classes: list[str], counts: list[int], networks: list[str], seed: int) -> list[tuple[str, dict]]:
+    """Photos with logits that are right more often than not, and better for the later networks."""
+    random = np.random.default_rng(seed)
+    photos = []
+    for label, count in zip(classes, counts, strict=True):
+        for _ in range(count):
+            logits = {}
+            for quality, network in enumerate(networks, start=1):
+                noise = random.normal(size=len(classes)).round(6)
+                logits[network] = {name: x + quality * (name == label) for name, x in zip(classes, noise, strict=True)}
+            photos.append((label, logits))
+    return photos
+
+
+def logits_of(photos: list[tuple[str, dict]]) -> np.ndarray:
+    """[networks, N, classes]"""
+    return np.array([[list(logits.values()) for logits in networks.values()] for _, networks in photos]).swapaxes(0, 1)
+
+
+def labels_of(photos: list[tuple[str, dict]], classes: list[str]) -> np.ndarray:
+    return np.array([classes.index(label) for label, _ in photos])
 
 
 def sigmoid(x: float) -> float:
@@ -60,13 +101,16 @@ def test_ensemble_of_mean_logits_averages_margins_and_is_compared_with_the_best_
     losses = [-math.log(sigmoid(m if m > 0 else -m)) for m in means]
     assert (scores["accuracy"], scores["correct"], scores["total"]) == (1.0, 4, 4)
     assert scores["log_loss"] == pytest.approx(sum(losses) / 4, abs=1e-6)
-    assert scores["roc_auc"] == 1.0
-    assert scores["precision"] == scores["recall"] == {"cat": 1.0, "dog": 1.0}
+    assert (scores["roc_auc"], scores["balanced_accuracy"], scores["macro_f1"]) == (1.0, 1.0, 1.0)
+    assert (class_scores(project)[["photos", "precision", "recall", "f1"]] == [2, 1.0, 1.0, 1.0]).all(axis=None)
     # Wilson's interval for 4 of 4: from n / (n + z²) to 1.
     assert (scores["accuracy_low"], scores["accuracy_high"]) == (pytest.approx(4 / (4 + 1.959964**2), abs=1e-5), 1.0)
     assert scores["best_member"] == "first"  # on validation; on test it is no better than the second
-    assert (scores["put_right"], scores["put_wrong"], scores["mcnemar_p"]) == (1, 0, 1.0)
-    assert (scores["method"], scores["members"]) == ("mean_logits", "first, second, third")
+    assert (scores["corrected"], scores["broken"], scores["mcnemar_p"]) == (1, 0, 1.0)
+    assert list(project.read_json("metrics/combination.json")) == [
+        *("method", "members", "best_member", "corrected", "broken", "mcnemar_p")
+    ]
+    assert (scores["method"], scores["members"]) == ("mean_logits", ["first", "second", "third"])
 
 
 def test_ensemble_of_mean_probabilities_averages_each_networks_probabilities(project: Project) -> None:
@@ -83,14 +127,35 @@ def test_ensemble_by_majority_vote_counts_votes(project: Project) -> None:
     scores = combine(project, "majority_vote")
 
     assert scores["correct"] == 3
-    assert scores["recall"] == {"cat": 1.0, "dog": 0.5}  # two of three call the first dog a cat
-    assert (scores["put_right"], scores["put_wrong"]) == (1, 1)
+    assert class_scores(project)["recall"].to_dict() == {
+        "cat": 1.0,
+        "dog": 0.5,
+    }  # two of three call the first dog a cat
+    assert (scores["corrected"], scores["broken"]) == (1, 1)
 
 
-def test_ensemble_gives_a_tied_vote_to_the_surer_side(project: Project) -> None:
+def test_ensemble_gives_a_tied_vote_to_the_more_confident_side(project: Project) -> None:
     tied = [("dog", {"first": 3.0, "second": -1.0}), ("cat", {"first": 1.0, "second": -3.0})]
     scores = combine(project, "majority_vote", validation=tied, test=tied)
     assert scores["correct"] == 2
+
+
+def test_ensemble_by_majority_vote_of_three_classes_breaks_ties_by_the_mean_probability(project: Project) -> None:
+    def photo(label: str, *networks: tuple[float, float, float]) -> tuple[str, dict]:
+        logits = [dict(zip(("ant", "bee", "cow"), values, strict=True)) for values in networks]
+        return label, dict(zip(("first", "second", "third"), logits, strict=True))
+
+    photos = [
+        photo("ant", (1, 0, 0), (1, 0, 0), (0, 9, 0)),  # two of three, however confident the third
+        photo("bee", (1, 0, 0), (0, 3, 0), (0, 0, 1)),  # a vote each
+        photo("cow", (1, 1, 0), (0, 0, 2), (0, 1, 0)),  # of two equal logits, the vote is for the first class
+    ]
+    scores = combine(project, "majority_vote", validation=photos, test=photos)
+    assert scores["correct"] == 3
+    table = pd.read_csv(project.root / "metrics/ensemble_predictions.csv")
+    shares = table[["probability_ant", "probability_bee", "probability_cow"]][table["split"] == "test"].to_numpy()
+    votes = np.array([[2, 1, 0], [1, 1, 1], [1, 1, 1]])
+    assert shares == pytest.approx((votes + softmax(logits_of(photos), axis=2).mean(axis=0)) / 4, abs=1e-8)
 
 
 def test_ensemble_fits_weights_on_validation_only(project: Project) -> None:
@@ -98,13 +163,14 @@ def test_ensemble_fits_weights_on_validation_only(project: Project) -> None:
     assert list(scores["weights"]) == ["first", "second", "third"]
     assert scores["weights"]["first"] > 10 * abs(scores["weights"]["second"])  # the only one that can tell them apart
     assert scores["correct"] == 3  # the same as the first network
-    assert "validation_accuracy" not in scores  # the weights have seen these photos
     logits = [sum(scores["weights"][n] * m for n, m in margins.items()) for _, margins in TEST_MARGINS]
+    intercept = scores["intercepts"]["dog"] - scores["intercepts"]["cat"]
     losses = [
-        math.log1p(math.exp(-(scores["intercept"] + x) * (1 if label == "dog" else -1)))
+        math.log1p(math.exp(-(intercept + x) * (1 if label == "dog" else -1)))
         for x, (label, _) in zip(logits, TEST_MARGINS, strict=True)
     ]
     assert scores["log_loss"] == pytest.approx(sum(losses) / 4, abs=1e-5)
+    assert pd.read_csv(project.root / "metrics/ensemble_scores.csv")["split"].tolist() == ["test"]
 
     swapped = [({"cat": "dog", "dog": "cat"}[label], margins) for label, margins in TEST_MARGINS]
     assert combine(project, "fitted_weights", test=swapped)["weights"] == scores["weights"]
@@ -112,18 +178,124 @@ def test_ensemble_fits_weights_on_validation_only(project: Project) -> None:
     assert combine(project, "fitted_weights", validation=turned)["weights"] != scores["weights"]
 
 
+def test_ensemble_fits_the_weights_of_scikit_learns_logistic_regression_if_there_are_two_classes(
+    project: Project,
+) -> None:
+    classes, networks = ["cat", "dog"], ["first", "second", "third"]
+    validation = random_photos(classes, [150, 50], networks, seed=1)
+    scores = combine(project, "fitted_weights", validation, random_photos(classes, [5, 5], networks, seed=2))
+
+    margins = logits_of(validation)[:, :, 1] - logits_of(validation)[:, :, 0]
+    fitted = LogisticRegression(tol=1e-10, max_iter=1000).fit(margins.T, labels_of(validation, classes))
+    assert list(scores["weights"].values()) == pytest.approx(fitted.coef_[0], abs=1e-5)
+    assert scores["intercepts"]["dog"] == -scores["intercepts"]["cat"]
+    assert 2 * scores["intercepts"]["dog"] == pytest.approx(fitted.intercept_[0], abs=1e-5)
+
+
+def test_ensemble_fits_weights_of_four_classes_that_have_less_loss_than_the_mean(project: Project) -> None:
+    classes, networks = ["ant", "bee", "cow", "doe"], ["first", "second"]
+    validation = random_photos(classes, [80, 40, 20, 10], networks, seed=1)
+    scores = combine(project, "fitted_weights", validation, random_photos(classes, [5] * 4, networks, seed=2))
+    weights, intercepts = list(scores["weights"].values()), list(scores["intercepts"].values())
+    assert list(scores["intercepts"]) == classes
+    assert sum(intercepts) == pytest.approx(0, abs=1e-5)
+
+    logits, labels = logits_of(validation), labels_of(validation, classes)
+
+    def loss(weights: list[float], intercepts: list[float]) -> float:
+        return metrics.log_loss(labels, softmax(np.tensordot(weights, logits, axes=1) + intercepts, axis=1))
+
+    def penalised(weights: list[float], intercepts: list[float]) -> float:
+        return len(labels) * loss(weights, intercepts) + sum(np.square(weights)) / 2
+
+    assert loss(weights, intercepts) < loss([0.5, 0.5], [0] * 4)
+    least = penalised(weights, intercepts)
+    for step in (-0.01, 0.01):  # it is the least: any other values have more
+        for index in range(len(networks)):
+            assert penalised(np.array(weights) + step * np.eye(2)[index], intercepts) > least
+        for index in range(len(classes)):
+            assert penalised(weights, np.array(intercepts) + step * np.eye(4)[index]) > least
+    test = pd.read_csv(project.root / "metrics/ensemble_predictions.csv").query("split == 'validation'")
+    written = test[[f"probability_{name}" for name in classes]].to_numpy()
+    assert written == pytest.approx(softmax(np.tensordot(weights, logits, axes=1) + intercepts, axis=1), abs=1e-8)
+
+
+def test_ensemble_scores_three_unequal_classes_as_scikit_learn_does(project: Project) -> None:
+    classes, networks = ["ant", "bee", "cow"], ["first", "second"]
+    validation = random_photos(classes, [9, 5, 3], networks, seed=1)
+    test = random_photos(classes, [30, 12, 5], networks, seed=2)
+    combine(project, "mean_logits", validation, test)
+
+    for split, photos in {"validation": validation, "test": test}.items():
+        scores, labels = scores_on(project, split), labels_of(photos, classes)
+        p = softmax(logits_of(photos).mean(axis=0), axis=1)
+        predicted = p.argmax(axis=1)
+        assert 0.5 < scores["accuracy"] < 0.95  # there is something to get wrong
+        assert (scores["correct"], scores["total"]) == ((predicted == labels).sum(), len(photos))
+        assert scores["accuracy_low"] < scores["accuracy"] < scores["accuracy_high"]
+        expected = {
+            "accuracy": metrics.accuracy_score(labels, predicted),
+            "log_loss": metrics.log_loss(labels, p),
+            "roc_auc": metrics.roc_auc_score(labels, p, multi_class="ovr", average="macro"),
+            "balanced_accuracy": metrics.balanced_accuracy_score(labels, predicted),
+            "macro_f1": metrics.f1_score(labels, predicted, average="macro"),
+        }
+        assert {name: scores[name] for name in expected} == pytest.approx(expected, abs=1e-6)
+
+    table = class_scores(project)
+    assert table.index.tolist() == classes
+    assert table["photos"].tolist() == [30, 12, 5]
+    for column, function in {
+        "precision": metrics.precision_score,
+        "recall": metrics.recall_score,
+        "f1": metrics.f1_score,
+    }.items():
+        assert table[column].tolist() == pytest.approx(function(labels, predicted, average=None), abs=1e-6)
+    confusion = pd.read_csv(project.root / "metrics/confusion_ensemble.csv")
+    assert confusion["actual"].tolist() == [classes[label] for label in labels]
+    assert confusion["predicted"].tolist() == [classes[label] for label in predicted]
+
+
+def test_ensemble_leaves_the_five_main_scores_to_dvc(project: Project) -> None:
+    combine(project, "mean_logits")
+    test, validation = scores_on(project, "test"), scores_on(project, "validation")
+    main = {name: test[name] for name in ("accuracy", "log_loss", "roc_auc")}
+    on_validation = {f"validation_{name}": validation[name] for name in ("accuracy", "log_loss")}
+    written = project.read_json("metrics/ensemble.json")
+    assert written == main | on_validation
+    assert list(written) == ["accuracy", "log_loss", "roc_auc", "validation_accuracy", "validation_log_loss"]
+    combine(project, "fitted_weights")  # the weights have seen the photos of validation
+    assert list(project.read_json("metrics/ensemble.json")) == ["accuracy", "log_loss", "roc_auc"]
+
+
+@pytest.mark.parametrize("method", ["mean_logits", "mean_probabilities", "majority_vote", "fitted_weights"])
+def test_ensemble_combines_a_hundred_classes(project: Project, method: str) -> None:
+    classes = [f"{number:03}" for number in range(98)] + ["nan", "probability_logit_x"]
+    networks = ["first", "second"]
+    validation = random_photos(classes, [3] * 100, networks, seed=1)
+    scores = combine(project, method, validation, random_photos(classes, [2] * 100, networks, seed=2))
+    assert scores["total"] == 200
+    assert scores["accuracy"] > 0.1  # chance: 0.01
+    text = pd.read_csv(project.root / "metrics/ensemble_class_scores.csv", dtype=str, keep_default_na=False)
+    assert text["class"].tolist() == classes
+    predictions = pd.read_csv(project.root / "metrics/ensemble_predictions.csv", dtype=str, keep_default_na=False)
+    assert list(predictions) == ["photo", "label", "split", *(f"probability_{name}" for name in classes)]
+    assert predictions["label"].tolist() == [*np.repeat(classes, 3), *np.repeat(classes, 2)]
+
+
 def test_ensemble_compares_changed_photos_with_mcnemars_exact_test(project: Project) -> None:
     labels = ["dog", "cat"] * 10
     sign = {"dog": 1.0, "cat": -1.0}
     validation = [(label, {"first": sign[label], "second": -sign[label]}) for label in labels]
-    # The first network is incorrect on 6 photos that the surer second corrects, and correct on one that it breaks.
+    # The first network is incorrect on 6 photos that the more confident second corrects, and correct on one that the
+    # second breaks.
     test = [
         (label, {"first": (-1 if n < 6 else 1) * sign[label], "second": (-3 if n == 6 else 3) * sign[label]})
         for n, label in enumerate(labels)
     ]
     scores = combine(project, "mean_logits", validation, test)
     assert scores["best_member"] == "first"
-    assert (scores["put_right"], scores["put_wrong"]) == (6, 1)
+    assert (scores["corrected"], scores["broken"]) == (6, 1)
     assert scores["mcnemar_p"] == 2 * (1 + 7) / 2**7
     *table, comparison = project.last_run.stdout.splitlines()
     assert [line.split()[:2] for line in table[1:]] == [
@@ -147,9 +319,11 @@ def test_ensemble_without_predictions_says_what_writes_them(project: Project) ->
 def test_ensemble_writes_the_probabilities_that_it_scores(project: Project) -> None:
     scores = combine(project, "mean_logits")
     table = pd.read_csv(project.root / "metrics/ensemble_predictions.csv")
+    assert list(table) == ["photo", "label", "split", "probability_cat", "probability_dog"]
     assert table["split"].tolist() == ["validation"] * 4 + ["test"] * 4
-    test = table[table["split"] == "test"].sort_values("photo")
+    test = table[table["split"] == "test"]
     assert test["label"].tolist() == [label for label, _ in TEST_MARGINS]
     means = [sum(margins.values()) / 3 for _, margins in TEST_MARGINS]
-    assert test["probability_of_dog"].tolist() == pytest.approx([sigmoid(m) for m in means], abs=1e-8)
-    assert sum((test["probability_of_dog"] > 0.5) == (test["label"] == "dog")) == scores["correct"]
+    assert test["probability_dog"].tolist() == pytest.approx([sigmoid(m) for m in means], abs=1e-8)
+    assert test["probability_cat"].tolist() == pytest.approx([sigmoid(-m) for m in means], abs=1e-8)
+    assert sum((test["probability_dog"] > 0.5) == (test["label"] == "dog")) == scores["correct"]

@@ -4,12 +4,19 @@ import json
 import re
 from pathlib import Path
 
+from pipeline.scores.curves import reliability_table, roc_table
+from pipeline.scores.scoring import score
+
 import numpy as np
 import pandas as pd
 import pytest
+from photos import encode
+from PIL import Image
 from projects import Project, copy_of, error_line
 from safetensors.numpy import save_file
 from safetensors.torch import load_file
+from scipy.special import softmax
+from sklearn import metrics
 
 pytestmark = pytest.mark.slow
 
@@ -35,17 +42,42 @@ def test_train_writes_the_model_its_curve_and_its_best_epoch(evaluated: Project)
 
 
 def test_evaluate_scores_and_prints_the_models_that_were_kept(evaluated: Project) -> None:
-    scores = evaluated.read_json("metrics/evaluate.json")
-    assert list(scores) == ["resnet18", "mobilenet_v2"]
-    for name, values in scores.items():
-        assert values["validation_accuracy"] == evaluated.read_json(f"metrics/train_{name}.json")["validation_accuracy"]
-    assert scores["resnet18"]["accuracy"] >= 0.9
+    scores = scores_by_split(evaluated)
+    assert scores.index.tolist() == [(n, s) for n in ("resnet18", "mobilenet_v2") for s in ("validation", "test")]
+    for name in ("resnet18", "mobilenet_v2"):
+        kept = evaluated.read_json(f"metrics/train_{name}.json")
+        assert scores.loc[(name, "validation"), "accuracy"] == kept["validation_accuracy"]
+    assert scores.loc[("resnet18", "test"), "accuracy"] >= 0.9
 
     *rates, header, first, second = evaluated.last_run.stdout.splitlines()
     assert [re.fullmatch(r"(\w+): \d+\.\d images/s", rate)[1] for rate in rates] == ["resnet18", "mobilenet_v2"]
     assert " ".join(header.split()) == "accuracy correct 95 % interval log loss ROC AUC"
-    correct = [f"{values['correct']}/24" for values in scores.values()]
+    correct = [f"{count}/24" for count in scores.xs("test", level="split")["correct"]]
     assert [row.split()[:3:2] for row in (first, second)] == [["resnet18", correct[0]], ["mobilenet_v2", correct[1]]]
+
+
+def test_evaluate_leaves_the_five_main_scores_to_dvc(evaluated: Project) -> None:
+    scores = scores_by_split(evaluated)
+    assert sorted(path.name for path in (evaluated.root / "metrics/networks").iterdir()) == [
+        "mobilenet_v2.json",
+        "resnet18.json",
+    ]
+    for name in ("resnet18", "mobilenet_v2"):
+        written = evaluated.read_json(f"metrics/networks/{name}.json")
+        test, validation = scores.loc[(name, "test")], scores.loc[(name, "validation")]
+        assert list(written) == ["accuracy", "log_loss", "roc_auc", "validation_accuracy", "validation_log_loss"]
+        assert {key: written[key] for key in ("accuracy", "log_loss", "roc_auc")} == test[
+            ["accuracy", "log_loss", "roc_auc"]
+        ].to_dict()
+        assert (written["validation_accuracy"], written["validation_log_loss"]) == (
+            validation["accuracy"],
+            validation["log_loss"],
+        )
+
+
+def scores_by_split(project: Project) -> pd.DataFrame:
+    """metrics/scores.csv, by network and split."""
+    return pd.read_csv(project.root / "metrics/scores.csv").set_index(["network", "split"])
 
 
 def test_evaluate_scores_are_those_of_its_predictions(evaluated: Project) -> None:
@@ -57,8 +89,11 @@ def test_evaluate_scores_are_those_of_its_predictions(evaluated: Project) -> Non
     }
     assert set(predictions[["split", "photo", "label"]].itertuples(index=False, name=None)) == in_splits
 
-    for name, values in evaluated.read_json("metrics/evaluate.json").items():
-        rows = predictions[(predictions["network"] == name) & (predictions["split"] == "test")]
+    class_scores = pd.read_csv(evaluated.root / "metrics/class_scores.csv").set_index(["network", "class"])
+    assert class_scores.index.tolist() == [(n, c) for n in ("resnet18", "mobilenet_v2") for c in ("cat", "dog")]
+    assert (class_scores["photos"] == 12).all()
+    for (name, split), values in scores_by_split(evaluated).iterrows():
+        rows = predictions[(predictions["network"] == name) & (predictions["split"] == split)]
         says_dog = rows["logit_dog"] > rows["logit_cat"]
         is_dog = rows["label"] == "dog"
         assert values["correct"] == (says_dog == is_dog).sum()
@@ -67,17 +102,22 @@ def test_evaluate_scores_are_those_of_its_predictions(evaluated: Project) -> Non
         assert values["accuracy_low"] < values["accuracy"] <= values["accuracy_high"] <= 1
         margin_of_label = (rows["logit_dog"] - rows["logit_cat"]).where(is_dog, rows["logit_cat"] - rows["logit_dog"])
         assert values["log_loss"] == pytest.approx(np.log1p(np.exp(-margin_of_label)).mean(), abs=1e-6)
-        assert values["recall"]["dog"] == pytest.approx((says_dog & is_dog).sum() / is_dog.sum(), abs=1e-6)
+        if split == "validation":
+            continue
+        dog, cat = class_scores.loc[(name, "dog")], class_scores.loc[(name, "cat")]
+        assert dog["recall"] == pytest.approx((says_dog & is_dog).sum() / is_dog.sum(), abs=1e-6)
         says_cat = ~says_dog
         correct_cats = (says_cat & ~is_dog).sum()
-        assert values["precision"]["cat"] == pytest.approx(correct_cats / max(1, says_cat.sum()), abs=1e-6)
+        assert cat["precision"] == pytest.approx(correct_cats / max(1, says_cat.sum()), abs=1e-6)
+        assert values["balanced_accuracy"] == pytest.approx((dog["recall"] + cat["recall"]) / 2, abs=1e-6)
+        assert values["macro_f1"] == pytest.approx((dog["f1"] + cat["f1"]) / 2, abs=1e-6)
         confusion = pd.read_csv(evaluated.root / f"metrics/confusion/{name}.csv")
         assert (confusion["actual"] == confusion["predicted"]).sum() == values["correct"]
 
 
 def test_evaluate_refuses_models_that_do_not_fit(evaluated: Project, tmp_path: Path) -> None:
     project = copy_of(evaluated, tmp_path)
-    scores, model = project.root / "metrics/evaluate.json", project.root / "models/resnet18.safetensors"
+    scores, model = project.root / "metrics/scores.csv", project.root / "models/resnet18.safetensors"
     earlier_scores = scores.read_bytes()
 
     whole = model.read_bytes()
@@ -96,6 +136,13 @@ def test_evaluate_refuses_models_that_do_not_fit(evaluated: Project, tmp_path: P
     )
     (project.root / "models/resnet34.safetensors").unlink()
 
+    project.params["classes"] = ["dog", "cat"]  # a different order is different labels
+    project.prepare()
+    assert error_line(project.run("evaluate.py")) == (
+        "models/resnet18.safetensors was trained for the classes cat, dog, but data/prepared/validation.safetensors "
+        "has dog, cat; run `dvc repro`"
+    )
+    project.params["classes"] = ["cat", "dog"]
     project.params["prepare"]["seed"] = 2  # photos of this test split were in the other train split
     project.prepare()
     assert "was trained with a different split than " in error_line(project.run("evaluate.py"))
@@ -103,6 +150,70 @@ def test_evaluate_refuses_models_that_do_not_fit(evaluated: Project, tmp_path: P
     project.prepare()
     assert "was trained with a different image_size than " in error_line(project.run("evaluate.py"))
     assert scores.read_bytes() == earlier_scores
+
+
+def test_evaluate_deletes_the_scores_of_removed_networks(evaluated: Project, tmp_path: Path) -> None:
+    project = copy_of(evaluated, tmp_path)
+    del project.params["networks"]["mobilenet_v2"]
+    (project.root / "models/mobilenet_v2.safetensors").unlink()
+    project.succeed("evaluate.py")
+    assert [path.name for path in (project.root / "metrics/networks").iterdir()] == ["resnet18.json"]
+
+
+def test_evaluate_scores_three_unequal_classes_whose_names_look_like_numbers(project: Project) -> None:
+    classes = ["10", "9", "nan"]
+    random = np.random.default_rng(1)
+    photos = {}
+    for shade, (name, count) in enumerate(zip(classes, (24, 16, 8), strict=True)):
+        for number in range(count):
+            pixels = random.integers(90 * shade, 90 * shade + 60, (40, 40, 3), dtype="uint8")
+            photos[f"{name}/{number}.png"] = encode(Image.fromarray(pixels), "PNG")
+    project.photos(photos, "photos")
+    project.split(train=0.5, validation=0.25, test=0.25)
+    project.params |= {"classes": classes, "networks": {"resnet18": {"weights": "none"}}}
+    project.params["train"] |= {"layers": "all", "epochs": 2}
+    for script in (("prepare.py",), ("train.py", "resnet18"), ("evaluate.py",), ("ensemble.py",)):
+        project.succeed(*script)
+
+    model = load_file(project.root / "models/resnet18.safetensors")
+    assert model["fc.3.weight"].shape == (3, 512)
+    table = pd.read_csv(project.root / "metrics/predictions.csv", dtype={"label": str}, keep_default_na=False)
+    assert list(table) == ["split", "photo", "label", "network", *(f"logit_{name}" for name in classes)]
+    test = table[table["split"] == "test"]
+    labels = test["label"].map(classes.index).to_numpy()
+    assert np.bincount(labels).tolist() == [6, 4, 2]
+    p = softmax(test.filter(like="logit_").to_numpy(), axis=1)
+    scores = scores_by_split(project).loc[("resnet18", "test")]
+    expected = {
+        "correct": (p.argmax(axis=1) == labels).sum(),
+        "log_loss": metrics.log_loss(labels, p),
+        "roc_auc": metrics.roc_auc_score(labels, p, multi_class="ovr"),
+        "balanced_accuracy": metrics.balanced_accuracy_score(labels, p.argmax(axis=1)),
+        "macro_f1": metrics.f1_score(labels, p.argmax(axis=1), average="macro"),
+    }
+    assert scores[list(expected)].to_dict() == pytest.approx(expected, abs=1e-6)
+    class_scores = pd.read_csv(project.root / "metrics/class_scores.csv", dtype={"class": str}, keep_default_na=False)
+    assert class_scores[["class", "photos"]].to_numpy().tolist() == [["10", 6], ["9", 4], ["nan", 2]]
+    ensemble = project.read_json("metrics/ensemble.json")  # of the one network
+    assert ensemble == project.read_json("metrics/networks/resnet18.json")
+
+
+def test_curves_of_three_classes_agree_with_the_scores() -> None:
+    random = np.random.default_rng(1)
+    labels = random.choice(3, 2000, p=[0.6, 0.3, 0.1])
+    probabilities = softmax(random.normal(size=(2000, 3)) + 2 * np.eye(3)[labels], axis=1)
+    scores = score(probabilities, labels)
+    roc = roc_table(probabilities, labels)
+    assert (roc.iloc[0] == 0).all()
+    assert (roc.iloc[-1] == 1).all()
+    assert np.trapezoid(roc["true_positive_rate"], roc["false_positive_rate"]) == pytest.approx(
+        scores["roc_auc"], abs=1e-3
+    )
+    reliability = reliability_table(probabilities, labels)
+    assert reliability["confidence_from"].min() == 0.25  # nothing is less likely than one in three
+    assert (reliability["photos"].sum(), reliability["correct"].sum()) == (2000, scores["correct"])
+    assert (reliability["confidence_from"] <= reliability["confidence"]).all()
+    assert (reliability["confidence"] <= reliability["confidence_to"]).all()
 
 
 def test_evaluate_with_test_time_flip_averages_the_logits_of_both_views(evaluated: Project, tmp_path: Path) -> None:

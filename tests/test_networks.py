@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from projects import Project, Repository, error_line, stand_in_repository
@@ -34,11 +35,12 @@ def test_networks_takes_one_out_and_puts_another_in_and_dvc_runs_what_is_new(tmp
 @pytest.mark.slow
 def test_stages_score_a_single_network_and_then_another_one_with_it(repository: Repository) -> None:
     assert repository.run("networks.py", "resnet18").returncode == 0
+    assert not (repository.root / "metrics/networks/resnet34.json").exists()
     repository.params = yaml.safe_load((repository.root / "params.yaml").read_text())
     for script in ("evaluate.py", "ensemble.py", "report.py"):
         repository.succeed(script)
-    assert list(repository.read_json("metrics/evaluate.json")) == ["resnet18"]
-    assert repository.read_json("metrics/ensemble.json")["members"] == "resnet18"
+    assert networks_scored(repository) == ["resnet18"]
+    assert repository.read_json("metrics/combination.json")["members"] == ["resnet18"]
     assert "Together, " not in (repository.root / "metrics/report.html").read_text(encoding="utf-8")
 
     assert repository.run("networks.py", "resnet18", "mobilenet_v2").returncode == 0
@@ -46,11 +48,18 @@ def test_stages_score_a_single_network_and_then_another_one_with_it(repository: 
     repository.succeed("train.py", "mobilenet_v2")
     for script in ("evaluate.py", "ensemble.py", "report.py"):
         repository.succeed(script)
-    assert list(repository.read_json("metrics/evaluate.json")) == ["resnet18", "mobilenet_v2"]
-    assert repository.read_json("metrics/ensemble.json")["members"] == "resnet18, mobilenet_v2"
+    assert networks_scored(repository) == ["resnet18", "mobilenet_v2"]
+    assert repository.read_json("metrics/combination.json")["members"] == ["resnet18", "mobilenet_v2"]
     page = (repository.root / "metrics/report.html").read_text(encoding="utf-8")
     assert "Together, resnet18 and mobilenet_v2 classified" in page
     assert "<h3>train_mobilenet_v2</h3>" in page
+
+
+def networks_scored(repository: Repository) -> list[str]:
+    """The networks in metrics/scores.csv, which have a file in metrics/networks/, too."""
+    names = pd.read_csv(repository.root / "metrics/scores.csv")["network"].unique().tolist()
+    assert {path.stem for path in (repository.root / "metrics/networks").iterdir()} == {*names}
+    return names
 
 
 def test_networks_refuses_a_name_that_torchvision_does_not_know_and_changes_nothing(project: Project) -> None:

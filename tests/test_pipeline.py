@@ -83,7 +83,7 @@ def test_pipeline_refuses_an_older_python_in_one_line() -> None:
 def test_dvc_exp_run_with_another_method_runs_no_network_and_can_be_compared(repository: Repository) -> None:
     command = ("exp", "run", "--name", "votes", "-S", "ensemble.method=majority_vote")
     assert repository.stages_run_by(*command) == ["ensemble", "report"]
-    assert repository.read_json("metrics/ensemble.json")["method"] == "majority_vote"
+    assert repository.read_json("metrics/combination.json")["method"] == "majority_vote"
     page = (repository.root / "metrics/report.html").read_text(encoding="utf-8")
     assert "The confidence of a majority vote is the share of votes" in page
 
@@ -94,8 +94,12 @@ def test_dvc_exp_run_with_another_method_runs_no_network_and_can_be_compared(rep
     assert set(changed) == {"metrics/ensemble.json"}
     assert "log_loss" in changed["metrics/ensemble.json"]
     shown = json.loads(repository.dvc("metrics", "show", "--json"))[""]["data"]
-    assert shown["metrics/ensemble.json"]["data"] == repository.read_json("metrics/ensemble.json")
-    assert "validation_loss" in shown["metrics/train_resnet18.json"]["data"]
+    names = ("metrics/ensemble.json", "metrics/networks/resnet18.json", "metrics/networks/resnet34.json")
+    assert {name: of["data"] for name, of in shown.items()} == {name: repository.read_json(name) for name in names}
+    # Every score of every network, readable in a terminal.
+    lines = repository.dvc("metrics", "show").splitlines()
+    assert len(lines) == 4
+    assert max(map(len, lines)) <= 120
     assert "votes" in repository.dvc("exp", "show", "--csv")
     plots = json.loads(repository.dvc("plots", "diff", "--json"))["data"]
     rows = plots["metrics/reliability/ensemble.csv"][0]["content"]["data"]["values"]
@@ -117,7 +121,7 @@ def test_dvc_plots_shows_curves_confusion_matrices_and_the_contact_sheet(finishe
 
 
 def test_dvc_repro_restores_a_damaged_score_without_training(repository: Repository) -> None:
-    path = repository.root / "metrics/ensemble.json"
+    path = repository.root / "metrics/combination.json"
     whole = path.read_bytes()
     path.write_bytes(whole[:50])
     assert error_line(repository.run("predict.py", "a.jpg")).endswith("; run `dvc repro` to restore it")

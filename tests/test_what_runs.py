@@ -27,6 +27,7 @@ NOTHING: set[str] = set()
 
 # Each key of params.yaml: a different value, and what then runs.
 PARAMS = {
+    "classes": ("auto", EVERYTHING),
     "lr": (0.0005, NETWORKS),
     "precision": ("bfloat16", NETWORKS),
     "prepare.source": ("data/raw/other.zip", EVERYTHING),

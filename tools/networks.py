@@ -16,7 +16,7 @@ from typing import Any
 from pipeline.core.command_line import ArgumentParser
 from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_write
-from pipeline.core.paths import PARAMS, PIPELINE, learning_curve, model, train_scores
+from pipeline.core.paths import PARAMS, PIPELINE, learning_curve, model, network_metrics, train_scores
 from pipeline.core.process import run_stage
 from pipeline.networks.building import require_known
 
@@ -121,8 +121,8 @@ def dumped(value: Any) -> str:
 
 
 def results(name: str) -> list[Path]:
-    """The files that a network's training stage writes."""
-    return [model(name), train_scores(name), learning_curve(name)]
+    """What the stages write for this network alone, in folders that later stages or DVC's metrics read."""
+    return [model(name), train_scores(name), learning_curve(name), network_metrics(name)]
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ import re
 import warnings
 from collections import OrderedDict
 
-from pipeline.core import CLASSES
 from pipeline.core.errors import UserError, first_line
 from pipeline.networks.weights import read_weights, strip_prefix
 
@@ -15,16 +14,16 @@ from torchvision import models
 
 
 class Head(nn.Sequential):
-    """Maps features to logits, always in float32: bfloat16's roughly three significant digits are too few.
+    """Maps features to a logit per class, always in float32: bfloat16's roughly three significant digits are too few.
 
     Two layers (`width` hidden units, ReLU, dropout), or a single linear layer if `width` is 0.
     """
 
-    def __init__(self, features: int, width: int, dropout: float) -> None:
+    def __init__(self, features: int, classes: int, width: int, dropout: float) -> None:
         if width:
-            layers = [nn.Linear(features, width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, len(CLASSES))]
+            layers = [nn.Linear(features, width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, classes)]
         else:
-            layers = [nn.Linear(features, len(CLASSES))]
+            layers = [nn.Linear(features, classes)]
         super().__init__(*layers)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -32,7 +31,7 @@ class Head(nn.Sequential):
             return super().forward(features.float())
 
 
-def build_network(name: str, weights: str, head_width: int, dropout: float, seed: int) -> nn.Module:
+def build_network(name: str, weights: str, classes: int, head_width: int, dropout: float, seed: int) -> nn.Module:
     """Build torchvision's network `name` with a new head instead of its last linear layer; `seed` sets its weights.
 
     `weights` is `none` (random, also from `seed`), one of torchvision's names (downloaded once, hash checked), or a
@@ -46,7 +45,7 @@ def build_network(name: str, weights: str, head_width: int, dropout: float, seed
     if weights != "none":
         _load_body(network, name, weights)
     torch.manual_seed(seed)
-    replace_output(network, head_width, dropout)
+    replace_output(network, classes, head_width, dropout)
     return network
 
 
@@ -97,13 +96,13 @@ def _output_name(network: nn.Module) -> str:
     return [name for name, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
 
 
-def replace_output(network: nn.Module, head_width: int, dropout: float) -> None:
+def replace_output(network: nn.Module, classes: int, head_width: int, dropout: float) -> None:
     """Replace the network's output layer by a new Head."""
     name = _output_name(network)
     if isinstance(network, models.SqueezeNet):  # its classifier is a convolution followed by pooling
-        replacement = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), Head(512, head_width, dropout))
+        replacement = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), Head(512, classes, head_width, dropout))
     else:
-        replacement = Head(network.get_submodule(name).in_features, head_width, dropout)
+        replacement = Head(network.get_submodule(name).in_features, classes, head_width, dropout)
     network.set_submodule(name, replacement)
 
 

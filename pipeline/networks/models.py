@@ -24,7 +24,7 @@ def load_model(path: Path) -> tuple[nn.Module, dict]:
             description = json.loads((file.metadata() or {})["network"])
             state_dict = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         network = bare_network(description["network"])
-        replace_output(network, description["head_width"], description["dropout"])
+        replace_output(network, len(description["classes"]), description["head_width"], description["dropout"])
         network.load_state_dict(with_version(state_dict, network))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(

@@ -48,7 +48,7 @@ class _HeadAsLeaf(fx.Tracer):
 
 @torch.inference_mode()
 def predict_logits(network: nn.Module, packed: PackedSplit, dtype: torch.dtype, title: str) -> Tensor:
-    """Return the logits of every photo, float32 [N, 2] on the CPU. Leaves the network in eval mode.
+    """Return the logits of every photo, float32 [N, classes] on the CPU. Leaves the network in eval mode.
 
     `title` labels the progress bar.
     """

@@ -2,70 +2,100 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_json
-from pipeline.core.paths import ENSEMBLE_SCORES
+from pipeline.core.paths import COMBINATION
 
 import numpy as np
-from scipy.special import expit
-from sklearn.linear_model import LogisticRegression
+from scipy.optimize import minimize
+from scipy.special import log_softmax, softmax
 
-WEIGHT_DIGITS = 6  # decimal places; rounded before use, so that the weights in ensemble.json give the same predictions
+WEIGHT_DIGITS = 6  # decimal places; rounded before use, so that the weights in combination.json give the same results
+
+softmax_of_rows = partial(softmax, axis=-1)
 
 
-def is_positive(margin: np.ndarray) -> np.ndarray:
-    """1.0 where a margin is above 0, else 0.0."""
-    return (margin > 0).astype(float)
+def votes(logits: np.ndarray) -> np.ndarray:
+    """1.0 for the highest logit of each row (the first of equals), 0.0 for the others: [N, classes]."""
+    return np.eye(logits.shape[-1])[logits.argmax(axis=-1)]
 
 
 @dataclass(frozen=True)
 class Combination:
     """How to combine the members; `method` is a value of ensemble.method.
 
-    Only fitted_weights uses `weights` (one per network) and `intercept`.
+    Only fitted_weights uses `weights` (by network) and `intercepts` (by class, in the order of the labels).
     """
 
     method: str
     weights: dict[str, float] = field(default_factory=dict)
-    intercept: float = 0.0
+    intercepts: dict[str, float] = field(default_factory=dict)
 
-    def __call__(self, margins: Sequence[Any], sigmoid: Callable = expit, is_positive: Callable = is_positive) -> Any:
-        """Combine margins, one array or tensor per network, into probabilities of dog of the same shape.
+    def __call__(
+        self,
+        logits: Sequence[Any],
+        softmax: Callable = softmax_of_rows,
+        votes: Callable = votes,
+        array: Callable = np.array,
+    ) -> Any:
+        """Combine logits [N, classes], one array or tensor per network, into probabilities [N, classes].
 
-        `sigmoid` and `is_positive` (1 above 0, else 0) are NumPy's by default; pass others for tensors. Use only
+        `softmax`, `votes` (see above) and `array` (of a list) are NumPy's by default; pass others for tensors. Use only
         operations that tensors have too, because tools/export.py runs this in its graphs.
         """
         if self.method == "fitted_weights":
-            weighted = (margin * weight for margin, weight in zip(margins, self.weights.values(), strict=True))
-            return sigmoid(sum(weighted) + self.intercept)
+            weighted = (member * weight for member, weight in zip(logits, self.weights.values(), strict=True))
+            return softmax(sum(weighted) + array(list(self.intercepts.values())))
         if self.method == "mean_logits":
-            return sigmoid(sum(margins) / len(margins))
-        mean_probability = sum(map(sigmoid, margins)) / len(margins)
+            return softmax(sum(logits) / len(logits))
+        mean_probabilities = sum(map(softmax, logits)) / len(logits)
         if self.method == "mean_probabilities":
-            return mean_probability
+            return mean_probabilities
         if self.method == "majority_vote":
-            # The share of votes for dog. The mean probability counts as one more vote, which breaks ties but never
-            # overrules a majority. Good for accuracy; the log loss is that of vote shares, not of probabilities.
-            return (sum(map(is_positive, margins)) + mean_probability) / (len(margins) + 1)
+            # The share of votes for each class. The mean probabilities count as one more vote, which breaks ties but
+            # never overrules a majority. Good for accuracy; the log loss is that of vote shares, not of probabilities.
+            return (sum(map(votes, logits)) + mean_probabilities) / (len(logits) + 1)
         raise ValueError(f"unknown ensemble method {self.method!r}")
 
 
-def fit_weights(margins: np.ndarray, labels: np.ndarray, networks: list[str]) -> Combination:
-    """Fit fitted_weights by logistic regression on margins [N, networks] and labels [N] (0 cat, 1 dog)."""
-    fitted = LogisticRegression().fit(margins, labels)
-    weights = fitted.coef_[0].round(WEIGHT_DIGITS).tolist()
-    intercept = round(float(fitted.intercept_[0]), WEIGHT_DIGITS)
-    return Combination("fitted_weights", dict(zip(networks, weights, strict=True)), intercept)
+def fit_weights(logits: np.ndarray, labels: np.ndarray, networks: Sequence[str], classes: Sequence[str]) -> Combination:
+    """Fit fitted_weights to logits [networks, N, classes] and labels, int [N], by logistic regression.
+
+    Minimises the summed log loss plus half the weights' sum of squares, as scikit-learn does by default: for two
+    classes, the weights are LogisticRegression's for the margins. The intercepts, which sum to 0, are not penalised.
+    """
+    rows = np.arange(len(labels))
+
+    def loss_and_gradient(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        weights, intercepts = np.split(parameters, [len(networks)])
+        combined = np.tensordot(weights, logits, axes=1) + intercepts
+        log_probabilities = log_softmax(combined, axis=1)
+        loss = weights @ weights / 2 - log_probabilities[rows, labels].sum()
+        error = np.exp(log_probabilities)
+        error[rows, labels] -= 1
+        return loss, np.concatenate([np.tensordot(logits, error, axes=2) + weights, error.sum(axis=0)])
+
+    start = np.append(np.full(len(networks), 1 / len(networks)), np.zeros(len(classes)))  # mean_logits
+    options = {"ftol": 0, "gtol": 1e-7, "maxiter": 10_000, "maxfun": 10_000}
+    fitted = minimize(loss_and_gradient, start, jac=True, method="L-BFGS-B", options=options).x
+    weights, intercepts = np.split(fitted, [len(networks)])
+    return Combination(
+        "fitted_weights",
+        dict(zip(networks, weights.round(WEIGHT_DIGITS).tolist(), strict=True)),
+        dict(zip(classes, (intercepts - intercepts.mean()).round(WEIGHT_DIGITS).tolist(), strict=True)),
+    )
 
 
 def read_combination(networks: list[str]) -> Combination:
     """The combination of `networks` scored by the stage `ensemble`. Raises UserError if there is none."""
-    scores = read_json(ENSEMBLE_SCORES)
-    if scores.get("members") != ", ".join(networks):
+    content = read_json(COMBINATION)
+    members = content.get("members", [])
+    if members != networks:
         raise UserError(
-            f"{ENSEMBLE_SCORES} is for {scores.get('members')}, but params.yaml lists {', '.join(networks)}; "
+            f"{COMBINATION} is for {', '.join(members)}, but params.yaml lists {', '.join(networks)}; "
             "run `dvc repro` to fix this"
         )
-    return Combination(scores["method"], scores.get("weights", {}), scores.get("intercept", 0.0))
+    return Combination(content["method"], content.get("weights", {}), content.get("intercepts", {}))
