@@ -12,18 +12,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `pipelin
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from pipeline.core import CLASSES
 from pipeline.core.command_line import read_arguments
 from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_write, read_json, require_file
 from pipeline.core.params import read_params, without_folders
 from pipeline.core.paths import (
+    COMBINATION,
     CONTACT_SHEET,
-    ENSEMBLE_PREDICTIONS,
+    ENSEMBLE_CLASS_SCORES,
     ENSEMBLE_SCORES,
     METRICS,
+    NETWORK_CLASS_SCORES,
     NETWORK_SCORES,
-    PREDICTIONS,
     PREPARE_SUMMARY,
     PREPARED,
     REPORT,
@@ -38,8 +38,15 @@ from pipeline.core.split_table import describe_classes, read_split_table
 from pipeline.pages import plots
 from pipeline.pages.graph import read_stages
 from pipeline.pages.rendering import jpeg_uri, render, thumbnail
-from pipeline.scores.curves import SURENESS, count_correct, reliability_table, roc_table, sureness
-from pipeline.scores.scoring import label_numbers, predicted_labels, probability_of_dog
+from pipeline.scores.curves import confidence, confidence_edges, count_correct, reliability_table, roc_table
+from pipeline.scores.predictions import (
+    Predictions,
+    probability_columns,
+    read_ensemble_predictions,
+    read_logits,
+    select_split,
+)
+from pipeline.scores.scoring import predicted_labels
 
 import numpy as np
 import pandas as pd
@@ -49,8 +56,9 @@ from safetensors import safe_open
 from sklearn.metrics import confusion_matrix
 
 ENSEMBLE = "ensemble"
-WORST, LEAST_SURE = 24, 12  # photos shown
+WORST, LEAST_CONFIDENT = 24, 12  # photos shown
 NAMED = 20  # excluded photos listed for each reason
+FEW_CLASSES = 10  # with more, the page has shorter tables, and lists confusions instead of showing matrices
 CONFIDENCES = (0.5, 0.9, 0.99, 0.999)  # minimum ones, for which the page counts mistakes
 
 PlotGroups = Mapping[str, Mapping[str, plots.Plot]]  # by kind, then by name
@@ -64,7 +72,8 @@ def main() -> None:
     with atomic_write() as write_to:
         write_to(REPORT).write_text(page, encoding="utf-8")
         for kind, group in plot_groups.items():
-            plots.write_png(write_to(plot_file(kind)), list(group.values()))
+            scale = plots.confusion_scale(len(results.classes)) if kind == "confusion" else 1
+            plots.write_png(write_to(plot_file(kind)), list(group.values()), scale)
         for name in results.scores:
             results.roc[name].to_csv(write_to(roc_file(name)), index=False)
             results.reliability[name].to_csv(write_to(reliability_file(name)), index=False)
@@ -75,93 +84,124 @@ def main() -> None:
 class Results:
     """The results of the other stages. Dicts are by network and, unless noted, start with the ensemble."""
 
+    classes: list[str]
     networks: list[str]
-    scores: dict[str, dict]
+    scores: dict[str, dict]  # on test
+    validation: dict[str, dict]  # scores; without the ensemble if its weights were fitted on validation
+    class_scores: dict[str, list[dict]]  # on test
     curves: dict[str, pd.DataFrame]  # learning curves, without the ensemble
     split_table: pd.DataFrame
-    photos: pd.DataFrame  # of test, with a column of probabilities of dog for each network and the ensemble
-    labels: np.ndarray  # int [N], 0 cat, 1 dog
-    counts: dict[str, np.ndarray]  # [2, 2] of photos, by actual and predicted class
+    photos: pd.DataFrame  # of test: photo, label
+    labels: np.ndarray  # int [N]
+    probabilities: dict[str, np.ndarray]  # [N, classes]
+    counts: dict[str, np.ndarray]  # [classes, classes] of photos, by actual and predicted class
     roc: dict[str, pd.DataFrame]
     reliability: dict[str, pd.DataFrame]
 
 
 def read_results() -> Results:
     """Read the other stages' results. Raises UserError if some are missing or do not belong together."""
-    scores = {ENSEMBLE: read_json(ENSEMBLE_SCORES)} | read_json(NETWORK_SCORES)
-    networks = [name for name in scores if name != ENSEMBLE]
+    scores = read_tables(ENSEMBLE_SCORES, NETWORK_SCORES)
+    class_scores = read_tables(ENSEMBLE_CLASS_SCORES, NETWORK_CLASS_SCORES)
     split_table = read_split_table()
-    photos = read_test_photos(split_table, networks)
-    labels = label_numbers(photos)
+    predictions = select_split(read_logits(), "test")
+    networks, labels = list(predictions.logits), predictions.labels
+    probabilities = {ENSEMBLE: read_combined(predictions, split_table), **predictions.probabilities}
     return Results(
+        classes=predictions.classes,
         networks=networks,
-        scores=scores,
+        scores={name: row for name, [row] in by_network(scores[scores["split"] == "test"]).items()},
+        validation={name: row for name, [row] in by_network(scores[scores["split"] == "validation"]).items()},
+        class_scores=by_network(class_scores),
         curves={name: pd.read_csv(require_file(learning_curve(name))) for name in networks},
         split_table=split_table,
-        photos=photos,
+        photos=predictions.photos,
         labels=labels,
-        counts={name: confusion_matrix(labels, predicted_labels(photos[name]), labels=[0, 1]) for name in scores},
-        roc={name: roc_table(photos[name], labels) for name in scores},
-        reliability={name: reliability_table(photos[name], labels) for name in scores},
+        probabilities=probabilities,
+        counts={
+            name: confusion_matrix(labels, predicted_labels(values), labels=range(len(predictions.classes)))
+            for name, values in probabilities.items()
+        },
+        roc={name: roc_table(values, labels) for name, values in probabilities.items()},
+        reliability={name: reliability_table(values, labels) for name, values in probabilities.items()},
     )
 
 
-def read_test_photos(split_table: pd.DataFrame, networks: list[str]) -> pd.DataFrame:
-    """One row per test photo, in the row order of test.safetensors: photo, label, and a column with the probability of
-    dog from each network and the ensemble. Raises UserError if some are missing.
+def read_tables(*paths: Path) -> pd.DataFrame:
+    """The rows of several tables of scores. Raises UserError if one is missing."""
+    text = {"network": str, "split": str, "class": str}  # a class may be named 1
+    return pd.concat(pd.read_csv(require_file(path), dtype=text, keep_default_na=False) for path in paths)
+
+
+def by_network(table: pd.DataFrame) -> dict[str, list[dict]]:
+    """The rows of each network, as dicts."""
+    return {name: rows.to_dict("records") for name, rows in table.groupby("network", sort=False)}
+
+
+def read_combined(predictions: Predictions, split_table: pd.DataFrame) -> np.ndarray:
+    """The ensemble's probabilities [N, classes] of the test photos.
+
+    Raises UserError unless these and `predictions` are for the photos of test.safetensors, in the order of its rows.
     """
-    photos = split_table.loc[split_table["split"] == "test", ["photo", "label"]].reset_index(drop=True)
-    predictions = pd.read_csv(require_file(PREDICTIONS))
-    predictions = predictions[predictions["split"] == "test"].assign(probability=probability_of_dog)
-    combined = pd.read_csv(require_file(ENSEMBLE_PREDICTIONS)).set_index("photo")["probability_of_dog"]
-    photos = photos.join(predictions.pivot(index="photo", columns="network", values="probability"), on="photo")
-    photos = photos.join(combined.rename(ENSEMBLE), on="photo")
-    if photos[[*networks, ENSEMBLE]].isna().any(axis=None):
+    combined = read_ensemble_predictions()
+    combined = combined[combined["split"] == "test"]
+    expected = split_table.loc[split_table["split"] == "test", "photo"].tolist()
+    if not expected == predictions.photos["photo"].tolist() == combined["photo"].tolist():
         raise UserError(
             f"the predictions in {METRICS} are not for the test photos in {PREPARED}; run `dvc repro` to fix this"
         )
-    return photos
+    return combined[probability_columns(predictions.classes)].to_numpy()
 
 
 def make_plots(results: Results) -> PlotGroups:
     """The report's plots."""
-    scores, networks = results.scores, results.networks
-    # Wide enough for every curve's mark: the classes are equal in size, so the rate of one kind of mistake is at most
-    # twice the rate of all mistakes.
-    corner = min(1, 3 * max(1 - values["accuracy"] for values in scores.values()) + 0.02)
+    scores, networks, classes, counts = results.scores, results.networks, results.classes, results.counts
+    reaches = {"whole": 1, "corner": corner(counts)}
+    edges = confidence_edges(len(classes))
     return {
         "accuracy": {"all": plots.accuracies(scores, networks)},
         "learning_curves": {
             **{name: plots.losses(name, curve, networks) for name, curve in results.curves.items()},
             "validation accuracy": plots.validation_accuracies(results.curves),
         },
-        "confusion": {name: plots.confusion_matrix(name, results.counts[name]) for name in scores},
+        "confusion": {name: plots.confusion_matrix(name, counts[name], classes) for name in scores},
         "roc": {
-            "whole": plots.roc(results.roc, results.counts, networks),
-            "corner": plots.roc(results.roc, results.counts, networks, corner),
+            name: plots.roc(results.roc, counts, classes, networks, reach)
+            for name, reach in reaches.items()
+            if name == "whole" or reach < 1
         },
-        "reliability": {
-            name: plots.reliability(name, results.reliability[name], SURENESS, networks) for name in scores
-        },
+        "reliability": {name: plots.reliability(name, results.reliability[name], edges, networks) for name in scores},
     }
+
+
+def corner(counts: dict[str, np.ndarray]) -> float:
+    """The part of the ROC plot worth showing larger: with two classes, a little more than every curve's mark needs."""
+    recalls = [matrix.diagonal() / matrix.sum(axis=1) for matrix in counts.values()]
+    missed = [1 - (recall.min() if len(recall) == 2 else recall.mean()) for recall in recalls]
+    return min(1, 1.5 * max(missed) + 0.02)
 
 
 def render_page(results: Results, plot_groups: PlotGroups) -> str:
     """The report as HTML."""
     params = dict(flatten(without_folders(read_params()).model_dump()))
-    names, ensemble = list(results.scores), results.photos[ENSEMBLE]
-    least_sure = results.photos.iloc[sureness(ensemble).argsort(kind="stable")[:LEAST_SURE]]
+    combined = results.probabilities[ENSEMBLE]
+    least = confidence_edges(len(results.classes))[0]
     return render(
         "report.html.jinja",
         scores=results.scores,
+        validation=results.validation,
+        class_scores=results.class_scores,
+        combination=read_json(COMBINATION),
         networks=results.networks,
-        classes=CLASSES,
+        classes=results.classes,
         agreement=count_agreement(results),
+        few_classes=FEW_CLASSES,
         counts=results.counts,
-        mistakes=show(worst_mistakes(results.photos), names),
-        least_sure=show(least_sure, names),
+        confusions=list_confusions(results.counts[ENSEMBLE], results.classes),
+        mistakes=show(worst_mistakes(results), results),
+        least_confident=show(confidence(combined).argsort(kind="stable")[:LEAST_CONFIDENT], results),
         reliability={name: table.to_dict("records") for name, table in results.reliability.items()},
-        by_confidence=[count_correct(ensemble, results.labels, least, 1) for least in CONFIDENCES],
+        by_confidence=[count_correct(combined, results.labels, edge, 1) for edge in sorted({least, *CONFIDENCES})],
         curves={name: curve.to_dict("records") for name, curve in results.curves.items()},
         kept_epochs={name: kept_epoch(curve) for name, curve in results.curves.items()},
         prepared=read_json(PREPARE_SUMMARY),
@@ -182,14 +222,29 @@ def count_agreement(results: Results) -> dict:
     """Count the photos that all networks misclassify, those they disagree on, and how many of the latter the ensemble
     gets correct.
     """
-    columns = results.photos[[*results.networks, ENSEMBLE]]
-    correct = columns.apply(lambda column: predicted_labels(column) == results.labels)
-    differ = correct[results.networks].any(axis=1) & ~correct[results.networks].all(axis=1)
+    predicted = np.stack([predicted_labels(results.probabilities[name]) for name in results.networks])
+    differ = (predicted != predicted[0]).any(axis=0)
+    combined = predicted_labels(results.probabilities[ENSEMBLE])
     return {
-        "all_wrong": int((~correct[results.networks]).all(axis=1).sum()),
+        "all_wrong": int((predicted != results.labels).all(axis=0).sum()),
         "differ": int(differ.sum()),
-        "differ_right": int(correct.loc[differ, ENSEMBLE].sum()),
+        "differ_correct": int((combined == results.labels)[differ].sum()),
     }
+
+
+def list_confusions(counts: np.ndarray, classes: list[str]) -> list[dict]:
+    """The confusions, the most frequent first: how many of a class's photos were classified as another class."""
+    mistakes = counts - np.diag(counts.diagonal())
+    order = np.argsort(-mistakes, axis=None, kind="stable")[: np.count_nonzero(mistakes)]
+    return [
+        {
+            "actual": classes[actual],
+            "predicted": classes[predicted],
+            "photos": int(mistakes[actual, predicted]),
+            "total": int(counts[actual].sum()),
+        }
+        for actual, predicted in zip(*np.unravel_index(order, counts.shape), strict=True)
+    ]
 
 
 def kept_epoch(curve: pd.DataFrame) -> int:
@@ -197,40 +252,43 @@ def kept_epoch(curve: pd.DataFrame) -> int:
     return int(curve.loc[curve["validation_accuracy"].idxmax(), "epoch"])
 
 
-def worst_mistakes(photos: pd.DataFrame) -> pd.DataFrame:
-    """The ensemble's most confident mistakes, the most confident first."""
-    mistakes = photos[predicted_labels(photos[ENSEMBLE]) != label_numbers(photos)]
-    return mistakes.iloc[(-sureness(mistakes[ENSEMBLE])).argsort(kind="stable")[:WORST]]
+def worst_mistakes(results: Results) -> np.ndarray:
+    """The rows of the ensemble's most confident mistakes, the most confident first."""
+    combined = results.probabilities[ENSEMBLE]
+    mistakes = np.flatnonzero(predicted_labels(combined) != results.labels)
+    return mistakes[(-confidence(combined[mistakes])).argsort(kind="stable")[:WORST]]
 
 
-def show(photos: pd.DataFrame, names: list[str]) -> list[dict]:
-    """Test photos for the page's gallery, each with its image and the probabilities from `names`."""
+def show(rows: np.ndarray, results: Results) -> list[dict]:
+    """Test photos for the page's gallery, each with its image and the probabilities from the ensemble and networks."""
     with safe_open(require_file(packed_split("test")), framework="numpy") as file:
         pixels = file.get_slice("pixels")
         return [
             {
-                "photo": row["photo"],
-                "label": row["label"],
-                "image": thumbnail(pixels[index]),
-                "probabilities": {name: row[name] for name in names},
+                **results.photos.iloc[row],
+                "image": thumbnail(pixels[row]),
+                "probabilities": {
+                    name: dict(zip(results.classes, values[row].tolist(), strict=True))
+                    for name, values in results.probabilities.items()
+                },
             }
-            for index, row in photos.iterrows()
+            for row in rows.tolist()
         ]
 
 
 def name_excluded(split_table: pd.DataFrame) -> dict[str, list[str]]:
     """The first excluded photos for each reason, except those that were not needed because the splits were full."""
-    excluded = split_table[~split_table["left_out"].isin(["", "not drawn"])]
-    return {reason: rows["photo"].head(NAMED).tolist() for reason, rows in excluded.groupby("left_out")}
+    excluded = split_table[~split_table["excluded"].isin(["", "not needed"])]
+    return {reason: rows["photo"].head(NAMED).tolist() for reason, rows in excluded.groupby("excluded")}
 
 
 def flatten(params: dict, above: str = "") -> Iterator[tuple[str, object]]:
-    """Yield the values of nested params with their dotted keys."""
+    """Yield the values of nested params with their dotted keys, and lists as text."""
     for key, value in params.items():
         if isinstance(value, dict):
             yield from flatten(value, f"{above}{key}.")
         else:
-            yield f"{above}{key}", value
+            yield f"{above}{key}", ", ".join(value) if isinstance(value, list | tuple) else value
 
 
 if __name__ == "__main__":

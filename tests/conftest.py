@@ -13,7 +13,7 @@ from run import copy_pipeline
 import forked
 import pytest
 from filelock import FileLock
-from photos import kaggle_files
+from photos import flower_files, kaggle_files
 from playwright.sync_api import Browser, sync_playwright
 from projects import STAGE_NAMES, Project, Repository, copy_of
 
@@ -97,6 +97,19 @@ def prepared_small(tmp_path_factory: pytest.TempPathFactory) -> Project:
 def small(prepared_small: Project, tmp_path: Path) -> Project:
     """A copy of `prepared_small`, free to be changed."""
     return copy_of(prepared_small, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def flowers(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project of 36/12/12 photos of three classes, whose networks are trained, scored and combined. Read only."""
+    project = Project(tmp_path_factory.mktemp("flowers"))
+    project.photos(flower_files(20))
+    project.params["classes"] = "auto"
+    project.split(train=36, validation=12, test=12)
+    project.params["train"] |= {"layers": "all", "epochs": 3, "batch_size": 6}
+    for script in ("prepare.py", "train.py resnet18", "train.py resnet34", "evaluate.py", "ensemble.py"):
+        project.succeed(*script.split())
+    return project
 
 
 @pytest.fixture(scope="session")

@@ -9,16 +9,23 @@ import numpy as np
 from PIL import Image
 
 CLASSES = ("cat", "dog")
+FLOWERS = ("ox-eye daisy", "rose", "tulip")
+TINTS = {
+    "cat": (140, 40, 20),
+    "dog": (20, 40, 140),
+    "ox-eye daisy": (20, 140, 40),
+    "rose": (140, 20, 40),
+    "tulip": (20, 40, 140),
+}
 
 Files = Mapping[str, bytes]  # what a zip or a folder holds: the path of each file, and its bytes
 
 
 def draw_photo(label: str, number: int, size: tuple[int, int] = (40, 30)) -> Image.Image:
-    """A synthetic photo, different for each `number`: cats are reddish noise and dogs bluish, easy to tell apart."""
+    """A synthetic photo, different for each `number`: noise in the colour of its class, easy to tell apart."""
     width, height = size
-    noise = np.random.default_rng([CLASSES.index(label), number]).integers(0, 100, (height, width, 3))
-    tint = {"cat": (140, 40, 20), "dog": (20, 40, 140)}[label]
-    return Image.fromarray((noise + tint).astype(np.uint8))
+    noise = np.random.default_rng([list(TINTS).index(label), number]).integers(0, 100, (height, width, 3))
+    return Image.fromarray((noise + TINTS[label]).astype(np.uint8))
 
 
 def encode(image: Image.Image, file_format: str = "JPEG", **options: object) -> bytes:
@@ -60,6 +67,11 @@ def imagefolder_files(cats: int, dogs: int, top: str = "anything") -> dict[str, 
         for label, letter, count in zip(CLASSES, "xy", (cats, dogs), strict=True)
         for number in range(count)
     }
+
+
+def flower_files(each: int) -> dict[str, bytes]:
+    """Photos of FLOWERS, `each` of every class, in a folder per class: flowers/rose/0.jpg."""
+    return {f"flowers/{label}/{number}.jpg": photo_bytes(label, number) for label in FLOWERS for number in range(each)}
 
 
 def write_folder(path: Path, files: Files) -> None:

@@ -3,23 +3,32 @@
 import csv
 import re
 import shutil
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
 import report
 from pipeline.core.errors import UserError
 from pipeline.pages import plots
-from pipeline.pages.rendering import percent
+from pipeline.pages.rendering import most_probable, percent, says
+from pipeline.scores.predictions import logit_columns
+from pipeline.scores.scoring import score, score_classes, write_class_scores, write_scores
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
+from photos import encode
 from PIL import Image
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, Page
 from projects import REPOSITORY, STAGE_NAMES, Project, Repository, error_line
+from scipy.special import softmax
 
 PAGE = "metrics/report.html"
 UGLY = "<img src=http://x.test/y onerror=alert(1)>&\"'.jpg"
+FIVE = {"daisy": 10, "a": 30, "Nova_Scotia_duck_tolling_retriever": 20, "soft-coated wheaten terrier, wet": 12, "7": 15}
+HUNDRED = {f"kind {number:02} of bird": 4 + number % 5 for number in range(100)}
+CLASSES = {"5 unequal classes": FIVE, "100 classes": HUNDRED}
 
 
 def read_page(project: Project) -> str:
@@ -27,17 +36,92 @@ def read_page(project: Project) -> str:
 
 
 def scores_of(project: Project) -> dict[str, float]:
-    """Every score in the metrics, by keys such as ensemble.recall.cat."""
-    scores = {"ensemble": project.read_json("metrics/ensemble.json"), **project.read_json("metrics/evaluate.json")}
-    not_shown = ("total", "best_member", "put_right", "put_wrong", "mcnemar_p")
-    flat = {
-        key: value for name in scores for key, value in report.flatten(scores[name], f"{name}.") if "members" not in key
+    """Every score that the report shows, by keys such as ensemble.accuracy and ensemble.cat.recall."""
+    shown = {}
+    for row in rows_of(project, "scores") + rows_of(project, "ensemble_scores"):
+        of_validation = row["split"] == "validation"
+        columns = ("accuracy", "log_loss") if of_validation else row.keys() - {"network", "split", "total"}
+        prefix = f"{row['network']}.{'validation.' if of_validation else ''}"
+        shown |= {f"{prefix}{column}": float(row[column]) for column in columns}
+    for row in rows_of(project, "class_scores") + rows_of(project, "ensemble_class_scores"):
+        prefix = f"{row['network']}.{row['class']}"
+        shown |= {f"{prefix}.{column}": float(row[column]) for column in ("precision", "recall", "f1")}
+    return shown
+
+
+def rows_of(project: Project, table: str) -> list[dict[str, str]]:
+    """The rows of metrics/<table>.csv."""
+    with (project.root / f"metrics/{table}.csv").open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def with_made_up_predictions(folder: Path, photos: dict[str, int]) -> Project:
+    """A project of so many `photos` of each class, for which the predictions of two networks are made up.
+
+    Everything is there that `report` reads.
+    """
+    project = Project(folder)
+    random = np.random.default_rng(0)
+    files = {
+        f"{name}/{number}.png": encode(Image.fromarray(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)), "PNG")
+        for name, count in photos.items()
+        for number in range(count)
     }
-    return {
-        key: value
-        for key, value in flat.items()
-        if isinstance(value, int | float) and key.rpartition(".")[2] not in not_shown
-    }
+    project.photos(files, source="photos")
+    project.params["classes"] = "auto"
+    project.split(train=0.3, validation=0.2, test=0.5)
+    project.prepare()
+    predict(project, sorted(photos), random)
+    project.succeed("ensemble.py")
+    return project
+
+
+def predict(project: Project, classes: list[str], random: np.random.Generator) -> None:
+    """Make up what train and evaluate write: the correct class usually gets the highest logit, else the next one."""
+    usual = 3 * np.eye(len(classes)) + 2 * np.roll(np.eye(len(classes)), 1, axis=1)
+    photos = pd.DataFrame(project.split_table())
+    predictions, scores, class_scores = [], {}, {}
+    (project.root / "metrics/curves").mkdir()
+    for network in project.params["networks"]:
+        scores[network] = {}
+        for split in ("validation", "test"):
+            rows = photos.loc[photos["split"] == split, ["split", "photo", "label"]].reset_index(drop=True)
+            labels = rows["label"].map(classes.index).to_numpy()
+            logits = (usual[labels] + random.normal(scale=1.5, size=(len(rows), len(classes)))).round(6)
+            scores[network][split] = score(softmax(logits, axis=1), labels)
+            predictions.append(rows.assign(network=network).join(pd.DataFrame(logits, columns=logit_columns(classes))))
+        class_scores[network] = score_classes(softmax(logits, axis=1), labels, classes)
+        curve = {"epoch": 1, "lr": 0.1, "train_loss": 2.0, "validation_loss": 1.0, "validation_accuracy": 0.5}
+        pd.DataFrame([curve]).to_csv(project.root / f"metrics/curves/{network}.csv", index=False)
+    pd.concat(predictions).to_csv(project.root / "metrics/predictions.csv", index=False)
+    write_scores(project.root / "metrics/scores.csv", scores)
+    write_class_scores(project.root / "metrics/class_scores.csv", class_scores)
+
+
+@pytest.fixture(scope="module", params=CLASSES)
+def many(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project of more than two classes with its report. Read only."""
+    project = with_made_up_predictions(tmp_path_factory.mktemp("many"), CLASSES[request.param])
+    shutil.copy(REPOSITORY / "dvc.yaml", project.root)
+    project.succeed("report.py")
+    return project
+
+
+def confusions_of(project: Project) -> tuple[Counter, Counter]:
+    """How often the ensemble classified each class as another one, and the number of photos of each class."""
+    answers = Counter((row["actual"], row["predicted"]) for row in rows_of(project, "confusion_ensemble"))
+    totals = Counter(row["actual"] for row in rows_of(project, "confusion_ensemble"))
+    return Counter({answer: count for answer, count in answers.items() if len(set(answer)) == 2}), totals
+
+
+def open_page(page: Page, project: Project) -> list[str]:
+    """Open a project's report with all its details; returns what the browser complains about."""
+    problems: list[str] = []
+    page.on("console", lambda message: problems.append(message.text))
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.goto((project.root / PAGE).as_uri())
+    page.evaluate("document.querySelectorAll('details').forEach(details => details.open = true)")
+    return problems
 
 
 @pytest.mark.slow
@@ -46,20 +130,15 @@ def test_report_shows_the_scores_of_the_metrics_in_a_browser_and_contacts_no_hos
 ) -> None:
     with browser.new_context(viewport={"width": 375, "height": 800}) as context:
         page = context.new_page()
-        problems: list[str] = []
         requests: list[str] = []
-        page.on("console", lambda message: problems.append(message.text))
-        page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("request", lambda request: requests.append(request.url))
-        page.goto((finished.root / PAGE).as_uri())
-
-        assert problems == []
+        assert open_page(page, finished) == []
         hosts = [url for url in requests if not url.startswith(("file:", "data:"))]
         assert hosts == []
         read = "cells => cells.map(cell => [cell.dataset.score, cell.querySelector('data')?.value])"
         shown = dict(page.eval_on_selector_all("[data-score]", read))
         assert {key: float(value) for key, value in shown.items()} == scores_of(finished)
-        accuracy = finished.read_json("metrics/ensemble.json")["accuracy"]
+        accuracy = scores_of(finished)["ensemble.accuracy"]
         assert page.inner_text("header strong") == percent(accuracy)
 
         assert page.evaluate("document.documentElement.scrollWidth") <= 375  # no sideways scrolling on a phone
@@ -111,27 +190,104 @@ def test_report_names_no_other_host_and_lists_every_stage_and_param(finished: Re
 
 
 def test_report_shows_every_mistake_with_each_networks_prediction(finished: Repository) -> None:
-    with (finished.root / "metrics/ensemble_predictions.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if row["split"] == "test"]
-    incorrect = {row["photo"] for row in rows if (float(row["probability_of_dog"]) > 0.5) != (row["label"] == "dog")}
-    ensemble = finished.read_json("metrics/ensemble.json")
-    assert len(incorrect) == ensemble["total"] - ensemble["correct"]
-    gallery = re.search(r'<section id="mistakes".*?</section>', read_page(finished), re.DOTALL)[0]
+    rows = [row for row in rows_of(finished, "ensemble_predictions") if row["split"] == "test"]
+    incorrect = {row["photo"] for row in rows if (float(row["probability_dog"]) > 0.5) != (row["label"] == "dog")}
+    [scores] = [row for row in rows_of(finished, "ensemble_scores") if row["split"] == "test"]
+    assert len(incorrect) == int(scores["total"]) - int(scores["correct"])
+    gallery = section(finished, "mistakes")
     assert set(re.findall(r'alt="Photo ([^,]+),', gallery)) == incorrect
     assert gallery.count("<dt>resnet18</dt>") == gallery.count("<dt>ensemble</dt>") == len(incorrect)
+    assert gallery.count("<dd") == 3 * len(incorrect)
+
+
+def section(project: Project, name: str) -> str:
+    """A section of the report, as HTML."""
+    return re.search(rf'<section id="{name}".*?</section>', read_page(project), re.DOTALL)[0]
+
+
+def test_report_of_two_classes_names_them_and_their_confusions(finished: Repository) -> None:
+    header = re.search(r"<header>.*?</header>", read_page(finished), re.DOTALL)[0].replace("&nbsp;", " ")
+    assert "<h1>Cat or dog? " in header
+    counts, totals = confusions_of(finished)
+    for (actual, predicted), count in counts.items():
+        assert f"{actual} classified as {predicted} ({count} of {totals[actual]})" in header
+
+
+def test_report_of_many_classes_is_one_small_page_with_the_true_confusions(many: Project) -> None:
+    page = read_page(many)
+    classes = list(many.read_json("metrics/prepare.json")["classes"])
+    [scores] = [row for row in rows_of(many, "ensemble_scores") if row["split"] == "test"]
+    assert f"<h1>{len(classes)} classes: {scores['correct']} of {scores['total']} test photos" in page
+    assert "://" not in page
+    assert len(page) < 3_000_000
+    assert many.last_run.stderr == ""  # no warning of a plotting library
+
+    counts, totals = confusions_of(many)
+    frequent = re.search(r" mistakes:(.*?)</p>", page, re.DOTALL)[1].replace("&nbsp;", " ")
+    found = re.findall(r"(\S.*?) classified as (.*?) \((\d+) of (\d+)\)[,.]", frequent)
+    assert [int(count) for *_, count, _ in found] == sorted(counts.values(), reverse=True)[:3]
+    assert all(counts[actual, other] == int(count) for actual, other, count, _ in found)
+    assert all(totals[actual] == int(total) for actual, *_, total in found)
+
+    confusion = section(many, "confusion").replace("&nbsp;", " ")
+    if len(classes) > 10:
+        listed = re.findall(r"<li>(.*?) classified as (.*?): (\d+) of (\d+)</li>", confusion)
+        assert [int(count) for *_, count, _ in listed] == sorted(counts.values(), reverse=True)[:30]
+        assert all(counts[actual, other] == int(count) for actual, other, count, _ in listed)
+    else:
+        ensemble = re.findall(r'<data value="(\d+)">', confusion)[: len(classes) ** 2]
+        matrix = np.array(ensemble, dtype=int).reshape(len(classes), -1)
+        assert matrix.sum(axis=1).tolist() == [totals[name] for name in classes]
+        assert all(matrix[classes.index(one), classes.index(other)] == count for (one, other), count in counts.items())
+
+
+def test_report_of_many_classes_shows_the_worst_classes_first_and_the_two_most_probable(many: Project) -> None:
+    recalls = {row["class"]: float(row["recall"]) for row in rows_of(many, "ensemble_class_scores")}
+    shown = re.findall(r'data-score="ensemble\.([^"]+)\.recall"', section(many, "scores"))
+    worst = sorted(recalls.values())[:10]
+    assert [recalls[name] for name in shown[: len(worst)]] == worst
+    photos = section(many, "least-confident").split("<li>")[1:]
+    least = [row for row in rows_of(many, "ensemble_predictions") if row["split"] == "test"]
+    for row in least:
+        row["probabilities"] = {name: float(row[f"probability_{name}"]) for name in recalls}
+    least.sort(key=lambda row: max(row["probabilities"].values()))
+    for row, photo in zip(least[:12], photos, strict=True):
+        assert f"Photo {row['photo']}, labelled {row['label']}" in photo
+        ensemble = re.findall("<dd.*?>(.*?)</dd>", photo)[:2]
+        for answer, (name, probability) in zip(ensemble, most_probable(row["probabilities"], 2).items(), strict=True):
+            assert answer.startswith(f"{name} {percent(probability, 1)}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [375, 1280])
+def test_report_of_many_classes_fits_the_window(many: Project, browser: Browser, width: int) -> None:
+    with browser.new_context(viewport={"width": width, "height": 800}) as context:
+        page = context.new_page()
+        assert open_page(page, many) == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        overflowing = """elements => elements.filter(
+            element => element.scrollWidth > element.clientWidth && !element.closest('.scroll')
+        ).map(element => element.outerHTML.slice(0, 200))"""
+        assert page.eval_on_selector_all("main table, main li, main p, main dd", overflowing) == []
 
 
 def test_report_writes_reliability_and_roc_tables_that_match_the_scores(finished: Repository) -> None:
+    require_matching_tables(finished, of_area=1e-5)
+
+
+def test_report_of_many_classes_writes_matching_reliability_and_roc_tables(many: Project) -> None:
+    require_matching_tables(many, of_area=1e-3)  # a mean of curves, at a thousand places
+
+
+def require_matching_tables(project: Project, of_area: float) -> None:
+    scores = scores_of(project)
     for name in ("ensemble", "resnet18", "resnet34"):
-        with (finished.root / f"metrics/reliability/{name}.csv").open() as file:
-            rows = list(csv.DictReader(file))
-        scores = scores_of(finished)
-        assert sum(int(row["right"]) for row in rows) == scores[f"{name}.correct"]
-        assert sum(int(row["photos"]) for row in rows) == 12
-        with (finished.root / f"metrics/roc/{name}.csv").open() as file:
-            points = [tuple(map(float, row.values())) for row in csv.DictReader(file)]
+        ranges = rows_of(project, f"reliability/{name}")
+        assert sum(int(row["correct"]) for row in ranges) == scores[f"{name}.correct"]
+        assert sum(int(row["photos"]) for row in ranges) == project.read_json("metrics/prepare.json")["test"]
+        points = [tuple(map(float, row.values())) for row in rows_of(project, f"roc/{name}")]
         area = sum((x2 - x1) * (y1 + y2) / 2 for (x1, y1), (x2, y2) in pairwise(points))
-        assert area == pytest.approx(scores[f"{name}.roc_auc"], abs=1e-5)
+        assert area == pytest.approx(scores[f"{name}.roc_auc"], abs=of_area)
 
 
 @pytest.mark.slow
@@ -208,3 +364,8 @@ def test_plots_leave_the_rest_of_a_row_white(tmp_path: Path) -> None:
 )
 def test_percent_shows_100_only_for_all_and_0_only_for_none(share: float, text: str) -> None:
     assert percent(share).replace("\N{NO-BREAK SPACE}", " ") == text
+
+
+def test_says_names_the_first_of_equally_probable_classes() -> None:
+    assert says({"cat": 0.5, "dog": 0.5}) == "cat 50.0\N{NO-BREAK SPACE}%"
+    assert list(most_probable({"a": 0.2, "b": 0.4, "c": 0.4}, 2)) == ["b", "c"]

@@ -6,10 +6,9 @@ colours, which suit both light and dark mode.
 
 import io
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-
-from pipeline.core import CLASSES
 
 import matplotlib
 import numpy as np
@@ -21,6 +20,10 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 Plot = Callable[[Axes], None]
 
 PANEL = (4.4, 3.4)  # inches; small enough that 11-point text is readable on a phone
+LONGEST_NAME = 18  # characters of a class name in a plot
+MOST_COUNTS = 10  # classes; with more, a confusion matrix has no room for numbers
+MOST_TICKS = 25  # along one side of a confusion matrix
+MOST_LETTERS = 24  # of class names along its width; more are turned upright
 INK = "#1a1a1a"
 SERIES = ("#0b62a4", "#c2410c", "#0f766e", "#9d174d", "#6d28d9", "#5f6b1c")  # one per network; INK for the ensemble
 MARKERS = "osD^vP"  # one per network, for readers who cannot tell the colours apart
@@ -34,7 +37,10 @@ matplotlib.rcParams |= {
     **{"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False},
     **{"font.size": 11, "axes.titlesize": 12, "axes.titleweight": "bold", "axes.titlelocation": "left"},
     "svg.fonttype": "none",  # keep text as text
+    "text.parse_math": False,  # a class name may contain $
 }
+# A class name may be in any script; the pages show it in the reader's fonts.
+warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
 
 
 def svg(plot: Plot, name: str) -> str:
@@ -55,11 +61,11 @@ def svg(plot: Plot, name: str) -> str:
     return re.sub(r"<svg[^>]*>", f'<svg {viewbox} aria-hidden="true">', re.sub(r"\s*\n\s*", "\n", text), count=1)
 
 
-def write_png(path: Path, plots: Sequence[Plot]) -> None:
-    """Write the plots into one PNG, at most three per row."""
+def write_png(path: Path, plots: Sequence[Plot], scale: float = 1) -> None:
+    """Write the plots into one PNG, at most three per row, in panels of `scale` times the usual size."""
     columns = min(len(plots), 3)
     rows = -(-len(plots) // columns)
-    figure = Figure((columns * PANEL[0], rows * PANEL[1]), layout="constrained", dpi=110)
+    figure = Figure((columns * scale * PANEL[0], rows * scale * PANEL[1]), layout="constrained", dpi=110)
     panels = figure.subplots(rows, columns, squeeze=False).flat
     for plot, panel in zip(plots, panels, strict=False):  # plots first, so that no panel is consumed when they run out
         plot(panel)
@@ -121,42 +127,62 @@ def validation_accuracies(curves: dict[str, pd.DataFrame]) -> Plot:
     return draw
 
 
-def confusion_matrix(name: str, counts: np.ndarray) -> Plot:
-    """`counts` [2, 2] of photos, by actual and predicted class."""
+def confusion_matrix(name: str, counts: np.ndarray, classes: Sequence[str]) -> Plot:
+    """`counts` [classes, classes] of photos, by actual and predicted class; numbers only for up to MOST_COUNTS."""
 
     def draw(panel: Axes) -> None:
         panel.imshow(counts / counts.sum(axis=1, keepdims=True), cmap="Blues", vmin=0, vmax=1.4)
-        for actual, predicted in np.ndindex(counts.shape):
-            text = f"{counts[actual, predicted]:,}"
-            panel.text(predicted, actual, text, horizontalalignment="center", verticalalignment="center", fontsize=16)
-        panel.set_xticks(range(len(CLASSES)), CLASSES)
-        panel.set_yticks(range(len(CLASSES)), CLASSES)
+        if len(classes) <= MOST_COUNTS:
+            for actual, predicted in np.ndindex(counts.shape):
+                text = f"{counts[actual, predicted]:,}"
+                size = max(9, 18 - len(classes))
+                panel.text(predicted, actual, text, fontsize=size, ha="center", va="center")
+        ticks = range(0, len(classes), -(-len(classes) // MOST_TICKS))
+        names = [shorten(classes[tick]) for tick in ticks]
+        panel.set_xticks(ticks, names, rotation=90 if sum(map(len, names)) > MOST_LETTERS else 0)
+        panel.set_yticks(ticks, names)
         panel.set(title=name, xlabel="predicted", ylabel="actual")
         panel.grid(visible=False)
 
     return draw
 
 
-def roc(
-    curves: dict[str, pd.DataFrame], counts: dict[str, np.ndarray], networks: Sequence[str], reach: float = 1.0
-) -> Plot:
-    """ROC curves with dog as the positive class; a mark shows the threshold 0.5, from `counts` as in confusion_matrix.
+def confusion_scale(classes: int) -> float:
+    """The size of a confusion matrix, as a multiple of the usual panel."""
+    return min(1 + (classes - 2) / 8, 2.5)
 
-    `reach` below 1 shows only the upper left corner.
+
+def roc(
+    curves: dict[str, pd.DataFrame],
+    counts: dict[str, np.ndarray],
+    classes: Sequence[str],
+    networks: Sequence[str],
+    reach: float = 1.0,
+) -> Plot:
+    """ROC curves; `reach` below 1 shows only the upper left corner.
+
+    With two classes a mark shows the threshold 0.5, from `counts` as in confusion_matrix.
     """
 
     def draw(panel: Axes) -> None:
+        has_threshold = len(classes) == 2
         for name, curve in curves.items():
             style = style_of(name, networks)
+            line = {"color": style["color"]} if has_threshold else {**style, "markevery": 0.2, "markersize": 5}
             rates = curve["false_positive_rate"], curve["true_positive_rate"]
-            panel.plot(*rates, color=style["color"], linewidth=1.5 if name in networks else 2.5)
-            predicted_dog = counts[name][:, 1] / counts[name].sum(axis=1)  # share of the cats, share of the dogs
-            panel.plot(*predicted_dog, **style, clip_on=False, label=name)
+            [shown] = panel.plot(*rates, **line, linewidth=1.5 if name in networks else 2.5)
+            if has_threshold:
+                found = counts[name][:, 1] / counts[name].sum(axis=1)  # false and true positive rate
+                [shown] = panel.plot(*found, **style, clip_on=False)
+            shown.set_label(name)
         margin = 0.02 * reach
         panel.set_xlim(-margin, reach + margin)
         panel.set_ylim(1 - reach - margin, 1 + margin)
         panel.set_title("ROC" if reach == 1 else "ROC, upper left corner")
-        panel.set(xlabel="cats classified as dogs", ylabel="dogs classified as dogs")
+        panel.set(xlabel="false positive rate", ylabel="true positive rate")
+        if has_threshold:
+            negative, positive = map(shorten, classes)
+            panel.set(xlabel=f"{negative} classified as {positive}", ylabel=f"{positive} classified as {positive}")
         for axis in (panel.xaxis, panel.yaxis):
             axis.set_major_locator(MaxNLocator(5))
             axis.set_major_formatter(PERCENT)
@@ -169,8 +195,8 @@ def reliability(name: str, table: pd.DataFrame, edges: Sequence[float], networks
     """Mean confidence, and accuracy with its 95 % interval, of the predictions in each confidence range."""
 
     def draw(panel: Axes) -> None:
-        x = np.searchsorted(edges[:-1], table["sure_from"])
-        panel.hlines(table["sureness"], x - 0.35, x + 0.35, color=INK, linewidth=2, label="mean confidence")
+        x = np.searchsorted(edges[:-1], table["confidence_from"])
+        panel.hlines(table["confidence"], x - 0.35, x + 0.35, color=INK, linewidth=2, label="mean confidence")
         interval = [table["accuracy"] - table["accuracy_low"], table["accuracy_high"] - table["accuracy"]]
         style = style_of(name, networks) | {"linestyle": "none", "capsize": 4, "markersize": 7}
         panel.errorbar(x, table["accuracy"], yerr=interval, **style, label="accuracy")
@@ -189,3 +215,8 @@ def label_epochs(panel: Axes) -> None:
     panel.set_xlabel("epoch")
     panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     panel.legend()
+
+
+def shorten(name: str) -> str:
+    """A class name that leaves room for the plot."""
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"

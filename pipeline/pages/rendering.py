@@ -2,10 +2,8 @@
 
 import base64
 import io
+from collections.abc import Mapping
 from pathlib import Path
-
-from pipeline.core import CLASSES
-from pipeline.scores.scoring import predicted_labels
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -23,7 +21,7 @@ def render(template: str, **content: object) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "says": says}
+    environment.filters |= {"percent": percent, "most_probable": most_probable, "says": says}
     return environment.get_template(template).render(content)
 
 
@@ -51,7 +49,12 @@ def percent(share: float, digits: int = 2) -> str:
     return f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
-def says(probability_of_dog: float) -> str:
+def most_probable(probabilities: Mapping[str, float], count: int) -> dict[str, float]:
+    """The `count` most probable classes and their probabilities, the most probable first, equal ones in class order."""
+    return dict(sorted(probabilities.items(), key=lambda item: -item[1])[:count])
+
+
+def says(probabilities: Mapping[str, float]) -> str:
     """The predicted class and its probability: `dog 98.1 %`."""
-    label = CLASSES[predicted_labels(probability_of_dog)]
-    return f"{label} {percent(max(probability_of_dog, 1 - probability_of_dog), 1)}"
+    [(label, probability)] = most_probable(probabilities, 1).items()
+    return f"{label} {percent(probability, 1)}"
