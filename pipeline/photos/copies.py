@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Hashable, Iterable
 from pathlib import PurePosixPath
 
-from pipeline.photos.decoding import HASHED_SIZE, UnreadablePhoto, open_upright
+from pipeline.photos.decoding import HASHED_SIZE, open_upright
 from pipeline.photos.source import Photo
 
 import imagehash
@@ -29,13 +29,10 @@ ROBOFLOW = re.compile(r"(.+)\.rf\.[0-9a-f]{32}", re.IGNORECASE)  # its augmented
 def perceptual_hash(content: bytes) -> bytes:
     """256 bits that change little if a photo is re-encoded, rescaled or slightly cropped (a DCT hash).
 
-    Empty for a photo that cannot be decoded, or shows nothing (all white, say). Source:
+    Empty for a photo that shows nothing (all white, say). Raises UnreadablePhoto. Source:
     https://www.hackerfactor.com/blog/index.php?/archives/432
     """
-    try:
-        image = open_upright(content, least_side=HASHED_SIZE)
-    except UnreadablePhoto:
-        return b""
+    image = open_upright(content, least_side=HASHED_SIZE)
     bits = imagehash.phash(image, hash_size=HASH_SIDE, highfreq_factor=2).hash
     if bits.sum() < LEAST_SET_BITS:
         return b""

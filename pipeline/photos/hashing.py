@@ -13,18 +13,17 @@ HASHED_AT_ONCE = 16  # photos per task: starting one takes time, and a signal wa
 
 
 def hash_photos(source: PhotoSource, photos: list[Photo], pool: ThreadPoolExecutor) -> None:
-    """Set the hashes of each photo, and exclude photos whose bytes cannot be read."""
+    """Set the hashes of each photo, and exclude photos that cannot be read."""
 
     def set_hashes(some: list[Photo]) -> int:
         for photo in some:
             try:
                 content = source.read(photo)
-            except UnreadablePhoto as reason:
-                photo.excluded = photo.excluded or str(reason)
-            else:
                 photo.sha256 = hashlib.sha256(content).hexdigest()
                 if photo.label is not None and not photo.excluded:  # others are in no split, copies or not
                     photo.looks = perceptual_hash(content)
+            except UnreadablePhoto as reason:
+                photo.excluded = photo.excluded or str(reason)
         return len(some)
 
     tasks = [photos[first : first + HASHED_AT_ONCE] for first in range(0, len(photos), HASHED_AT_ONCE)]
