@@ -41,12 +41,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from draw import write_archive
 from pipeline.core.errors import UserError
-from pipeline.core.params import weights_file
+from pipeline.core.params import read_params, weights_file
 from pipeline.core.process import run_stage
 from pipeline.networks.building import build_network
 from pipeline.networks.compute import autocast, set_up
 from pipeline.networks.freezing import set_trainable, set_training
 from pipeline.photos.decoding import UnreadablePhoto
+from pipeline.photos.labels import label_photos
 from pipeline.photos.source import PhotoSource
 from run import clean_environment, commit, copy_pipeline, git, make_folder
 
@@ -58,6 +59,8 @@ OURS, NOTEBOOK, FASTAI, LIMIT = "pipeline", "notebook", "fastai", "limit"
 RECIPE = {  # as in notebook.py, whatever params.yaml says
     "layers": "batchnorm",
     "body_lr_factor": 1.0,
+    "batchnorm_statistics": "updated",
+    "head_init": "random",
     "head_width": 512,
     "dropout": 0.5,
     "optimizer": "adam",
@@ -83,12 +86,12 @@ def main() -> None:
     folder = arguments.folder.resolve()
     pipeline, others = folder / "pipeline", folder / "others"
     make_folder(folder, "benchmark")
-    write_photos(folder / "photos.zip", arguments.photos, sum(arguments.split))
-    make_pipeline(pipeline, arguments)
+    classes = write_photos(folder / "photos.zip", arguments.photos, arguments.split)
+    make_pipeline(pipeline, arguments, classes)
 
     measured: Measured = defaultdict(list)
     for seed in range(1, arguments.rounds + 1):
-        write_params(pipeline, arguments, seed)
+        write_params(pipeline, arguments, classes, seed)
         print(f"round {seed} of {arguments.rounds}", flush=True)
         measure_limits(folder / "photos.zip", pipeline, measured)
         measure_pipeline(pipeline, measured)
@@ -119,39 +122,50 @@ def read_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def write_photos(archive: Path, source: Path | None, total: int) -> None:
-    """Write a zip of `total` photos in Kaggle's layout, half cats and half dogs: the first of `source`, or synthetic.
+def write_photos(archive: Path, source: Path | None, split: list[int]) -> list[str]:
+    """Write a zip with enough photos for `split`, equally many of each class, and return the classes.
 
-    Raises UserError if `source` has too few.
+    The photos are the first ones of `source`, with the classes of params.yaml, or else synthetic cats and dogs. Raises
+    UserError if `source` has too few.
     """
     if source is None:
-        write_archive(archive, photos=total, seed=1)
-        return
+        write_archive(archive, photos=2 * count_needed(split, classes=2), seed=1)
+        return ["cat", "dog"]
+    params = read_params(PROJECT / "params.yaml")
     with PhotoSource(source) as photos, zipfile.ZipFile(archive, "w") as subset:
         labelled = photos.photos()
-        for label, name in enumerate(("cat", "dog")):
+        classes = label_photos(labelled, params.classes, params.prepare.split)
+        needed = count_needed(split, len(classes))
+        for label, name in enumerate(classes):
             taken = 0
             for photo in labelled:
-                if photo.label == label and taken < total // 2:
+                if photo.label == label and taken < needed:
                     with suppress(UnreadablePhoto):  # Microsoft's copy contains some empty files
-                        subset.writestr(f"train/{name}.{taken}{Path(photo.path).suffix}", photos.read(photo))
+                        subset.writestr(f"train/{name}/{taken}{Path(photo.path).suffix}", photos.read(photo))
                         taken += 1
-            if taken < total // 2:
+            if taken < needed:
                 raise UserError(
-                    f"{source}: found {taken} {name}s, but --split needs {total // 2}; lower it or add photos"
+                    f"{source}: found {taken} photos of {name}, but --split needs {needed}; lower it or add photos"
                 )
+    return list(classes)
 
 
-def make_pipeline(folder: Path, arguments: argparse.Namespace) -> None:
+def count_needed(split: list[int], classes: int) -> int:
+    """The photos of each class that splits of these sizes need."""
+    return sum(math.ceil(size / classes) for size in split)
+
+
+def make_pipeline(folder: Path, arguments: argparse.Namespace, classes: list[str]) -> None:
     folder.mkdir()
     copy_pipeline(folder)
-    write_params(folder, arguments, seed=1)
+    write_params(folder, arguments, classes, seed=1)
     git(folder, "init", "--quiet")
     commit(folder, "The pipeline")
 
 
-def write_params(folder: Path, arguments: argparse.Namespace, seed: int) -> None:
+def write_params(folder: Path, arguments: argparse.Namespace, classes: list[str], seed: int) -> None:
     params = yaml.safe_load((PROJECT / "params.yaml").read_text())
+    params["classes"] = classes
     params["prepare"]["source"] = "../photos.zip"
     params["prepare"]["split"] = dict(zip(("train", "validation", "test"), arguments.split, strict=True))
     params["prepare"]["resize"] = "squeeze"
@@ -175,13 +189,13 @@ def measure_pipeline(folder: Path, measured: Measured) -> None:
     measured["peak memory of prepare, MB", OURS].append(peaks["prepare"])
     measured["peak memory of training, MB", OURS].append(peaks["train"])
     measured["decode and scale, photos/s", OURS].append(float(re.search(r"([\d.]+) photos/s", output)[1]))
-    scores = json.loads((folder / "metrics/evaluate.json").read_text())
-    for name, network_scores in scores.items():
+    for path in sorted((folder / "metrics/networks").iterdir()):
+        name = path.stem
         rates = [float(rate) for rate in re.findall(rf"^{name} epoch .* ([\d.]+) images/s", output, re.MULTILINE)]
         measured[f"{name}: training, images/s", OURS].append(statistics.mean(rates))
         rate = re.search(rf"^{name}: ([\d.]+) images/s", output, re.MULTILINE)[1]
         measured[f"{name}: inference, images/s", OURS].append(float(rate))
-        measured[f"{name}: test accuracy", OURS].append(network_scores["accuracy"])
+        measured[f"{name}: test accuracy", OURS].append(json.loads(path.read_text())["accuracy"])
     ensemble = json.loads((folder / "metrics/ensemble.json").read_text())
     measured["ensemble: test accuracy", OURS].append(ensemble["accuracy"])
 
@@ -195,7 +209,7 @@ def measure_other(name: str, script: str, archive: Path, folder: Path, pipeline:
     start = time.perf_counter()
     with zipfile.ZipFile(archive) as photos:
         for row in table[table["split"] != ""].itertuples():
-            path = folder / "photos" / row.split / row.label / row.photo
+            path = folder / "photos" / row.split / row.label / Path(row.photo).name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(photos.read(f"train/{row.photo}"))
     unpacking = time.perf_counter() - start
@@ -218,7 +232,8 @@ def measure_limits(archive: Path, pipeline: Path, measured: Measured) -> None:
     device, dtype = set_up(params["precision"])
     operations_per_s = product_rate(device, dtype)
     for name in params["networks"]:
-        network = build_network(name, "none", recipe["head_width"], recipe["dropout"], 1).to(device)
+        classes = len(params["classes"])
+        network = build_network(name, "none", classes, recipe["head_width"], recipe["dropout"], 1).to(device)
         set_trainable(network, recipe["layers"])
         set_training(network, recipe["layers"])
         images = torch.zeros(2, 3, size, size, device=device)

@@ -1,10 +1,10 @@
 """The recipe of compare.py as it is usually written in a notebook.
 
-Usage, from a folder with params.yaml and photos/{train,validation,test}/{cat,dog}/: python notebook.py
+Usage, from a folder with params.yaml and photos/{train,validation,test}/CLASS/: python notebook.py
 An ImageFolder and a DataLoader with worker processes, float32, torchvision's pretrained network with a two-layer head,
-and the usual training loop. It reads `networks`, `lr`, and from `train` the batch size, epochs, head width, dropout and
-seed; the head and every BatchNorm are trained. Two common mistakes are fixed, in the notebook's favour: `eval()` is
-called before predicting, and the last weights are used directly instead of being saved and loaded again.
+and the usual training loop. It reads `classes`, `networks`, `lr`, and from `train` the batch size, epochs, head width,
+dropout and seed; the head and every BatchNorm are trained. Two common mistakes are fixed, in the notebook's favour:
+`eval()` is called before predicting, and the last weights are used directly instead of being saved and loaded again.
 Prints one line of JSON per network, and one for the mean of their logits.
 """
 
@@ -46,7 +46,8 @@ def main() -> None:
     logits_sum = 0
     for name, network in params["networks"].items():
         torch.manual_seed(train["seed"])
-        model = pretrained(name, network["weights"], train["head_width"], train["dropout"]).to(device)
+        model = pretrained(name, network["weights"], len(params["classes"]), train["head_width"], train["dropout"])
+        model = model.to(device)
         optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=float(params["lr"]))
         criterion = nn.CrossEntropyLoss()
         train_seconds = 0
@@ -76,7 +77,7 @@ def main() -> None:
     print(json.dumps({"network": "ensemble", "accuracy": accuracy(logits_sum, labels)}))
 
 
-def pretrained(name: str, weights: str, head_width: int, dropout: float) -> nn.Module:
+def pretrained(name: str, weights: str, classes: int, head_width: int, dropout: float) -> nn.Module:
     """torchvision's network with a new head; everything else except BatchNorm is frozen."""
     if weights.endswith(".pth"):
         model = models.get_model(name)
@@ -90,7 +91,7 @@ def pretrained(name: str, weights: str, head_width: int, dropout: float) -> nn.M
             module.requires_grad_(True)
     last, linear = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
     head = nn.Sequential(
-        nn.Linear(linear.in_features, head_width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(head_width, 2)
+        nn.Linear(linear.in_features, head_width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(head_width, classes)
     )
     model.set_submodule(last, head)
     return model

@@ -5,7 +5,6 @@ FOLDER is recreated as a separate DVC project; nothing outside it is touched.
 """
 
 import argparse
-import json
 import os
 import shutil
 import subprocess
@@ -35,13 +34,10 @@ def main() -> None:
     python(folder, "-m", "dvc", "repro")
     commit(folder, "Add the results")
 
-    scores = {
-        **json.loads((folder / "metrics/evaluate.json").read_text()),
-        "ensemble": json.loads((folder / "metrics/ensemble.json").read_text()),
-    }
-    columns = ["accuracy", "correct", "total", "log_loss", "roc_auc"]
-    table = pd.DataFrame(scores).T[columns].to_string(formatters={"accuracy": "{:.6f}".format})
-    print(f"\n{table}\n")
+    scores = pd.concat(pd.read_csv(folder / "metrics" / name) for name in ("scores.csv", "ensemble_scores.csv"))
+    columns = ["network", "accuracy", "correct", "total", "log_loss", "roc_auc"]
+    table = scores.loc[scores["split"] == "test", columns]
+    print(f"\n{table.to_string(index=False, formatters={'accuracy': '{:.6f}'.format})}\n")
     print("These scores are on synthetic photos and say nothing about accuracy on real ones.")
     print(f"All results on one page: {folder}/metrics/report.html")
     print(f"The photos as the networks saw them: {folder}/data/prepared/contact_sheet.png")

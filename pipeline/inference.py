@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from pipeline.core import CLASSES
 from pipeline.core.errors import UserError
 from pipeline.core.files import require_file
 from pipeline.core.params import Params, read_params
@@ -16,12 +15,10 @@ from pipeline.networks.models import load_model
 from pipeline.networks.predicting import INFERENCE_BATCH_SIZE, ready_to_predict
 from pipeline.photos.decoding import UnreadablePhoto, decode, silence_pillow
 from pipeline.scores.combining import read_combination
-from pipeline.scores.scoring import predicted_labels
 
 import numpy as np
-import pandas as pd
 import torch
-from scipy.special import expit
+from scipy.special import softmax
 from torch import nn
 from tqdm import tqdm
 
@@ -36,24 +33,31 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """The result for a photo: the probability of dog from the ensemble and each member, or why it is unreadable."""
+    """The result for a photo: each class's probability from the ensemble and each member, or why it is unreadable."""
 
     photo: str
-    ensemble: float = float("nan")
-    members: dict[str, float] = field(default_factory=dict)
+    ensemble: dict[str, float] = field(default_factory=dict)
+    members: dict[str, dict[str, float]] = field(default_factory=dict)
     unreadable: str = ""
     pixels: np.ndarray | None = None  # the image as the networks saw it: uint8 [size, size, 3]
 
     @property
     def label(self) -> str:
-        return "" if self.unreadable else CLASSES[predicted_labels(self.ensemble)]
+        """The class with the highest probability, the first of equals; empty for an unreadable photo."""
+        return max(self.ensemble, key=self.ensemble.__getitem__, default="")
+
+    @property
+    def confidence(self) -> float:
+        """The probability of `label`; NaN for an unreadable photo."""
+        return self.ensemble.get(self.label, float("nan"))
 
 
 class Ensemble:
-    """The trained networks of params.yaml, combined as metrics/ensemble.json says.
+    """The trained networks of params.yaml, combined as metrics/combination.json says.
 
-    `networks` are ready to predict on `device`. Raises UserError if a model or ensemble.json is missing, or if the
-    models were not trained with the same image size, resize and split.
+    `networks` are ready to predict on `device`; `classes` are in the order of their outputs. Raises UserError if a
+    model or combination.json is missing, or if the models were not trained with the same classes, image size, resize
+    and split.
     """
 
     def __init__(self, params: Params, device: torch.device, dtype: torch.dtype) -> None:
@@ -66,24 +70,36 @@ class Ensemble:
             network, description = load_model(require_file(model(name)))
             descriptions.append(description)
             self.networks[name] = ready_to_predict(network, params.evaluate.test_time_flip, device)
-        for key, meaning in {"image_size": "image_size", "resize": "resize", "draw": "split"}.items():
-            if len({description[key] for description in descriptions}) > 1:
+        first = descriptions[0]
+        for key, meaning in {
+            "classes": "classes",
+            "image_size": "image_size",
+            "resize": "resize",
+            "split_id": "split",
+        }.items():
+            if any(description[key] != first[key] for description in descriptions):
                 raise UserError(
                     f"{' and '.join(names)} were not all trained with the same {meaning}; run `dvc repro` to fix this"
                 )
-        self.image_size: int = descriptions[0]["image_size"]
-        self.resize: str = descriptions[0]["resize"]
+        self.classes: list[str] = first["classes"]
+        self.image_size: int = first["image_size"]
+        self.resize: str = first["resize"]
 
     @torch.inference_mode()
-    def margins(self, pixels: np.ndarray) -> pd.DataFrame:
-        """Logit of dog minus logit of cat for uint8 images [N, image_size, image_size, 3]; one column per network."""
+    def logits(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        """Each network's logits, float64 [N, classes], for uint8 images [N, image_size, image_size, 3]."""
         images = normalise(torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2))
-        columns = {}
+        logits = {}
         for name, network in self.networks.items():
             with autocast(self.device, self.dtype):
-                logits = network(images).float().cpu().numpy().astype("float64")
-            columns[name] = logits[:, 1] - logits[:, 0]
-        return pd.DataFrame(columns)
+                logits[name] = network(images).float().cpu().numpy().astype("float64")
+        return logits
+
+    def probabilities(self, pixels: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """The probabilities [N, classes] from the ensemble, and those from each network, for images as in `logits`."""
+        logits = self.logits(pixels)
+        members = {name: softmax(values, axis=1) for name, values in logits.items()}
+        return self.combination(list(logits.values())), members
 
     def answer(self, questions: list[Question], keep_pixels: bool = True) -> Iterator[Answer]:
         """Yield an answer to each question, in order; photos are decoded and scaled as in `prepare`.
@@ -121,14 +137,22 @@ class Ensemble:
     ) -> Iterator[Answer]:
         readable = [pixels for pixels in decoded if not isinstance(pixels, UnreadablePhoto)]
         if readable:
-            margins = self.margins(np.stack(readable))
-            rows = zip(self.combination(margins.to_numpy().T), expit(margins).to_dict("records"), strict=True)
+            ensemble, members = self.probabilities(np.stack(readable))
+        rows = iter(range(len(readable)))
         for question, pixels in zip(questions, decoded, strict=True):
             if isinstance(pixels, UnreadablePhoto):
                 yield Answer(question.photo, unreadable=str(pixels))
-            else:
-                ensemble, members = next(rows)
-                yield Answer(question.photo, float(ensemble), members, pixels=pixels if keep_pixels else None)
+                continue
+            row = next(rows)
+            yield Answer(
+                question.photo,
+                self._by_class(ensemble[row]),
+                {name: self._by_class(probabilities[row]) for name, probabilities in members.items()},
+                pixels=pixels if keep_pixels else None,
+            )
+
+    def _by_class(self, probabilities: np.ndarray) -> dict[str, float]:
+        return dict(zip(self.classes, probabilities.tolist(), strict=True))
 
 
 def load_ensemble() -> Ensemble:

@@ -248,8 +248,8 @@ def list_confusions(counts: np.ndarray, classes: list[str]) -> list[dict]:
 
 
 def kept_epoch(curve: pd.DataFrame) -> int:
-    """The epoch whose weights `train` kept: the first one with the highest validation accuracy."""
-    return int(curve.loc[curve["validation_accuracy"].idxmax(), "epoch"])
+    """The epoch whose weights `train` kept: the first one with the lowest validation loss."""
+    return int(curve.loc[curve["validation_loss"].idxmin(), "epoch"])
 
 
 def worst_mistakes(results: Results) -> np.ndarray:

@@ -25,6 +25,7 @@ from pipeline.networks.checkpoint import Checkpoint
 from pipeline.networks.compute import autocast, set_up
 from pipeline.networks.dataset import PackedSplit, open_split
 from pipeline.networks.distributed import Processes, process_group
+from pipeline.networks.fitting import fit_head
 from pipeline.networks.freezing import set_trainable, set_training
 from pipeline.networks.models import save_model
 from pipeline.networks.predicting import fold_batchnorm, predict_logits
@@ -56,7 +57,10 @@ def read_arguments() -> argparse.Namespace:
 
 
 def train_network(name: str, params: Params, device: torch.device, dtype: torch.dtype, processes: Processes) -> None:
-    """Train, validate after each epoch, and write the best epoch's model and scores and the learning curve."""
+    """Train, validate after each epoch, and write the best epoch's model and scores and the learning curve.
+
+    Epoch 0, which takes no step, is the fitted head.
+    """
     files = [packed_split(split) for split in ("train", "validation")]
     train, validation = (open_split(file, device) for file in files)
     check_batch_size(params.train.batch_size, train, processes)
@@ -73,18 +77,23 @@ def train_network(name: str, params: Params, device: torch.device, dtype: torch.
         f"{name}: {len(train)} photos, epochs: {params.train.epochs}, {str(dtype).removeprefix('torch.')} on "
         f"{device.type}" + (f", {processes.count} processes" if processes.count > 1 else "")
     )
-    if settings["weights"] == "none" and params.train.layers != "all":
+    if settings["weights"] == "none" and (params.train.layers, params.train.batchnorm_statistics) != ("all", "updated"):
         processes.report(
-            f"note: networks.{name}.weights is none, but train.layers is {params.train.layers}: the other layers stay "
-            "random; set train.layers to all"
+            f"note: networks.{name}.weights is none, so part of the network stays random; set train.layers to all and "
+            "train.batchnorm_statistics to updated"
         )
     checkpoint = Checkpoint(checkpoint_file(name), settings, files, device)
     if state := processes.broadcast(checkpoint.load() if processes.is_first else None):
         training.load_state_dict(state)
-        processes.report(f"{name}: resuming after epoch {len(training.curve)}")
-
-    parallel = processes.parallel(training.network, device)
-    for epoch in range(len(training.curve) + 1, params.train.epochs + 1):
+        processes.report(f"{name}: resuming after epoch {training.last_epoch}")
+        parallel = processes.parallel(training.network, device)
+    elif params.train.head_init == "fitted":
+        loss = processes.broadcast(training.fit_head() if processes.is_first else None)
+        parallel = processes.parallel(training.network, device)  # copies the head to the other processes
+        training.finish_epoch(0, lr=0.0, loss=loss)
+    else:
+        parallel = processes.parallel(training.network, device)
+    for epoch in range(training.last_epoch + 1, params.train.epochs + 1):
         training.run_epoch(epoch, parallel)
         if processes.is_first:
             checkpoint.save(training.state_dict())
@@ -120,26 +129,38 @@ class Training:
         self.best_weights: dict[str, Tensor] = {}
 
     def run_epoch(self, epoch: int, parallel: nn.Module) -> None:
-        """Train one epoch, validate, and keep the weights if they are the best so far. `parallel` wraps the network."""
+        """Train one epoch and finish it. `parallel` wraps the network."""
         title = f"{self.name} epoch {epoch}"
         batches = self.shuffle(epoch)
         lr = self.scheduler.get_last_lr()[0]  # the head's
-        set_training(self.network, self.params.layers)
+        set_training(self.network, self.params.layers, self.params.batchnorm_statistics)
         start = time.perf_counter()
         loss = self.train_batches(parallel, batches, title)
         loss = self.processes.all_gather(torch.tensor([loss])).mean().item()
         rate = self.steps * self.params.batch_size / (time.perf_counter() - start)
         self.processes.broadcast_buffers(self.network)
+        self.finish_epoch(epoch, lr, loss, f", {rate:.1f} images/s")
 
+    def finish_epoch(self, epoch: int, lr: float, loss: float, rate: str = "") -> None:
+        """Validate, and keep the weights if they are the best so far."""
         scores = {"epoch": epoch, "lr": lr, "train_loss": round(loss, 6), **self.validate()}
         self.curve.append(scores)
         if best_epoch(self.curve) is scores:
             self.best_weights = {key: tensor.cpu().clone() for key, tensor in self.network.state_dict().items()}
         self.processes.report(
-            f"{title}/{self.params.epochs}: train loss {scores['train_loss']:.4f}, "
+            f"{self.name} epoch {epoch}/{self.params.epochs}: train loss {scores['train_loss']:.4f}, "
             f"validation loss {scores['validation_loss']:.4f}, "
-            f"validation accuracy {scores['validation_accuracy']:.6f}, {rate:.1f} images/s"
+            f"validation accuracy {scores['validation_accuracy']:.6f}{rate}"
         )
+
+    def fit_head(self) -> float:
+        """Fit the head to the pretrained network's features; returns the loss."""
+        return fit_head(self.network, self.train, self.dtype, f"{self.name} features")
+
+    @property
+    def last_epoch(self) -> int:
+        """The last epoch that was finished, 0 if none was."""
+        return self.curve[-1]["epoch"] if self.curve else 0
 
     def shuffle(self, epoch: int) -> list[Tensor]:
         """This process's shard of every batch, as rows of train. The order depends only on the seed and the epoch."""
@@ -269,8 +290,8 @@ def require_finite(loss: float, where: str) -> float:
 
 
 def best_epoch(curve: list[dict]) -> dict:
-    """The scores of the epoch with the highest validation accuracy; the first one if there are several."""
-    return max(curve, key=lambda scores: scores["validation_accuracy"])
+    """The scores of the epoch with the lowest validation loss, which is less a matter of luck than accuracy."""
+    return min(curve, key=lambda scores: scores["validation_loss"])
 
 
 def write_results(training: Training) -> None:

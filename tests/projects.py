@@ -41,12 +41,13 @@ class Project:
         self.last_run: subprocess.CompletedProcess | None = None
         root.mkdir(parents=True, exist_ok=True)
         self.params: dict = yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
-        self.params["prepare"]["image_size"] = 32
+        self.params["prepare"] |= {"image_size": 32, "resize": "squeeze"}
         self.split(train=8, validation=4, test=4)
         for network in self.params["networks"].values():
             network["weights"] = "none"
         self.params["lr"] = 0.001
         self.params["train"] |= {"layers": "batchnorm", "body_lr_factor": 1.0, "lr_schedule": "step"}
+        self.params["train"] |= {"batchnorm_statistics": "updated", "head_init": "random", "head_width": 512}
         self.params["train"] |= {"label_smoothing": 0.0, "augment": "none", "image_size": 0}
         self.params["train"] |= {"epochs": 1, "batch_size": 4}
 

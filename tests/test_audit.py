@@ -4,8 +4,12 @@ import csv
 import html
 import re
 
+from audit import judge
+
+import numpy as np
+import pandas as pd
 import pytest
-from photos import Files, kaggle_files, photo_bytes
+from photos import Files, flower_files, kaggle_files, photo_bytes
 from projects import SPLITS, Project, Repository
 
 pytestmark = pytest.mark.slow
@@ -84,6 +88,31 @@ def test_audit_doubts_no_photo_once_all_are_relabelled_as_its_page_says(project:
     assert project.read_json("metrics/prepare.json")["relabelled"] == len(SWAPPED)
     project.succeed("audit.py")
     assert float(ranking(project)[0]["probability_of_label"]) > 0.5
+
+
+def test_audit_judges_any_classes_even_one_with_fewer_photos_than_folds(project: Project) -> None:
+    files = {name: content for name, content in flower_files(20).items() if not re.search(r"rose/\d\d?.jpg", name)}
+    files |= {f"flowers/rose/{number}.jpg": photo_bytes("rose", number) for number in range(3)}
+    files |= {"flowers/tulip/900.jpg": photo_bytes("ox-eye daisy", 900)}
+    project.photos(files)
+    project.params["classes"] = "auto"
+    project.split(train=0.6, validation=0.2, test=0.2)
+    project.params["networks"] = {"resnet18": {"weights": "none"}}
+    project.prepare()
+    project.succeed("audit.py")
+    assert project.last_run.stderr.count("\n") == 1  # the warning about weights
+    rows = ranking(project)
+    assert len(rows) == 44
+    assert {row["photo"] for row in rows[:4]} == {"tulip/900.jpg", *(f"rose/{number}.jpg" for number in range(3))}
+    page = (project.root / PAGE).read_text(encoding="utf-8")
+    assert '<code class="line">tulip/900.jpg: ox-eye daisy</code>' in page
+
+
+def test_audit_judges_classes_of_three_photos() -> None:
+    labels = np.array([0, 0, 0, 1, 1, 1, 2, 2, 2])
+    probabilities = judge(100.0 * np.eye(3)[labels], labels, pd.Series([*"abcdefghi"]))
+    assert probabilities.sum(axis=1) == pytest.approx(np.ones(9))
+    assert (probabilities.argmax(axis=1) == labels).all()  # each one is judged by photos of all three classes
 
 
 def test_audit_leaves_git_and_dvc_status_clean(repository: Repository) -> None:

@@ -49,7 +49,9 @@ def test_bench_names_a_class_with_too_few_photos(tmp_path: Path) -> None:
     write_zip(tmp_path / "photos.zip", {**kaggle_files(cats=3, dogs=3), "train/cat.3.jpg": b""})
     arguments = [tmp_path / "bench", "--photos", tmp_path / "photos.zip", "--split", "4", "2", "2"]
     done = compare(*arguments)
-    assert error_line(done) == f"{tmp_path}/photos.zip: found 3 cats, but --split needs 4; lower it or add photos"
+    assert (
+        error_line(done) == f"{tmp_path}/photos.zip: found 3 photos of cat, but --split needs 4; lower it or add photos"
+    )
 
 
 def test_bench_refuses_to_delete_a_folder_that_is_not_its_own(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def test_train_writes_the_model_its_curve_and_its_best_epoch(evaluated: Project)
     assert list(curves) == ["epoch", "lr", "train_loss", "validation_loss", "validation_accuracy"]
     assert list(curves["epoch"]) == [1, 2, 3]
     best = evaluated.read_json("metrics/train_resnet18.json")
-    assert best == curves.loc[curves["validation_accuracy"].idxmax()].drop("lr").to_dict()
+    assert best == curves.loc[curves["validation_loss"].idxmin()].drop("lr").to_dict()
     assert load_file(evaluated.root / "models/resnet18.safetensors")["fc.0.weight"].shape == (512, 512)
 
 

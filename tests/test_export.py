@@ -1,15 +1,25 @@
 """tools/export.py: three runtimes and the model card give the same answers as the pipeline."""
 
+import json
 import re
 import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
 
+from export import ImageToProbabilities, write_onnx
+from pipeline.networks.dataset import normalise
+from pipeline.scores.combining import Combination
+
 import numpy as np
+import onnx
+import pandas as pd
 import pytest
+import torch
+from photos import FLOWERS
 from predictions import CLOSE, predicted_by
-from projects import Repository
+from projects import Project, Repository, copy_of
+from torch import nn
 
 pytestmark = pytest.mark.slow
 
@@ -56,29 +66,66 @@ def test_export_gives_every_runtime_and_the_model_card_the_answers_of_the_pipeli
 ) -> None:
     for key, value in {"ensemble": {"method": method}, **params}.items():
         repository.params[key] = repository.params[key] | value if isinstance(value, dict) else value
-    for script in (*scripts, "ensemble.py", "export.py"):
+    for script in (*scripts, "ensemble.py"):
         repository.succeed(*script.split())
-    exported = repository.root / "export"
+    check_export(repository, ["cat", "dog"])
+
+
+def test_export_of_three_classes(flowers: Project, tmp_path: Path) -> None:
+    check_export(copy_of(flowers, tmp_path), list(FLOWERS))
+
+
+def check_export(project: Project, classes: list[str]) -> None:
+    """Export the project, and compare the runtimes' answers and the model card with what its stages wrote."""
+    project.succeed("export.py")
+    exported = project.root / "export"
     graphs = {f"{name}.onnx" for name in (*NETWORKS, "ensemble")}
     assert {path.name for path in exported.iterdir()} == graphs | {"example.png", "MODEL_CARD.md"}
 
-    expected = predicted_by(repository)
-    photos = [row["photo"] for row in repository.split_table() if row["split"] == "test"]
-    images = [image[np.newaxis] for image in repository.packed("test")[0].transpose(0, 3, 1, 2).astype("float32")]
-    for name in expected:
+    photos = [row["photo"] for row in project.split_table() if row["split"] == "test"]
+    images = [image[np.newaxis] for image in project.packed("test")[0].transpose(0, 3, 1, 2).astype("float32")]
+    for name, expected in predicted_by(project).items():
+        assert list(expected) == classes_in(exported / f"{name}.onnx") == classes
         for run in (run_onnxruntime, run_openvino, run_opencv):
             answers = np.concatenate(run(exported / f"{name}.onnx", images))
-            assert answers[:, 1] == pytest.approx(expected.loc[photos, name].to_numpy(), abs=CLOSE), (name, run)
+            assert answers == pytest.approx(expected.loc[photos].to_numpy(), abs=CLOSE), (name, run)
             assert answers.sum(axis=1) == pytest.approx(1)
 
     card = (exported / "MODEL_CARD.md").read_text(encoding="utf-8")
     [code] = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    done = subprocess.run(
-        [sys.executable, "-c", f"{code}\nprint(dog)"], cwd=exported, capture_output=True, text=True, check=True
-    )
-    [answer] = re.findall(r"\| ensemble \| ([\d.]+) \|", card)
-    assert float(done.stdout) == pytest.approx(float(answer), abs=1e-4)
-    scores = repository.read_json("metrics/ensemble.json")
+    done = subprocess.run([sys.executable, "-c", code], cwd=exported, capture_output=True, text=True, check=True)
+    [(label, probability)] = re.findall(r"\| ensemble \| (\D+) \| (\d[\d.]+) \|", card)
+    *found_label, found_probability = done.stdout.split()
+    assert " ".join(found_label) == label
+    assert float(found_probability) == pytest.approx(float(probability), abs=1e-4)
+    scores = pd.read_csv(project.root / "metrics/ensemble_scores.csv").set_index("split").loc["test"]
     assert f"| ensemble | {scores['correct']} of {scores['total']} ({scores['accuracy']:.4f}) |" in card
+    assert "".join(f" recall of {name} |" for name in classes) in card
     for runtime in ("onnxruntime", "openvino"):
         assert f" {version(runtime)} |" in card
+
+
+@pytest.mark.parametrize("method", ["mean_logits", "mean_probabilities", "majority_vote", "fitted_weights"])
+def test_export_combines_any_number_of_classes_as_the_pipeline_does(method: str, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    networks = [nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 120)).eval() for _ in range(3)]
+    classes = [f"class {number}" for number in range(120)]
+    weights = {"first": 0.7, "second": 1.2, "third": -0.1}
+    combination = Combination(method, weights, dict(zip(classes, np.linspace(-1, 1, 120).tolist(), strict=True)))
+    file = tmp_path / "ensemble.onnx"
+    write_onnx(ImageToProbabilities(networks, combination, size=8), classes, file)
+    assert classes_in(file) == classes
+
+    pixels = torch.randint(0, 256, (20, 3, 8, 8), dtype=torch.uint8)
+    with torch.inference_mode():
+        expected = combination([network(normalise(pixels)).double().numpy() for network in networks])
+    images = [image[np.newaxis] for image in pixels.numpy().astype("float32")]
+    for run in (run_onnxruntime, run_openvino, run_opencv):
+        assert np.concatenate(run(file, images)) == pytest.approx(expected, abs=1e-5), run
+
+
+def classes_in(file: Path) -> list[str]:
+    """The classes that a graph's metadata names."""
+    properties = {entry.key: entry.value for entry in onnx.load(file).metadata_props}
+    assert list(properties) == ["classes"]
+    return json.loads(properties["classes"])

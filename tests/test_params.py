@@ -93,7 +93,6 @@ def test_read_params_accepts_numbers_that_yaml_reads_as_text(written: str, meant
         ("prepare.seed", 0),
         ("prepare.seed", 2**32 - 1),
         ("train.dropout", 0),
-        ("train.head_width", 0),
         ("train.body_lr_factor", 1),
         ("train.crop_scale", 1),
         ("train.image_size", 224),
@@ -113,6 +112,8 @@ def test_read_params_accepts_each_choice_that_the_comments_offer(params: dict, t
         "precision": ["auto", "float32", "bfloat16"],
         "prepare.resize": ["squeeze", "center_crop"],
         "train.layers": ["head", "batchnorm", "last_half", "all"],
+        "train.batchnorm_statistics": ["fixed", "updated"],
+        "train.head_init": ["fitted", "random"],
         "train.optimizer": ["adam", "sgd"],
         "train.augment": ["none", "flip", "crop_and_flip"],
         "ensemble.method": ["mean_logits", "mean_probabilities", "majority_vote", "fitted_weights"],
@@ -295,3 +296,20 @@ def test_prepare_without_params_says_where_to_run_it(project: Project) -> None:
     assert "params.yaml" in text
     assert str(project.root) in text
     assert list(project.root.iterdir()) == []
+
+
+def test_read_params_refuses_a_fitted_head_of_two_layers(params: dict, tmp_path: Path) -> None:
+    params["train"] |= {"head_init": "fitted", "head_width": 512}
+    assert refusal(params, tmp_path) == (
+        "params.yaml: train.head_width is 512; expected 0, a linear head, because train.head_init is fitted; or set "
+        "train.head_init to random"
+    )
+
+
+def test_read_params_refuses_shares_of_more_than_everything(params: dict, tmp_path: Path) -> None:
+    params["prepare"]["split"] = {"train": 0.7, "validation": 0.2, "test": 0.2}
+    assert refusal(params, tmp_path) == (
+        "params.yaml: the shares in prepare.split are 0.7 + 0.2 + 0.2; expected at most 1 in all"
+    )
+    params["prepare"]["split"] = {"train": 0.7, "validation": 0.2, "test": 0.1}
+    read(params, tmp_path)

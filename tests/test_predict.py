@@ -3,12 +3,15 @@
 import csv
 import io
 import json
+import re
 from pathlib import Path
+
+from pipeline.networks.models import load_model, save_model
 
 import numpy as np
 import pandas as pd
 import pytest
-from photos import draw_photo, encode, kaggle_files, photo_bytes, write_folder, write_zip
+from photos import FLOWERS, draw_photo, encode, kaggle_files, photo_bytes, write_folder, write_zip
 from PIL import Image
 from predictions import CLOSE, predicted_by
 from projects import Project, Repository, error_line
@@ -21,7 +24,7 @@ def test_predict_gives_a_file_a_folder_and_a_zip_the_answers_that_were_scored(
 ) -> None:
     predicted = predicted_by(finished)
     files = {Path(name).name: content for name, content in kaggle_files(cats=24, dogs=24).items()}
-    chosen = {name: files[name] for name in predicted.index}
+    chosen = {name: files[name] for name in predicted["ensemble"].index}
     one, *others = chosen
     write_folder(tmp_path / "folder", {f"deep/{name}": chosen[name] for name in others[:5]})
     write_zip(tmp_path / "archive.zip", {f"test/{name}": chosen[name] for name in others[5:]})
@@ -38,10 +41,44 @@ def test_predict_gives_a_file_a_folder_and_a_zip_the_answers_that_were_scored(
         *(str(tmp_path / "archive.zip/test" / name) for name in sorted(others[5:])),
     ]
     for answer in answers:
-        expected = predicted.loc[Path(answer["photo"]).name]
-        assert answer["ensemble"] == pytest.approx(expected["ensemble"], abs=CLOSE)
-        assert answer["members"] == pytest.approx({name: expected[name] for name in NETWORKS}, abs=CLOSE)
-        assert answer["label"] == ("dog" if answer["ensemble"] > 0.5 else "cat")
+        found = {**answer["members"], "ensemble": answer["probabilities"]}
+        assert list(found) == list(predicted)
+        for name, probabilities in found.items():
+            expected = predicted[name].loc[Path(answer["photo"]).name].to_dict()
+            assert probabilities == pytest.approx(expected, abs=CLOSE)
+            assert sum(probabilities.values()) == pytest.approx(1, abs=1e-5)
+        assert answer["label"] == ("dog" if answer["probabilities"]["dog"] > 0.5 else "cat")
+
+
+def test_predict_gives_the_probability_of_each_of_three_classes(flowers: Project) -> None:
+    source = "data/raw/train.zip"
+    table = pd.read_csv(io.StringIO(flowers.succeed("predict.py", source, "--csv"))).set_index("photo")
+    members = [f"{network}_probability_{name}" for network in NETWORKS for name in FLOWERS]
+    columns = [f"probability_{name}" for name in FLOWERS]
+    assert list(table) == ["label", *columns, *members, "unreadable"]
+    assert table["label"].tolist() == table[columns].idxmax(axis=1).str.removeprefix("probability_").tolist()
+    for network, expected in predicted_by(flowers).items():
+        start = "probability_" if network == "ensemble" else f"{network}_probability_"
+        found = table.loc[
+            [f"{source}/flowers/{photo}" for photo in expected.index], [start + name for name in expected]
+        ]
+        assert found.to_numpy() == pytest.approx(expected.to_numpy(), abs=CLOSE)
+
+    answers = json.loads(flowers.succeed("predict.py", source, "--json"))
+    assert [answer["label"] for answer in answers] == table["label"].tolist()
+    for answer, (_, row) in zip(answers, table.iterrows(), strict=True):
+        assert answer["probabilities"] == {name: row[f"probability_{name}"] for name in FLOWERS}
+        assert answer["members"] == {
+            network: {name: row[f"{network}_probability_{name}"] for name in FLOWERS} for network in NETWORKS
+        }
+
+    header, *lines = flowers.succeed("predict.py", source).splitlines()
+    assert header.split() == ["photo", "label", "probability", *NETWORKS]
+    for line, (photo, row) in zip(lines, table.iterrows(), strict=True):
+        name, label, *probabilities = re.split(" {2,}", line)
+        assert (name, label) == (photo, row["label"])
+        of_label = [row[f"{start}probability_{label}"] for start in ("", "resnet18_", "resnet34_")]
+        assert [float(probability) for probability in probabilities] == pytest.approx(of_label, abs=1e-4)
 
 
 def test_predict_writes_a_line_for_each_unreadable_photo_and_answers_the_others(
@@ -50,14 +87,18 @@ def test_predict_writes_a_line_for_each_unreadable_photo_and_answers_the_others(
     write_folder(tmp_path / "empty folder", {})
     (tmp_path / "broken.jpg").write_bytes(photo_bytes("cat", 1)[:99])
     (tmp_path / "text.zip").write_text("no zip")
-    (tmp_path / "a cat.png").write_bytes(encode(draw_photo("cat", 1), "PNG"))
-    names = ["broken.jpg", "nosuch.jpg", "text.zip", "empty folder", "a cat.png"]
+    long_name = "a cat with a name that is wider than the photo.png"
+    (tmp_path / long_name).write_bytes(encode(draw_photo("cat", 1), "PNG"))
+    names = ["broken.jpg", "nosuch.jpg", "text.zip", "empty folder", long_name]
     paths = [str(tmp_path / name) for name in names]
     done = finished.run("predict.py", "-", "--csv", "--image", str(tmp_path / "out.png"), stdin="\r\n".join(paths))
 
     assert error_line(done) == "4 of 5 photos could not be read"
     rows = list(csv.DictReader(io.StringIO(done.stdout)))
-    assert list(rows[0]) == ["photo", "label", "ensemble", *NETWORKS, "unreadable"]
+    classes = ("probability_cat", "probability_dog")
+    members = [f"{network}_{column}" for network in NETWORKS for column in classes]
+    assert list(rows[0]) == ["photo", "label", *classes, *members, "unreadable"]
+    assert [rows[0][column] for column in (*classes, *members)] == [""] * 6
     assert [row["photo"] for row in rows] == paths
     assert [row["unreadable"] for row in rows] == [
         "file is cut off",
@@ -79,10 +120,11 @@ def test_predict_prints_a_table_for_people(finished: Repository, tmp_path: Path)
     done = finished.run("predict.py", str(tmp_path / "cat.jpg"), "--image", str(grid))
     header, line, _, written = done.stdout.splitlines()
     assert (written, grid.exists()) == (f"wrote {grid}", True)
-    assert header.split() == ["P(dog)", *NETWORKS]
+    assert header.split() == ["photo", "label", "probability", *NETWORKS]
     name, label, *probabilities = line.split()
     assert (name, label in ("cat", "dog"), len(probabilities)) == (str(tmp_path / "cat.jpg"), True, 3)
     assert all(0 <= float(probability) <= 1 for probability in probabilities)
+    assert float(probabilities[0]) >= 0.5  # the most probable one of two
 
 
 def test_predict_names_mistakes_before_any_work(finished: Repository, project: Project, tmp_path: Path) -> None:
@@ -96,7 +138,7 @@ def test_predict_names_mistakes_before_any_work(finished: Repository, project: P
     assert "not allowed with argument" in error_line(finished.run("predict.py", "a.jpg", "--csv", "--json"))
     project.write_params()
     assert error_line(project.run("predict.py", "a.jpg")) == (
-        "metrics/ensemble.json does not exist; run `dvc repro` to create it"
+        "metrics/combination.json does not exist; run `dvc repro` to create it"
     )
 
 
@@ -104,7 +146,18 @@ def test_predict_refuses_other_networks_than_were_scored(repository: Repository)
     repository.params["networks"] = {"resnet18": {"weights": "none"}}
     repository.write_params()
     assert error_line(repository.run("predict.py", "a.jpg")) == (
-        "metrics/ensemble.json is for resnet18, resnet34, but params.yaml lists resnet18; run `dvc repro` to fix this"
+        "metrics/combination.json is for resnet18, resnet34, but params.yaml lists resnet18; "
+        "run `dvc repro` to fix this"
+    )
+
+
+def test_predict_refuses_models_of_different_classes(repository: Repository) -> None:
+    path = repository.root / "models/resnet34.safetensors"
+    network, description = load_model(path)
+    path.unlink()  # DVC protects it from being written to
+    save_model(path, network.state_dict(), description | {"classes": ["dog", "cat"]})
+    assert error_line(repository.run("predict.py", "a.jpg")) == (
+        "resnet18 and resnet34 were not all trained with the same classes; run `dvc repro` to fix this"
     )
 
 
@@ -113,8 +166,8 @@ def test_submission_is_in_kaggles_order_and_clipped_as_validation_suggests(repos
     write_zip(repository.root / "data/raw/test1.zip", files | {"test1/7.jpg": b"no photo"})
     # A confident mistake on validation: without a clip the log loss would be far worse.
     table = pd.read_csv(repository.root / "metrics/ensemble_predictions.csv")
-    table["probability_of_dog"] = (table["label"] == "dog").astype(float)
-    table.loc[0, "probability_of_dog"] = 1 - table.loc[0, "probability_of_dog"]
+    table["probability_dog"] = (table["label"] == "dog").astype(float)
+    table.loc[0, "probability_dog"] = 1 - table.loc[0, "probability_dog"]
     (repository.root / "metrics/ensemble_predictions.csv").unlink()  # DVC protects it from being written to
     table.to_csv(repository.root / "metrics/ensemble_predictions.csv", index=False)
 
@@ -134,3 +187,12 @@ def test_submission_is_in_kaggles_order_and_clipped_as_validation_suggests(repos
     write_zip(repository.root / "data/raw/test1.zip", {"test1/first.jpg": files["test1/1.jpg"]})
     assert "contains test1/first.jpg; expected Kaggle's names" in error_line(repository.run("submission.py"))
     assert len(pd.read_csv(repository.root / "submission.csv")) == 11  # unchanged
+
+
+def test_submission_is_for_cats_and_dogs_only(flowers: Project, tmp_path: Path) -> None:
+    write_zip(tmp_path / "test1.zip", {"test1/1.jpg": photo_bytes("rose", 1)})
+    flowers.write_params()
+    assert error_line(flowers.run("submission.py", str(tmp_path / "test1.zip"))) == (
+        "the classes are ox-eye daisy, rose, tulip; a submission needs cat and dog; set classes in params.yaml and run "
+        "`dvc repro`"
+    )

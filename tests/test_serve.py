@@ -1,28 +1,42 @@
 """The page that `make serve` opens, in a real browser."""
 
+import re
 import socket
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from serve import one_of
 
 import forked
 import pytest
-from photos import draw_photo, encode, photo_bytes
+from photos import FLOWERS, draw_photo, encode, photo_bytes
 from playwright.sync_api import Browser
-from projects import REPOSITORY, Repository, error_line
+from projects import REPOSITORY, Project, Repository, error_line
+
+
+@contextmanager
+def serving(project: Project) -> Iterator[str]:
+    """Serve the page with the project's ensemble, and give its URL."""
+    command = [forked.python(), REPOSITORY / "tools/serve.py", "0"]
+    with subprocess.Popen(
+        command, cwd=project.root, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as server:
+        line = server.stdout.readline()
+        try:
+            yield line.split()[0]
+        finally:
+            server.terminate()
+            status = server.wait(timeout=20)
+        assert status == 143
 
 
 @pytest.fixture
 def address(finished: Repository) -> Iterator[str]:
     """The URL of the page that answers with the finished repository's ensemble."""
-    command = [forked.python(), REPOSITORY / "tools/serve.py", "0"]
-    with subprocess.Popen(
-        command, cwd=finished.root, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as server:
-        line = server.stdout.readline()
-        yield line.split()[0]
-        server.terminate()
-        assert server.wait(timeout=20) == 143
+    with serving(finished) as url:
+        yield url
 
 
 @pytest.mark.slow
@@ -38,14 +52,16 @@ def test_serve_answers_uploaded_photos(browser: Browser, address: str, tmp_path:
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on("request", lambda request: requests.append(request.url))
     page.goto(address)
-    page.get_by_label("Photos of a cat or a dog").set_input_files(sorted(tmp_path.iterdir()))
-    page.get_by_role("button", name="Classify").click()
+    page.get_by_role("heading", name="Cat or dog?").wait_for()
+    page.get_by_label("Photos to classify").set_input_files(sorted(tmp_path.iterdir()))
+    page.get_by_role("button", name="Classify", exact=True).click()
     page.get_by_role("heading", name="Answers").wait_for()
 
     letter, max_, tom = page.locator(".gallery li").all()
     assert "This file could not be read as a photo." in letter.inner_text()
     for photo, name in ((max_, "max.png"), (tom, "tom <b>&.jpg")):
         assert name in photo.inner_text()
+        assert photo.locator("p").count() == 1  # the second class says nothing new
         assert photo.locator("strong").inner_text().startswith(("cat ", "dog "))
         assert photo.locator("dt").all_inner_texts() == ["resnet18", "resnet34"]
         assert photo.locator("img").evaluate("image => image.complete && image.naturalWidth > 0")
@@ -57,6 +73,34 @@ def test_serve_answers_uploaded_photos(browser: Browser, address: str, tmp_path:
     assert (empty.status, "Choose at least one photo." in empty.text()) == (400, True)
     assert page.request.get(address, headers={"Host": "elsewhere.example"}).status == 400
     page.close()
+
+
+@pytest.mark.slow
+def test_serve_shows_the_two_most_probable_of_three_classes(browser: Browser, flowers: Project, tmp_path: Path) -> None:
+    (tmp_path / "rose.jpg").write_bytes(photo_bytes("rose", 1))
+    (tmp_path / "tulip.jpg").write_bytes(photo_bytes("tulip", 1))
+    with serving(flowers) as url:
+        page = browser.new_page(viewport={"width": 375, "height": 700})
+        page.goto(url)
+        assert page.title() == "Ox-eye daisy, rose or tulip?"
+        page.get_by_label("Photos to classify").set_input_files(sorted(tmp_path.iterdir()))
+        page.get_by_role("button", name="Classify", exact=True).click()
+        page.get_by_text("Every photo is classified as ox-eye daisy, rose or tulip, whatever it shows.").wait_for()
+        for photo in page.locator(".gallery li").all():
+            answers = [
+                re.fullmatch(r"(.*?)\s[<>]?\s?([\d.]+)\s%", text) for text in photo.locator("p").all_inner_texts()
+            ]
+            (first, probability), (second, other) = (answer.groups() for answer in answers)
+            assert {first, second} < {*FLOWERS}
+            assert float(probability) >= float(other)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 375
+        page.close()
+
+
+def test_serve_names_at_most_six_classes() -> None:
+    assert one_of(["cat", "dog"]) == "cat or dog"
+    assert one_of([*"abcdef"]) == "a, b, c, d, e or f"
+    assert one_of([*"abcdefg"]) == "one of 7 classes"
 
 
 def test_serve_names_a_port_that_it_cannot_use(finished: Repository) -> None:

@@ -32,11 +32,11 @@ def test_train_gives_the_same_bytes_again_and_others_with_another_seed(small: Pr
 
 @pytest.mark.slow
 def test_train_keeps_the_best_epoch_unchanged(small: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    states, accuracies = [], iter([0.5, 0.9, 0.6])
+    states, losses = [], iter([0.5, 0.1, 0.4])
 
     def scripted_validation(training: train.Training) -> dict:
         states.append({key: tensor.clone() for key, tensor in training.network.state_dict().items()})
-        return {"validation_loss": 1.0, "validation_accuracy": next(accuracies)}
+        return {"validation_loss": next(losses), "validation_accuracy": 0.5}
 
     monkeypatch.setattr(train.Training, "validate", scripted_validation)
     monkeypatch.setattr("sys.argv", ["train.py", "resnet18"])
@@ -156,6 +156,48 @@ def test_train_follows_the_first_posts_recipe_with_a_falling_learning_rate(small
         "fc.0.weight": (2, 512),
         "fc.0.bias": (2,),
     }
+
+
+def fit(small: Project, **changes: object) -> pd.DataFrame:
+    """Train from a fitted head; returns the learning curve."""
+    small.params["networks"]["resnet18"]["weights"] = write_weights(small.root, "resnet18").name
+    small.params["train"] |= {"head_init": "fitted", "head_width": 0, "layers": "last_half", "epochs": 1, **changes}
+    small.succeed("train.py", "resnet18")
+    return pd.read_csv(small.root / "metrics/curves/resnet18.csv")
+
+
+@pytest.mark.slow
+def test_train_fits_the_head_before_the_first_step(small: Project) -> None:
+    curve = fit(small)
+    assert curve["epoch"].tolist() == [0, 1]
+    assert curve.loc[0, "lr"] == 0
+    # The photos are easy: reddish and bluish noise. A random head is right for half of them.
+    assert curve.loc[0, "validation_accuracy"] == 1
+    assert curve.loc[0, "train_loss"] < 0.2
+
+
+@pytest.mark.slow
+def test_train_keeps_the_fitted_head_if_training_makes_it_worse(small: Project) -> None:
+    small.params |= {"lr": 1.0}
+    curve = fit(small)
+    assert curve.loc[1, "validation_loss"] > curve.loc[0, "validation_loss"]
+    assert small.read_json("metrics/train_resnet18.json")["epoch"] == 0
+    before = torch.load(small.root / small.params["networks"]["resnet18"]["weights"], weights_only=True)
+    after = load_file(small.root / "models/resnet18.safetensors")
+    assert torch.equal(before["layer4.1.conv2.weight"], after["layer4.1.conv2.weight"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("statistics", ["fixed", "updated"])
+def test_train_updates_the_statistics_of_batchnorm_if_asked_to(small: Project, statistics: str) -> None:
+    small.params["networks"]["resnet18"]["weights"] = write_weights(small.root, "resnet18").name
+    small.params["train"] |= {"layers": "last_half", "epochs": 1, "batchnorm_statistics": statistics}
+    small.succeed("train.py", "resnet18")
+    before = torch.load(small.root / small.params["networks"]["resnet18"]["weights"], weights_only=True)
+    after = load_file(small.root / "models/resnet18.safetensors")
+    for key in ("layer4.1.bn2.running_mean", "layer4.1.bn2.running_var"):
+        assert torch.equal(before[key], after[key]) == (statistics == "fixed"), key
+    assert not torch.equal(before["layer4.1.bn2.weight"], after["layer4.1.bn2.weight"])
 
 
 @pytest.mark.slow

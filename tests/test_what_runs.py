@@ -43,6 +43,8 @@ PARAMS = {
     "train.launcher": ("env python", NETWORKS),
     "train.layers": ("head", NETWORKS),
     "train.body_lr_factor": (0.5, NETWORKS),
+    "train.batchnorm_statistics": ("updated", NETWORKS),
+    "train.head_init": ("random", NETWORKS),
     "train.head_width": (256, NETWORKS),
     "train.dropout": (0.2, NETWORKS),
     "train.optimizer": ("sgd", NETWORKS),

@@ -11,9 +11,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `pipeline` can be imported
 
 import time
+import warnings
 from collections.abc import Iterator
 
-from pipeline.core import CLASSES, SPLITS
+from pipeline.core import SPLITS
 from pipeline.core.command_line import read_arguments
 from pipeline.core.files import atomic_write
 from pipeline.core.params import Params, read_params
@@ -24,14 +25,14 @@ from pipeline.networks.building import Head, build_network, check_image_size
 from pipeline.networks.compute import set_up
 from pipeline.networks.dataset import PackedSplit, open_split
 from pipeline.networks.predicting import fold_batchnorm, predict_logits
-from pipeline.pages.rendering import render, thumbnail
-from pipeline.scores.scoring import label_numbers
+from pipeline.pages.rendering import most_probable, render, thumbnail
+from pipeline.scores.predictions import label_numbers
 
 import numpy as np
 import pandas as pd
 import torch
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GroupKFold, cross_val_predict
+from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
@@ -52,16 +53,18 @@ def main() -> None:
     device, dtype = set_up(params.precision)
     start = time.perf_counter()
     splits = {split: open_split(packed_split(split), device) for split in SPLITS}
+    classes = splits["train"].description["classes"]
     photos = read_photos()
+    labels = label_numbers(photos["label"], classes)
     features = np.hstack([features_of(name, splits, params, dtype) for name in params.networks])
-    probabilities = judge(features, photos)
-    photos["probability_of_label"] = get_label_quality_scores(label_numbers(photos), probabilities).round(DIGITS)
-    estimated_wrong = int(find_label_issues(label_numbers(photos), probabilities, n_jobs=1).sum())
+    probabilities = judge(features, labels, photos["group"])
+    photos["probability_of_label"] = get_label_quality_scores(labels, probabilities).round(DIGITS)
+    estimated_wrong = int(find_label_issues(labels, probabilities, n_jobs=1).sum())
     ranked = photos.sort_values("probability_of_label", kind="stable")
     ranked.insert(0, "rank", range(1, len(ranked) + 1))
     page = render(
         "audit.html.jinja",
-        photos=list(show(ranked.head(SHOWN), splits)),
+        photos=list(show(ranked.head(SHOWN), probabilities, classes, splits)),
         total=len(ranked),
         estimated_wrong=estimated_wrong,
         networks=list(params.networks),
@@ -75,10 +78,14 @@ def main() -> None:
 
 
 def read_photos() -> pd.DataFrame:
-    """The photos of all splits in the row order of their packed files; `row` is the position in the split."""
+    """The photos of all splits in the row order of their packed files.
+
+    `row` is the position in the split; copies have the same `group`.
+    """
     table = read_split_table()
     photos = pd.concat([table[table["split"] == split] for split in SPLITS], ignore_index=True)
     photos["row"] = photos.groupby("split").cumcount()
+    photos["group"] = photos["copy_of"].where(photos["copy_of"] != "", photos["photo"])
     return photos
 
 
@@ -90,7 +97,7 @@ def features_of(name: str, splits: dict[str, PackedSplit], params: Params, dtype
             f"warning: networks.{name}.weights is none; features from random weights say little about labels",
             file=sys.stderr,
         )
-    network = build_network(name, weights, head_width=0, dropout=0, seed=0)
+    network = build_network(name, weights, classes=2, head_width=0, dropout=0, seed=0)
     check_image_size(network, name, splits["train"].description["image_size"], "prepare.image_size")
     [head] = [path for path, module in network.named_modules() if isinstance(module, Head)]
     network.set_submodule(head, nn.Identity())
@@ -99,22 +106,29 @@ def features_of(name: str, splits: dict[str, PackedSplit], params: Params, dtype
     return torch.cat(features).numpy()
 
 
-def judge(features: np.ndarray, photos: pd.DataFrame) -> np.ndarray:
-    """Probabilities of cat and dog [photos, 2], from a classifier that saw neither the photo nor an identical copy."""
+def judge(features: np.ndarray, labels: np.ndarray, groups: pd.Series) -> np.ndarray:
+    """Probabilities [photos, classes], from a classifier that saw neither the photo nor another one of its group.
+
+    Every class has a group of copies in each split, and is therefore in every fold's training part.
+    """
     classifier = make_pipeline(StandardScaler(), LogisticRegression(C=REGULARISATION, max_iter=1000))
-    folds = GroupKFold(FOLDS, shuffle=True, random_state=FOLDS_SEED)
-    labels, groups = label_numbers(photos), photos["sha256"]
-    return cross_val_predict(classifier, features, labels, groups=groups, cv=folds, method="predict_proba")
+    largest_class = int(groups.groupby(labels).nunique().max())
+    folds = StratifiedGroupKFold(min(FOLDS, largest_class), shuffle=True, random_state=FOLDS_SEED)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class")  # it has fewer photos than there are folds
+        return cross_val_predict(classifier, features, labels, groups=groups, cv=folds, method="predict_proba")
 
 
-def show(photos: pd.DataFrame, splits: dict[str, PackedSplit]) -> Iterator[dict]:
-    """What the page shows for each photo."""
-    for photo in photos.to_dict("records"):
-        is_dog = photo["label"] == CLASSES[1]
+def show(
+    photos: pd.DataFrame, probabilities: np.ndarray, classes: list[str], splits: dict[str, PackedSplit]
+) -> Iterator[dict]:
+    """What the page shows for each photo; the index of `photos` is its row in `probabilities`."""
+    for index, photo in zip(photos.index, photos.to_dict("records"), strict=True):
+        by_class = dict(zip(classes, probabilities[index].tolist(), strict=True))
         yield {
             **photo,
-            "other": CLASSES[not is_dog],
-            "probability_of_dog": photo["probability_of_label"] if is_dog else 1 - photo["probability_of_label"],
+            "probabilities": by_class,
+            "other": next(name for name in most_probable(by_class, 2) if name != photo["label"]),
             "image": thumbnail(splits[photo["split"]].pixels[photo["row"]].cpu().numpy()),
         }
 

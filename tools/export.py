@@ -1,8 +1,8 @@
 """Export the trained models to ONNX: each member, and the ensemble as one graph, with a model card.
 
-Reads models/, metrics/ and data/prepared/test.safetensors; writes export/. A graph takes one image, already scaled, and
-returns the probabilities of cat and dog. The model card has the Python code that scales a photo, and the expected
-answer for example.png, a synthetic photo.
+Reads models/, metrics/ and data/prepared/; writes export/. A graph takes one image, already scaled, and returns the
+probability of each class; the classes' names are in its metadata. The model card has the Python code that scales a
+photo, and the expected answer for example.png, a synthetic photo.
 """
 
 import sys
@@ -11,15 +11,24 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `pipeline` can be imported
 
 import io
+import json
 import logging
 import warnings
 from collections.abc import Callable
 
 from pipeline.core.command_line import read_arguments
 from pipeline.core.errors import UserError
-from pipeline.core.files import atomic_write, read_json
+from pipeline.core.files import atomic_write, read_json, require_file
 from pipeline.core.params import Params, read_params, without_folders
-from pipeline.core.paths import ENSEMBLE_SCORES, EXPORT, NETWORK_SCORES, PREPARE_SUMMARY, packed_split
+from pipeline.core.paths import (
+    ENSEMBLE_CLASS_SCORES,
+    ENSEMBLE_SCORES,
+    EXPORT,
+    NETWORK_CLASS_SCORES,
+    NETWORK_SCORES,
+    PREPARE_SUMMARY,
+    packed_split,
+)
 from pipeline.core.process import extra_packages, run_stage
 from pipeline.core.split_table import describe_classes, read_split_table
 from pipeline.inference import Ensemble
@@ -33,7 +42,6 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image, ImageDraw
-from scipy.special import expit
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -45,9 +53,10 @@ with extra_packages("export"):
 
 CHECKED_PHOTOS = 100  # test photos, at most
 LARGEST_DIFFERENCE = 0.001  # allowed between the probabilities of a runtime and the pipeline
+MOST_NAMED = 6  # classes in the model card
 OPSET, IR_VERSION = 18, 8  # old enough for onnxruntime 1.17 and OpenCV 4.11
 
-Run = Callable[[np.ndarray], np.ndarray]  # maps an image, as the graphs take it, to probabilities [1, 2]
+Run = Callable[[np.ndarray], np.ndarray]  # maps an image, as the graphs take it, to probabilities [1, classes]
 
 
 def main() -> None:
@@ -66,11 +75,14 @@ def main() -> None:
     with atomic_write() as write_to:
         for name, (networks, combination) in graphs.items():
             file = write_to(EXPORT / f"{name}.onnx")
-            write_onnx(ImageToProbabilities(networks, combination, ensemble.image_size), file)
+            write_onnx(ImageToProbabilities(networks, combination, ensemble.image_size), ensemble.classes, file)
             differences[name] = compare(name, file, pixels, expected[name])
         write_to(EXPORT / "example.png").write_bytes(example)
         table = pd.DataFrame.from_dict(differences, orient="index")
-        example_answers = {name: probabilities[-1] for name, probabilities in expected.items()}
+        example_answers = {
+            name: dict(zip(ensemble.classes, probabilities[-1].tolist(), strict=True))
+            for name, probabilities in expected.items()
+        }
         card = model_card(without_folders(params), ensemble, table, len(photos), example_answers)
         write_to(EXPORT / "MODEL_CARD.md").write_text(card, encoding="utf-8")
     for path in EXPORT.glob("*.onnx"):
@@ -82,7 +94,7 @@ def main() -> None:
 
 
 class ImageToProbabilities(nn.Module):
-    """Maps one image, float32 RGB [1, 3, size, size] from 0 to 255, to probabilities of cat and dog, float32 [1, 2].
+    """Maps one image, float32 RGB [1, 3, size, size] from 0 to 255, to probabilities, float32 [1, classes].
 
     Computes what the pipeline computes, with operations that runtimes agree on: no resizing (OpenVINO does not
     antialias), and no negative steps, comparisons or indices that drop an axis (OpenCV fails or is silently wrong).
@@ -101,18 +113,26 @@ class ImageToProbabilities(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         image = (image - self.mean) / self.std
-        margins = []
+        member_logits = []
         for network, flips in zip(self.networks, self.flips, strict=True):
             logits = network(image)
             if flips:
                 logits = (logits + network(image.index_select(3, self.mirrored))) / 2
-            margins.append(logits[:, 1:] - logits[:, :1])
-        dog = self.combination(margins, torch.sigmoid, lambda margin: (margin * 2.0**100).clamp(0, 1))
-        return torch.cat([1 - dog, dog], dim=1)
+            member_logits.append(logits)
+        return self.combination(member_logits, softmax=softmax, votes=votes, array=torch.tensor)
 
 
-def write_onnx(graph: ImageToProbabilities, file: Path) -> None:
-    """Write `graph` to `file`, with its weights."""
+def softmax(logits: Tensor) -> Tensor:
+    return logits.softmax(dim=1)
+
+
+def votes(logits: Tensor) -> Tensor:
+    """1.0 for the highest logit of each row, 0.0 for the others."""
+    return ((logits - logits.amax(dim=1, keepdim=True)) * 2.0**100 + 1).clamp(0, 1)
+
+
+def write_onnx(graph: ImageToProbabilities, classes: list[str], file: Path) -> None:
+    """Write `graph` to `file`, with its weights and, in its metadata, the names of the classes."""
     size = len(graph.mirrored)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(action="ignore"):  # about PyTorch's internals
@@ -129,11 +149,12 @@ def write_onnx(graph: ImageToProbabilities, file: Path) -> None:
     model.ir_version = IR_VERSION
     for node in model.graph.node:
         del node.metadata_props[:]  # where in this computer's code it comes from
+    onnx.helper.set_model_props(model, {"classes": json.dumps(classes)})
     onnx.save(model, file)
 
 
 def compare(name: str, file: Path, pixels: np.ndarray, expected: np.ndarray) -> dict[str, float]:
-    """The largest difference from the `expected` probabilities of dog [N], by runtime and version.
+    """The largest difference from the `expected` probabilities [N, classes], by runtime and version.
 
     Raises UserError if it is larger than LARGEST_DIFFERENCE.
     """
@@ -142,8 +163,8 @@ def compare(name: str, file: Path, pixels: np.ndarray, expected: np.ndarray) -> 
     differences = {}
     for runtime, run in runs.items():
         images = pixels.transpose(0, 3, 1, 2)[:, np.newaxis].astype("float32")
-        found = [run(image)[0, 1] for image in tqdm(images, desc=f"{name}, {runtime}", disable=None, leave=False)]
-        differences[runtime] = float(np.abs(found - expected).max())
+        found = [run(image).copy() for image in tqdm(images, desc=f"{name}, {runtime}", disable=None, leave=False)]
+        differences[runtime] = float(np.abs(np.concatenate(found) - expected).max())
         if not differences[runtime] <= LARGEST_DIFFERENCE:
             raise UserError(
                 f"{name}: {runtime} and the pipeline differ by {differences[runtime]:.2g} in a probability; expected "
@@ -166,8 +187,8 @@ def read_photos(ensemble: Ensemble) -> np.ndarray:
     """The first test photos as prepared: uint8 [N, size, size, 3]. Raises UserError if the models need others."""
     path = packed_split("test")
     packed = open_split(path, torch.device("cpu"))
-    for key, expected in {"image_size": ensemble.image_size, "resize": ensemble.resize}.items():
-        if packed.description[key] != expected:
+    for key in ("classes", "image_size", "resize"):
+        if packed.description[key] != getattr(ensemble, key):
             raise UserError(f"{path} has a different {key} than the models; run `dvc repro` to fix this")
     return packed.pixels[:CHECKED_PHOTOS].numpy()
 
@@ -189,21 +210,33 @@ def encode_png(image: Image.Image) -> bytes:
 
 
 def probabilities_of(ensemble: Ensemble, pixels: np.ndarray) -> dict[str, np.ndarray]:
-    """The pipeline's probabilities of dog [N], from each network and from the ensemble (key `ensemble`)."""
-    margins = ensemble.margins(pixels)
-    return {
-        **{name: expit(margins[name].to_numpy()) for name in margins},
-        "ensemble": ensemble.combination(margins.to_numpy().T),
+    """The pipeline's probabilities [N, classes], from each network and from the ensemble (key `ensemble`)."""
+    combined, members = ensemble.probabilities(pixels)
+    return {**members, "ensemble": combined}
+
+
+def read_scores() -> dict[str, dict]:
+    """The scores on test of each network and of the ensemble, and with them `recall`, by class."""
+    scores, class_scores = (
+        pd.concat(pd.read_csv(require_file(path), dtype={"class": str}, keep_default_na=False) for path in paths)
+        for paths in ((NETWORK_SCORES, ENSEMBLE_SCORES), (NETWORK_CLASS_SCORES, ENSEMBLE_CLASS_SCORES))
+    )
+    recalls = {
+        name: dict(zip(rows["class"], rows["recall"], strict=True)) for name, rows in class_scores.groupby("network")
     }
+    test = scores[scores["split"] == "test"].set_index("network")
+    return {name: {**row, "recall": recalls[name]} for name, row in test.to_dict("index").items()}
 
 
 def model_card(
-    params: Params, ensemble: Ensemble, differences: pd.DataFrame, checked: int, example: dict[str, float]
+    params: Params, ensemble: Ensemble, differences: pd.DataFrame, checked: int, example: dict[str, dict[str, float]]
 ) -> str:
     """The model card as Markdown: input and output of the graphs, training, scores and limitations."""
     settings = {"lr": params.lr, **params.train.model_dump(exclude={"launcher"})}
     return render(
         "model_card.md.jinja",
+        classes=ensemble.classes,
+        most_named=MOST_NAMED,
         networks=list(ensemble.networks),
         method=ensemble.combination.method,
         test_time_flip=params.evaluate.test_time_flip,
@@ -216,10 +249,10 @@ def model_card(
         ir_version=IR_VERSION,
         source=params.prepare.source,
         prepared=read_json(PREPARE_SUMMARY),
-        classes=describe_classes(read_split_table()),
+        photos_by_class=describe_classes(read_split_table()),
         weights=", ".join(f"{name}: {network.weights}" for name, network in params.networks.items()),
         settings=", ".join(f"{key}: {value}" for key, value in settings.items()),
-        scores={**read_json(NETWORK_SCORES), "ensemble": read_json(ENSEMBLE_SCORES)},
+        scores=read_scores(),
     )
 
 

@@ -1,7 +1,8 @@
-"""Classify photos with the trained ensemble: cat or dog, with the probability from each network.
+"""Classify photos with the trained ensemble.
 
-Folders and zips are searched for photos. Prints a table, CSV or JSON; probabilities are those of dog, from 0 to 1. An
-unreadable photo gets a line as well, and the exit status is then 1.
+Folders and zips are searched for photos. Prints a table of the most probable classes, with the probability from the
+ensemble and from each network, or all probabilities as CSV or JSON. An unreadable photo gets a line as well, and the
+exit status is then 1.
 """
 
 import sys
@@ -26,6 +27,7 @@ from pipeline.pages.rendering import says
 from pipeline.photos.containers import is_archive, read_file
 from pipeline.photos.decoding import UnreadablePhoto
 from pipeline.photos.source import PhotoSource, printable
+from pipeline.scores.predictions import probability_columns
 
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
@@ -52,7 +54,7 @@ def main() -> None:
 
     members = list(ensemble.networks)
     if arguments.csv:
-        print(as_csv(answers, members), end="")
+        print(as_csv(answers, ensemble.classes, members), end="")
     elif arguments.json:
         print(as_json(answers))
     else:
@@ -119,45 +121,54 @@ def failing(reason: str) -> Callable[[], bytes]:
 
 
 def as_text(answers: list[Answer], members: list[str]) -> str:
-    """A table with one line per photo: its name, the answer, and the probabilities of dog."""
+    """A table with one line per photo: its name, the most probable class, and the probabilities of that class."""
     width = max(len(answer.photo) for answer in answers)
-    widths = [max(len(name), 6) for name in members]
-    lines = [f"{'':{width}}  {'':6}  {'P(dog)':>6}"]
-    lines[0] += "".join(f"  {name:>{size}}" for name, size in zip(members, widths, strict=True))
+    label_width = max(len(text) for text in ("label", *(answer.label for answer in answers)))
+    columns = ["probability", *members]
+    widths = [max(len(name), 6) for name in columns]
+    lines = [f"{'photo':{width}}  {'label':{label_width}}"]
+    lines[0] += "".join(f"  {name:>{size}}" for name, size in zip(columns, widths, strict=True))
     for answer in answers:
-        line = f"{answer.photo:{width}}  {answer.unreadable or answer.label:6}"
+        line = f"{answer.photo:{width}}  {answer.unreadable or answer.label:{label_width}}"
         if not answer.unreadable:
-            line += f"  {answer.ensemble:.4f}"
-            line += "".join(f"  {answer.members[name]:>{size}.4f}" for name, size in zip(members, widths, strict=True))
+            values = [answer.confidence, *(answer.members[name][answer.label] for name in members)]
+            line += "".join(f"  {value:>{size}.4f}" for value, size in zip(values, widths, strict=True))
         lines.append(line)
     return "\n".join(lines)
 
 
-def as_csv(answers: list[Answer], members: list[str]) -> str:
-    """Columns photo, label, ensemble, one per member, and unreadable (the reason if there is no answer)."""
-    rows = [
-        {"photo": answer.photo, "label": answer.label, "ensemble": answer.ensemble}
-        | {name: answer.members.get(name) for name in members}
-        | {"unreadable": answer.unreadable}
-        for answer in answers
-    ]
-    return pd.DataFrame(rows).to_csv(index=False, float_format=f"%.{DIGITS}f")
+def as_csv(answers: list[Answer], classes: list[str], members: list[str]) -> str:
+    """Columns photo, label, probability_<class>, <member>_probability_<class>, and unreadable (the reason)."""
+    of_ensemble = probability_columns(classes)
+    columns = [*of_ensemble, *(f"{name}_{column}" for name in members for column in of_ensemble)]
+    rows = []
+    for answer in answers:
+        by_class = (answer.ensemble, *answer.members.values())  # empty if the photo is unreadable
+        values = [probability for probabilities in by_class for probability in probabilities.values()]
+        probabilities = dict(zip(columns, values, strict=False))
+        rows.append({"photo": answer.photo, "label": answer.label, **probabilities, "unreadable": answer.unreadable})
+    table = pd.DataFrame(rows, columns=["photo", "label", *columns, "unreadable"])
+    return table.to_csv(index=False, float_format=f"%.{DIGITS}f")
 
 
 def as_json(answers: list[Answer]) -> str:
-    """A list of objects with photo and either label, ensemble and members, or unreadable."""
+    """A list of objects with photo and either label, probabilities and members, or unreadable."""
     records = [
         {"photo": answer.photo, "unreadable": answer.unreadable}
         if answer.unreadable
         else {
             "photo": answer.photo,
             "label": answer.label,
-            "ensemble": round(answer.ensemble, DIGITS),
-            "members": {name: round(probability, DIGITS) for name, probability in answer.members.items()},
+            "probabilities": rounded(answer.ensemble),
+            "members": {name: rounded(probabilities) for name, probabilities in answer.members.items()},
         }
         for answer in answers
     ]
     return json.dumps(records, indent=2, ensure_ascii=False)
+
+
+def rounded(probabilities: dict[str, float]) -> dict[str, float]:
+    return {label: round(probability, DIGITS) for label, probability in probabilities.items()}
 
 
 def draw_answers(answers: list[Answer]) -> Image.Image:
@@ -177,12 +188,19 @@ def draw_answers(answers: list[Answer]) -> Image.Image:
         else:
             sheet.paste(Image.fromarray(answer.pixels).resize((side, side)), (left, top))
             text = says(answer.ensemble).replace("\N{NO-BREAK SPACE}", " ")  # the font has no such glyph
-        draw.text((left, top + side + 2), text, "black", large)
-        name = Path(answer.photo).name
-        while draw.textlength(name, small) > side:
-            name = f"…{name[2:]}"
-        draw.text((left, top + side + 22), name, "dimgrey", small)
+        draw.text((left, top + side + 2), shortened(text, large, side), "black", large)
+        draw.text((left, top + side + 22), shortened(Path(answer.photo).name, small, side), "dimgrey", small)
     return sheet
+
+
+def shortened(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """`text`, its middle replaced by … if it would be wider than `width` pixels."""
+    middle = len(text) // 2
+    start, end = text[:middle], text[middle:]
+    while font.getlength(text) > width:
+        start, end = start[:-1], end[1:]
+        text = f"{start}…{end}"
+    return text
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Serve a local page for classifying photos as cat or dog with the trained ensemble.
+"""Serve a local page for classifying photos with the trained ensemble.
 
 The page is at http://127.0.0.1:8000, or another port if one is given. Only this computer can open it, and photos are
 not stored.
@@ -17,7 +17,7 @@ from pipeline.core.command_line import ArgumentParser
 from pipeline.core.errors import UserError
 from pipeline.core.process import extra_packages, run_stage
 from pipeline.inference import Answer, Ensemble, Question, load_ensemble
-from pipeline.pages.rendering import render, thumbnail
+from pipeline.pages.rendering import most_probable, render, thumbnail
 
 with extra_packages("serve"):
     from flask import Flask, request
@@ -27,6 +27,7 @@ with extra_packages("serve"):
 HOST, PORT = "127.0.0.1", 8000
 LARGEST_UPLOAD = 2**28  # bytes
 SHOWN_SIDE = 320  # pixels
+MOST_NAMED = 6  # classes in the title
 
 
 def main() -> None:
@@ -60,7 +61,9 @@ def make_app(ensemble: Ensemble) -> Flask:
     app.config |= {"MAX_CONTENT_LENGTH": LARGEST_UPLOAD, "MAX_FORM_PARTS": None, "TRUSTED_HOSTS": [HOST, "localhost"]}
 
     def page(photos: list[dict] | None = None, problem: str = "") -> str:
-        return render("serve.html.jinja", photos=photos, problem=problem)
+        named = one_of(ensemble.classes)
+        title = f"{named[0].upper()}{named[1:]}?"
+        return render("serve.html.jinja", title=title, one_of=named, photos=photos, problem=problem)
 
     @app.get("/")
     def form() -> str:
@@ -82,10 +85,19 @@ def make_app(ensemble: Ensemble) -> Flask:
     return app
 
 
+def one_of(classes: list[str]) -> str:
+    """For people: `cat or dog`, or `one of 102 classes` if there are too many to name."""
+    if len(classes) > MOST_NAMED:
+        return f"one of {len(classes)} classes"
+    return f"{', '.join(classes[:-1])} or {classes[-1]}"
+
+
 def photo_shown(answer: Answer) -> dict:
-    """What the page shows for a photo: its name, its image (empty if unreadable) and the probabilities of dog."""
+    """What the page shows for a photo: its name, its image (empty if unreadable), and the most probable classes."""
     image = "" if answer.pixels is None else thumbnail(answer.pixels, SHOWN_SIDE)
-    return {"name": answer.photo, "image": image, "ensemble": answer.ensemble, "members": answer.members}
+    count = 2 if len(answer.ensemble) > 2 else 1  # with two classes, the second one says nothing new
+    best = most_probable(answer.ensemble, count)
+    return {"name": answer.photo, "image": image, "ensemble": best, "members": answer.members}
 
 
 if __name__ == "__main__":

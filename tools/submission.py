@@ -1,4 +1,4 @@
-"""Predict Kaggle's unlabelled photos and write submission.csv, the file that Kaggle scores.
+"""Predict Kaggle's unlabelled photos of cats and dogs and write submission.csv, the file that Kaggle scores.
 
 Reads data/raw/test1.zip ("Dogs vs. Cats") or data/raw/test.zip (its "Redux" edition), with photos named 1.jpg, 2.jpg
 and so on. Writes one row per photo, in the order of these numbers: id, and label, which is the probability of dog.
@@ -15,18 +15,19 @@ from functools import partial
 from pathlib import PurePosixPath
 
 from pipeline.core.command_line import ArgumentParser
-from pipeline.core.errors import UserError
-from pipeline.core.files import atomic_write, require_file
-from pipeline.core.paths import ENSEMBLE_PREDICTIONS, SUBMISSION, UNLABELLED_ARCHIVES
+from pipeline.core.errors import UserError, list_some
+from pipeline.core.files import atomic_write
+from pipeline.core.paths import SUBMISSION, UNLABELLED_ARCHIVES
 from pipeline.core.process import run_stage
 from pipeline.inference import Question, load_ensemble
 from pipeline.photos.source import Photo, PhotoSource
-from pipeline.scores.scoring import label_numbers, predicted_labels
+from pipeline.scores.predictions import PROBABILITY, classes_of, read_ensemble_predictions
 
 import numpy as np
 import pandas as pd
 from sklearn.metrics import log_loss
 
+CLASSES = {"cat", "dog"}
 CLIPS = np.logspace(-7, -1, 241)  # candidates for the lowest probability
 
 
@@ -38,7 +39,7 @@ def main() -> None:
         ensemble = load_ensemble()
         answers = list(ensemble.answer(questions, keep_pixels=False))
 
-    probabilities = np.array([0.5 if answer.unreadable else answer.ensemble for answer in answers])
+    probabilities = np.array([0.5 if answer.unreadable else answer.ensemble["dog"] for answer in answers])
     submission = pd.DataFrame({"id": list(photos), "label": probabilities.clip(clip, 1 - clip)})
     with atomic_write() as write_to:
         submission.to_csv(write_to(SUBMISSION), index=False, float_format="%.7f")
@@ -49,8 +50,9 @@ def main() -> None:
         print(
             "warning: majority_vote gives shares of votes, not probabilities; expect a worse log loss", file=sys.stderr
         )
+    dogs = sum(answer.label == "dog" for answer in answers)
     print(
-        f"{SUBMISSION}: {len(submission)} photos, {predicted_labels(probabilities).sum()} classified as dogs; "
+        f"{SUBMISSION}: {len(submission)} photos, {dogs} classified as dogs; "
         f"probabilities clipped to [{clip:.2g}, {1 - clip:.7g}], which gives a log loss of {loss:.6f} on validation "
         f"({unclipped_loss:.6f} without clipping)"
     )
@@ -92,14 +94,20 @@ def numbered(source: PhotoSource) -> dict[int, Photo]:
 def choose_clip() -> tuple[float, float, float]:
     """The clip with the lowest log loss on validation, that log loss, and the log loss without clipping.
 
-    A clip c limits probabilities to [c, 1 - c].
+    A clip c limits probabilities to [c, 1 - c]. Raises UserError if the ensemble has other classes than cat and dog.
     """
-    predictions = pd.read_csv(require_file(ENSEMBLE_PREDICTIONS))
+    predictions = read_ensemble_predictions()
+    classes = classes_of(predictions, PROBABILITY)
+    if set(classes) != CLASSES:
+        raise UserError(
+            f"the classes are {list_some(classes)}; a submission needs cat and dog; set classes in params.yaml and run "
+            "`dvc repro`"
+        )
     validation = predictions[predictions["split"] == "validation"]
-    probabilities, labels = validation["probability_of_dog"].to_numpy(), label_numbers(validation)
-    losses = [log_loss(labels, probabilities.clip(clip, 1 - clip), labels=[0, 1]) for clip in CLIPS]
+    probabilities, labels = validation[f"{PROBABILITY}dog"].to_numpy(), validation["label"] == "dog"
+    losses = [log_loss(labels, probabilities.clip(clip, 1 - clip)) for clip in CLIPS]
     best = int(np.argmin(losses))
-    return float(CLIPS[best]), losses[best], log_loss(labels, probabilities, labels=[0, 1])
+    return float(CLIPS[best]), losses[best], log_loss(labels, probabilities)
 
 
 if __name__ == "__main__":

@@ -80,6 +80,8 @@ class Train(Section):
     launcher: Text
     layers: Literal["head", "batchnorm", "last_half", "all"]
     body_lr_factor: Share
+    batchnorm_statistics: Literal["fixed", "updated"]
+    head_init: Literal["fitted", "random"]
     head_width: Annotated[Integer, Field(ge=0)]
     dropout: Annotated[Number, Field(ge=0, le=0.99)]
     optimizer: Literal["adam", "sgd"]
@@ -173,6 +175,11 @@ def _check_together(params: Params) -> None:
         raise UserError(
             f"params.yaml: train.batch_size is {train.batch_size}; expected at most prepare.split.train "
             f"({prepare.split.train})"
+        )
+    if train.head_init == "fitted" and train.head_width:
+        raise UserError(
+            f"params.yaml: train.head_width is {train.head_width}; expected 0, a linear head, because train.head_init "
+            "is fitted; or set train.head_init to random"
         )
     if train.image_size > prepare.image_size:
         raise UserError(

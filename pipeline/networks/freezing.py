@@ -41,11 +41,15 @@ def _last_half(network: nn.Module, body: list[nn.Parameter]) -> list[nn.Paramete
     return [parameter for parameter in body if parameter not in earlier]
 
 
-def set_training(network: nn.Module, layers: str) -> None:
-    """Set training mode, except in frozen layers: their BatchNorm statistics stay fixed and their dropout is off."""
+def set_training(network: nn.Module, layers: str, batchnorm_statistics: str) -> None:
+    """Set training mode, except in frozen layers: their BatchNorm statistics stay fixed and their dropout is off.
+
+    With `batchnorm_statistics` `fixed` those of all layers do.
+    """
     network.train(layers != "head")
     for module in network.modules():
         parameters = list(module.parameters())
-        if parameters and not any(parameter.requires_grad for parameter in parameters):
+        is_frozen = parameters and not any(parameter.requires_grad for parameter in parameters)
+        if is_frozen or (batchnorm_statistics == "fixed" and isinstance(module, nn.modules.batchnorm._BatchNorm)):
             module.eval()
     head_of(network).train()

@@ -35,6 +35,17 @@ class TestTimeFlip(nn.Module):
         return (self.network(images) + self.network(images.flip(-1))) / 2
 
 
+class Mirrored(nn.Module):
+    """A network that sees the mirror image of each image."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images.flip(-1))
+
+
 def ready_to_predict(network: nn.Module, test_time_flip: bool, device: torch.device) -> nn.Module:
     """Make a trained network ready for inference: BatchNorm folded, on `device`, with test-time flip if asked for."""
     network = fold_batchnorm(network).to(device, memory_format=torch.channels_last)
@@ -44,6 +55,17 @@ def ready_to_predict(network: nn.Module, test_time_flip: bool, device: torch.dev
 class _HeadAsLeaf(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return isinstance(module, Head) or super().is_leaf_module(module, name)  # autocast cannot be traced
+
+
+def predict_features(network: nn.Module, packed: PackedSplit, dtype: torch.dtype, title: str) -> Tensor:
+    """Return the head's input for every photo, float32 [N, features] on the CPU. Leaves the network in eval mode."""
+    [path] = [name for name, module in network.named_modules() if isinstance(module, Head)]
+    head = network.get_submodule(path)
+    network.set_submodule(path, nn.Identity())
+    try:
+        return predict_logits(fold_batchnorm(network), packed, dtype, title)
+    finally:
+        network.set_submodule(path, head)
 
 
 @torch.inference_mode()
