@@ -69,6 +69,7 @@ RECIPE = {  # as in notebook.py, whatever params.yaml says
     "label_smoothing": 0.0,
     "augment": "none",
     "image_size": 0,
+    "min_steps": 0,
 }
 
 EXPLANATION = """
@@ -235,7 +236,7 @@ def measure_limits(archive: Path, pipeline: Path, measured: Measured) -> None:
         classes = len(params["classes"])
         network = build_network(name, "none", classes, recipe["head_width"], recipe["dropout"], 1).to(device)
         set_trainable(network, recipe["layers"])
-        set_training(network, recipe["layers"])
+        set_training(network, recipe["layers"], recipe["batchnorm_statistics"])
         images = torch.zeros(2, 3, size, size, device=device)
         with FlopCounterMode(display=False) as training, autocast(device, dtype):
             network(images).sum().backward()

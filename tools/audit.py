@@ -21,10 +21,10 @@ from pipeline.core.params import Params, read_params
 from pipeline.core.paths import AUDIT_PAGE, AUDIT_TABLE, packed_split
 from pipeline.core.process import extra_packages, run_stage
 from pipeline.core.split_table import read_split_table
-from pipeline.networks.building import Head, build_network, check_image_size
+from pipeline.networks.building import build_network, check_image_size
 from pipeline.networks.compute import set_up
 from pipeline.networks.dataset import PackedSplit, open_split
-from pipeline.networks.predicting import fold_batchnorm, predict_logits
+from pipeline.networks.predicting import predict_features
 from pipeline.pages.rendering import most_probable, render, thumbnail
 from pipeline.scores.predictions import label_numbers
 
@@ -35,7 +35,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch import nn
 
 with extra_packages("audit"):
     from cleanlab.filter import find_label_issues
@@ -99,10 +98,8 @@ def features_of(name: str, splits: dict[str, PackedSplit], params: Params, dtype
         )
     network = build_network(name, weights, classes=2, head_width=0, dropout=0, seed=0)
     check_image_size(network, name, splits["train"].description["image_size"], "prepare.image_size")
-    [head] = [path for path, module in network.named_modules() if isinstance(module, Head)]
-    network.set_submodule(head, nn.Identity())
-    network = fold_batchnorm(network).to(splits["train"].device, memory_format=torch.channels_last)
-    features = [predict_logits(network, packed, dtype, f"{name} {split}") for split, packed in splits.items()]
+    network.to(splits["train"].device, memory_format=torch.channels_last)
+    features = [predict_features(network, packed, dtype, f"{name} {split}") for split, packed in splits.items()]
     return torch.cat(features).numpy()
 
 

@@ -61,8 +61,7 @@ def make_app(ensemble: Ensemble) -> Flask:
     app.config |= {"MAX_CONTENT_LENGTH": LARGEST_UPLOAD, "MAX_FORM_PARTS": None, "TRUSTED_HOSTS": [HOST, "localhost"]}
 
     def page(photos: list[dict] | None = None, problem: str = "") -> str:
-        named = one_of(ensemble.classes)
-        title = f"{named[0].upper()}{named[1:]}?"
+        title, named = question(ensemble.classes), one_of(ensemble.classes)
         return render("serve.html.jinja", title=title, one_of=named, photos=photos, problem=problem)
 
     @app.get("/")
@@ -83,6 +82,14 @@ def make_app(ensemble: Ensemble) -> Flask:
         return page(problem=problem), 413
 
     return app
+
+
+def question(classes: list[str]) -> str:
+    """The page's title: `Cat or dog?`, or `Which of 102 classes?` if there are too many to name."""
+    if len(classes) > MOST_NAMED:
+        return f"Which of {len(classes)} classes?"
+    named = one_of(classes)
+    return f"{named[0].upper()}{named[1:]}?"
 
 
 def one_of(classes: list[str]) -> str:
