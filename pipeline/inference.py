@@ -63,7 +63,6 @@ class Ensemble:
     def __init__(self, params: Params, device: torch.device, dtype: torch.dtype) -> None:
         names = list(params.networks)
         self.device, self.dtype = device, dtype
-        self.combination = read_combination(names)
         self.networks: dict[str, nn.Module] = {}
         descriptions = []
         for name in names:
@@ -82,6 +81,7 @@ class Ensemble:
                     f"{' and '.join(names)} were not all trained with the same {meaning}; run `dvc repro` to fix this"
                 )
         self.classes: list[str] = first["classes"]
+        self.combination = read_combination(names, self.classes)
         self.image_size: int = first["image_size"]
         self.resize: str = first["resize"]
 

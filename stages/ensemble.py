@@ -62,7 +62,7 @@ def main() -> None:
         write_json(write_to(ENSEMBLE_METRICS), headline(scores["test"], scores.get("validation")))
         write_scores(write_to(ENSEMBLE_SCORES), {ENSEMBLE: scores})
         write_class_scores(write_to(ENSEMBLE_CLASS_SCORES), {ENSEMBLE: class_scores})
-        description = describe(combination, list(test.logits))
+        description = describe(combination, list(test.logits), test.classes)
         write_json(write_to(COMBINATION), {**description, "best_member": best_member, **comparison})
         confusion(combined["test"], test.labels, test.classes).to_csv(write_to(ENSEMBLE_CONFUSION), index=False)
         tables = [table(split, splits[split], combined[split]) for split in splits]
@@ -94,10 +94,10 @@ def find_best_member(validation: Predictions) -> str:
     return max(correct, key=correct.get)
 
 
-def describe(combination: Combination, members: list[str]) -> dict:
+def describe(combination: Combination, members: list[str], classes: list[str]) -> dict:
     """What combination.json says of the combination; weights and intercepts only if there are any."""
     fitted = {"weights": combination.weights, "intercepts": combination.intercepts} if combination.weights else {}
-    return {"method": combination.method, "members": members, **fitted}
+    return {"method": combination.method, "members": members, "classes": classes, **fitted}
 
 
 def compare(member: np.ndarray, combined: np.ndarray, labels: np.ndarray) -> dict:

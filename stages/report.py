@@ -46,7 +46,7 @@ from pipeline.scores.predictions import (
     read_logits,
     select_split,
 )
-from pipeline.scores.scoring import predicted_labels
+from pipeline.scores.scoring import predicted_labels, read_scores
 
 import numpy as np
 import pandas as pd
@@ -101,8 +101,8 @@ class Results:
 
 def read_results() -> Results:
     """Read the other stages' results. Raises UserError if some are missing or do not belong together."""
-    scores = read_tables(ENSEMBLE_SCORES, NETWORK_SCORES)
-    class_scores = read_tables(ENSEMBLE_CLASS_SCORES, NETWORK_CLASS_SCORES)
+    scores = read_scores(ENSEMBLE_SCORES, NETWORK_SCORES)
+    class_scores = read_scores(ENSEMBLE_CLASS_SCORES, NETWORK_CLASS_SCORES)
     split_table = read_split_table()
     predictions = select_split(read_logits(), "test")
     networks, labels = list(predictions.logits), predictions.labels
@@ -125,12 +125,6 @@ def read_results() -> Results:
         roc={name: roc_table(values, labels) for name, values in probabilities.items()},
         reliability={name: reliability_table(values, labels) for name, values in probabilities.items()},
     )
-
-
-def read_tables(*paths: Path) -> pd.DataFrame:
-    """The rows of several tables of scores. Raises UserError if one is missing."""
-    text = {"network": str, "split": str, "class": str}  # a class may be named 1
-    return pd.concat(pd.read_csv(require_file(path), dtype=text, keep_default_na=False) for path in paths)
 
 
 def by_network(table: pd.DataFrame) -> dict[str, list[dict]]:

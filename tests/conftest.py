@@ -33,6 +33,7 @@ LONG_FILES = (
     "reproducible",  # builds `finished`, while the other process does without it
     "demo",
     "bench",
+    "compare",
     "export",
     "train",
     "experiments",

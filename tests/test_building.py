@@ -60,7 +60,7 @@ def test_load_model_gives_a_network_with_the_same_logits_as_the_saved_one(tmp_pa
 def test_set_trainable_splits_no_layer_for_last_half_and_freezes_all_below_it(name: str) -> None:
     network = build_network(name, "none", classes=2, head_width=512, dropout=0.5, seed=1)
     head, body = set_trainable(network, "last_half")
-    set_training(network, "last_half")
+    set_training(network, "last_half", "updated")
     tensors = len(list(network.parameters())) - len(head)
     assert 0.4 * tensors < len(body) <= (tensors + 1) / 2
     modes = {}

@@ -108,7 +108,7 @@ def test_ensemble_of_mean_logits_averages_margins_and_is_compared_with_the_best_
     assert scores["best_member"] == "first"  # on validation; on test it is no better than the second
     assert (scores["corrected"], scores["broken"], scores["mcnemar_p"]) == (1, 0, 1.0)
     assert list(project.read_json("metrics/combination.json")) == [
-        *("method", "members", "best_member", "corrected", "broken", "mcnemar_p")
+        *("method", "members", "classes", "best_member", "corrected", "broken", "mcnemar_p")
     ]
     assert (scores["method"], scores["members"]) == ("mean_logits", ["first", "second", "third"])
 

@@ -166,7 +166,7 @@ def test_dvc_repro_loses_no_results_when_a_stage_fails(repository: Repository) -
     repository.write_params()
     done = repository.try_dvc("repro")
     assert done.returncode != 0
-    assert "error: data/raw/other.zip: found 1 cats and 0 dogs" in done.stderr
+    assert "error: data/raw/other.zip: found 1 cat, 0 dog" in done.stderr
     (repository.root / "params.yaml").write_bytes(earlier)
     assert repository.stages_run_by("repro") == []
     assert repository.results() == before

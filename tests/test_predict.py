@@ -138,7 +138,7 @@ def test_predict_names_mistakes_before_any_work(finished: Repository, project: P
     assert "not allowed with argument" in error_line(finished.run("predict.py", "a.jpg", "--csv", "--json"))
     project.write_params()
     assert error_line(project.run("predict.py", "a.jpg")) == (
-        "metrics/combination.json does not exist; run `dvc repro` to create it"
+        "models/resnet18.safetensors does not exist; run `dvc repro` to create it"
     )
 
 

@@ -162,7 +162,7 @@ def test_verify_names_what_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     done = repository.run("verify.py")
     assert done.returncode == 1
     assert "different     models/resnet18.safetensors\n" in done.stdout
-    assert done.stderr.endswith("error: 22 of 22 outputs differ; the rebuilt ones are in .verify/\n")
+    assert done.stderr.endswith("error: 27 of 27 outputs differ; the rebuilt ones are in .verify/\n")
 
     (repository.root / "data/raw/train.zip").unlink()
     assert error_line(repository.run("verify.py")).startswith("data/raw/train.zip: no such file")

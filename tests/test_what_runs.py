@@ -43,8 +43,8 @@ PARAMS = {
     "train.launcher": ("env python", NETWORKS),
     "train.layers": ("head", NETWORKS),
     "train.body_lr_factor": (0.5, NETWORKS),
-    "train.batchnorm_statistics": ("updated", NETWORKS),
-    "train.head_init": ("random", NETWORKS),
+    "train.batchnorm_statistics": ("fixed", NETWORKS),
+    "train.head_init": ("fitted", NETWORKS),
     "train.head_width": (256, NETWORKS),
     "train.dropout": (0.2, NETWORKS),
     "train.optimizer": ("sgd", NETWORKS),
@@ -71,7 +71,8 @@ CODE = {
     "pipeline/networks": NETWORKS,
     "pipeline/scores": EVALUATION,  # a different way to combine predictions retrains nothing
     "pipeline/pages": {"report"},
-    "pipeline/inference.py": NOTHING,  # for the tools
+    "pipeline/differences.py": NOTHING,  # for the tools
+    "pipeline/inference.py": NOTHING,
     "stages/prepare.py": EVERYTHING,
     "stages/train.py": NETWORKS,
     "stages/evaluate.py": EVALUATION,

@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 from pipeline.core.command_line import read_arguments
 from pipeline.core.errors import UserError
-from pipeline.core.files import atomic_write, read_json, require_file
+from pipeline.core.files import atomic_write, read_json
 from pipeline.core.params import Params, read_params, without_folders
 from pipeline.core.paths import (
     ENSEMBLE_CLASS_SCORES,
@@ -37,6 +37,7 @@ from pipeline.networks.predicting import TestTimeFlip
 from pipeline.pages.rendering import render
 from pipeline.photos.decoding import CENTER_CROP_SHARE, decode
 from pipeline.scores.combining import Combination
+from pipeline.scores.scoring import read_scores
 
 import numpy as np
 import pandas as pd
@@ -215,12 +216,10 @@ def probabilities_of(ensemble: Ensemble, pixels: np.ndarray) -> dict[str, np.nda
     return {**members, "ensemble": combined}
 
 
-def read_scores() -> dict[str, dict]:
+def scores_on_test() -> dict[str, dict]:
     """The scores on test of each network and of the ensemble, and with them `recall`, by class."""
-    scores, class_scores = (
-        pd.concat(pd.read_csv(require_file(path), dtype={"class": str}, keep_default_na=False) for path in paths)
-        for paths in ((NETWORK_SCORES, ENSEMBLE_SCORES), (NETWORK_CLASS_SCORES, ENSEMBLE_CLASS_SCORES))
-    )
+    scores = read_scores(NETWORK_SCORES, ENSEMBLE_SCORES)
+    class_scores = read_scores(NETWORK_CLASS_SCORES, ENSEMBLE_CLASS_SCORES)
     recalls = {
         name: dict(zip(rows["class"], rows["recall"], strict=True)) for name, rows in class_scores.groupby("network")
     }
@@ -252,7 +251,7 @@ def model_card(
         photos_by_class=describe_classes(read_split_table()),
         weights=", ".join(f"{name}: {network.weights}" for name, network in params.networks.items()),
         settings=", ".join(f"{key}: {value}" for key, value in settings.items()),
-        scores=read_scores(),
+        scores=scores_on_test(),
     )
 
 

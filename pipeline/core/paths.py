@@ -31,6 +31,7 @@ ENSEMBLE_CONFUSION = METRICS / "confusion_ensemble.csv"
 REPORT = METRICS / "report.html"
 AUDIT_TABLE = METRICS / "audit.csv"
 AUDIT_PAGE = METRICS / "audit.html"
+COMPARE_PAGE = METRICS / "compare.html"
 
 EXPORT = Path("export")
 SUBMISSION = Path("submission.csv")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from pipeline.core.errors import UserError
+from pipeline.core.errors import UserError, list_some
 from pipeline.core.files import read_json
 from pipeline.core.paths import COMBINATION
 
@@ -89,13 +89,21 @@ def fit_weights(logits: np.ndarray, labels: np.ndarray, networks: Sequence[str],
     )
 
 
-def read_combination(networks: list[str]) -> Combination:
-    """The combination of `networks` scored by the stage `ensemble`. Raises UserError if there is none."""
+def read_combination(networks: list[str], classes: list[str]) -> Combination:
+    """The combination of `networks` scored by the stage `ensemble`.
+
+    Raises UserError if there is none, or it is for other networks or classes.
+    """
     content = read_json(COMBINATION)
     members = content.get("members", [])
     if members != networks:
         raise UserError(
             f"{COMBINATION} is for {', '.join(members)}, but params.yaml lists {', '.join(networks)}; "
             "run `dvc repro` to fix this"
+        )
+    if content.get("classes") != classes:
+        raise UserError(
+            f"{COMBINATION} is for the classes {list_some(content.get('classes', []))}, but the models are for "
+            f"{list_some(classes)}; run `dvc repro` to fix this"
         )
     return Combination(content["method"], content.get("weights", {}), content.get("intercepts", {}))

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.core.files import require_file
+
 import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
@@ -90,6 +92,12 @@ def write_scores(path: Path, scores: dict[str, dict[str, dict]]) -> None:
 def write_class_scores(path: Path, class_scores: dict[str, pd.DataFrame]) -> None:
     """Write the tables of `score_classes` of each network (or the ensemble) as one CSV."""
     pd.concat(class_scores, names=["network"]).reset_index("network").to_csv(path, index=False)
+
+
+def read_scores(*paths: Path) -> pd.DataFrame:
+    """The rows of tables that `write_scores` or `write_class_scores` wrote. Raises UserError if one is missing."""
+    text = {"network": str, "split": str, "class": str}  # a class may be named 1
+    return pd.concat(pd.read_csv(require_file(path), dtype=text, keep_default_na=False) for path in paths)
 
 
 def scores_table(scores: dict[str, dict]) -> str:
