@@ -619,9 +619,9 @@ def test_exact_p_is_mcnemars_for_two_runs_and_counts_all_signs_for_more() -> Non
     random = np.random.default_rng(0)
     for _ in range(5):
         before, after = random.random((2, 10)) < 0.8, random.random((3, 10)) < 0.6
-        differences = after.mean(axis=0) - before.mean(axis=0)
-        sums = [abs(np.dot(signs, differences)) for signs in itertools.product((1, -1), repeat=10)]
-        expected = np.mean(np.array(sums) >= abs(differences.sum()) - 1e-9)
+        changes = after.mean(axis=0) - before.mean(axis=0)
+        sums = [abs(np.dot(signs, changes)) for signs in itertools.product((1, -1), repeat=10)]
+        expected = np.mean(np.array(sums) >= abs(changes.sum()) - 1e-9)
         assert differences.sign_flip_p(before, after) == pytest.approx(expected, rel=1e-9)
 
 
