@@ -69,7 +69,6 @@ RECIPE = {  # as in notebook.py, whatever params.yaml says
     "label_smoothing": 0.0,
     "augment": "none",
     "image_size": 0,
-    "min_steps": 0,
 }
 
 EXPLANATION = """

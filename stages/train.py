@@ -74,7 +74,7 @@ def train_network(name: str, params: Params, device: torch.device, dtype: torch.
     processes.check_agreement([name, settings, train.description])
     training = Training(name, params, train, validation, dtype, processes)
     processes.report(
-        f"{name}: {len(train)} photos, epochs: {training.epochs}, {str(dtype).removeprefix('torch.')} on "
+        f"{name}: {len(train)} photos, epochs: {params.train.epochs}, {str(dtype).removeprefix('torch.')} on "
         f"{device.type}" + (f", {processes.count} processes" if processes.count > 1 else "")
     )
     if settings["weights"] == "none" and (params.train.layers, params.train.batchnorm_statistics) != ("all", "updated"):
@@ -93,7 +93,7 @@ def train_network(name: str, params: Params, device: torch.device, dtype: torch.
         training.finish_epoch(0, lr=0.0, loss=loss)
     else:
         parallel = processes.parallel(training.network, device)
-    for epoch in range(training.last_epoch + 1, training.epochs + 1):
+    for epoch in range(training.last_epoch + 1, params.train.epochs + 1):
         training.run_epoch(epoch, parallel)
         if processes.is_first:
             checkpoint.save(training.state_dict())
@@ -123,8 +123,7 @@ class Training:
         self.network = make_network(name, params, train, processes)
         self.optimizer = make_optimizer(self.network, name, params)
         self.steps = len(train) // self.params.batch_size  # in an epoch; the last partial batch is dropped
-        self.epochs = max(self.params.epochs, math.ceil(self.params.min_steps / self.steps))
-        self.scheduler = make_scheduler(self.params, self.optimizer, self.steps * self.epochs, self.steps)
+        self.scheduler = make_scheduler(self.params, self.optimizer, self.steps)
         self.augment = make_augmentation(self.params, train.description["image_size"])
         self.curve: list[dict] = []
         self.best_weights: dict[str, Tensor] = {}
@@ -149,7 +148,7 @@ class Training:
         if best_epoch(self.curve) is scores:
             self.best_weights = {key: tensor.cpu().clone() for key, tensor in self.network.state_dict().items()}
         self.processes.report(
-            f"{self.name} epoch {epoch}/{self.epochs}: train loss {scores['train_loss']:.4f}, "
+            f"{self.name} epoch {epoch}/{self.params.epochs}: train loss {scores['train_loss']:.4f}, "
             f"validation loss {scores['validation_loss']:.4f}, "
             f"validation accuracy {scores['validation_accuracy']:.6f}{rate}"
         )
@@ -246,14 +245,14 @@ def make_optimizer(network: nn.Module, name: str, params: Params) -> torch.optim
     return torch.optim.SGD(groups, momentum=params.train.momentum)
 
 
-def make_scheduler(params: Train, optimizer: torch.optim.Optimizer, steps: int, steps_per_epoch: int) -> LRScheduler:
-    """The learning rate schedule over `steps` batches: step it once per batch."""
+def make_scheduler(params: Train, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:
+    """The learning rate schedule: step it once per batch; `steps` is the number of batches per epoch."""
     if params.lr_schedule == "one_cycle":
         peaks = [group["lr"] for group in optimizer.param_groups]
         # + 1 because total_steps counts learning rates: one before the first step, and one after each step.
-        return OneCycleLR(optimizer, peaks, total_steps=steps + 1, cycle_momentum=False)
+        return OneCycleLR(optimizer, peaks, total_steps=params.epochs * steps + 1, cycle_momentum=False)
     # With lr_step_size 0 the step size is infinite, so the learning rate never changes.
-    return StepLR(optimizer, (params.lr_step_size or math.inf) * steps_per_epoch, params.lr_gamma)
+    return StepLR(optimizer, (params.lr_step_size or math.inf) * steps, params.lr_gamma)
 
 
 def make_augmentation(params: Train, prepared_size: int) -> v2.Transform | None:

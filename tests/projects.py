@@ -49,7 +49,7 @@ class Project:
         self.params["train"] |= {"layers": "batchnorm", "body_lr_factor": 1.0, "lr_schedule": "step"}
         self.params["train"] |= {"batchnorm_statistics": "updated", "head_init": "random", "head_width": 512}
         self.params["train"] |= {"label_smoothing": 0.0, "augment": "none", "image_size": 0}
-        self.params["train"] |= {"epochs": 1, "min_steps": 0, "batch_size": 4}
+        self.params["train"] |= {"epochs": 1, "batch_size": 4}
 
     def split(self, train: int, validation: int, test: int) -> None:
         """Set the number of photos in each split."""

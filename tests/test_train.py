@@ -201,15 +201,6 @@ def test_train_updates_the_statistics_of_batchnorm_if_asked_to(small: Project, s
 
 
 @pytest.mark.slow
-def test_train_takes_more_epochs_if_they_have_few_steps(small: Project) -> None:
-    small.params["train"] |= {"layers": "head", "lr_schedule": "one_cycle", "epochs": 2, "min_steps": 20}
-    assert "resnet18: 48 photos, epochs: 4, " in small.succeed("train.py", "resnet18")  # of 6 steps each
-    curve = pd.read_csv(small.root / "metrics/curves/resnet18.csv")
-    assert curve["epoch"].tolist() == [1, 2, 3, 4]
-    assert curve["lr"].idxmax() == 1  # one cycle over all four
-
-
-@pytest.mark.slow
 def test_train_with_one_cycle_raises_and_lowers_the_learning_rate(small: Project) -> None:
     small.params["train"] |= {"layers": "head", "lr_schedule": "one_cycle", "epochs": 4}
     small.succeed("train.py", "resnet18")

@@ -58,7 +58,6 @@ PARAMS = {
     "train.image_size": (24, NETWORKS),
     "train.batch_size": (16, NETWORKS),
     "train.epochs": (3, NETWORKS),
-    "train.min_steps": (100, NETWORKS),
     "train.seed": (2, NETWORKS),
     "evaluate.test_time_flip": (True, EVALUATION),
     "ensemble.method": ("majority_vote", COMBINATION),

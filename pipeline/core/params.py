@@ -95,7 +95,6 @@ class Train(Section):
     image_size: Annotated[Integer, Field(ge=0, le=1024)]
     batch_size: Annotated[Integer, Field(ge=2)]
     epochs: Count
-    min_steps: Annotated[Integer, Field(ge=0)]
     seed: Seed
 
 
