@@ -242,8 +242,8 @@ def list_confusions(counts: np.ndarray, classes: list[str]) -> list[dict]:
 
 
 def kept_epoch(curve: pd.DataFrame) -> int:
-    """The epoch whose weights `train` kept: the first one with the lowest validation loss."""
-    return int(curve.loc[curve["validation_loss"].idxmin(), "epoch"])
+    """The epoch whose weights `train` kept."""
+    return int(curve.loc[curve["kept"], "epoch"].item())
 
 
 def worst_mistakes(results: Results) -> np.ndarray:

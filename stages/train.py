@@ -145,7 +145,7 @@ class Training:
         """Validate, and keep the weights if they are the best so far."""
         scores = {"epoch": epoch, "lr": lr, "train_loss": round(loss, 6), **self.validate()}
         self.curve.append(scores)
-        if best_epoch(self.curve) is scores:
+        if best_epoch(self.curve, self.params) is scores:
             self.best_weights = {key: tensor.cpu().clone() for key, tensor in self.network.state_dict().items()}
         self.processes.report(
             f"{self.name} epoch {epoch}/{self.params.epochs}: train loss {scores['train_loss']:.4f}, "
@@ -289,16 +289,22 @@ def require_finite(loss: float, where: str) -> float:
     return loss
 
 
-def best_epoch(curve: list[dict]) -> dict:
-    """The scores of the epoch with the lowest validation loss, which is less a matter of luck than accuracy."""
-    return min(curve, key=lambda scores: scores["validation_loss"])
+def best_epoch(curve: list[dict], params: Train) -> dict | None:
+    """The scores of the epoch with the lowest validation loss, which is less a matter of luck than accuracy.
+
+    With one_cycle only the fitted head and the last epoch count: in between the rate is high, and a good score is luck.
+    """
+    if params.lr_schedule == "one_cycle":
+        curve = [scores for scores in curve if scores["epoch"] in (0, params.epochs)]
+    return min(curve, key=lambda scores: scores["validation_loss"], default=None)
 
 
 def write_results(training: Training) -> None:
     """Write the best epoch's model and scores, and the learning curve."""
     name = training.name
     # Without lr, because `dvc exp show` would show a second column of that name next to the param's.
-    best = {key: value for key, value in best_epoch(training.curve).items() if key != "lr"}
+    best = best_epoch(training.curve, training.params)
+    curve = [{**scores, "kept": scores is best} for scores in training.curve]
     description = {
         "network": name,
         "head_width": training.params.head_width,
@@ -306,8 +312,8 @@ def write_results(training: Training) -> None:
         **training.train.description,
     }
     with atomic_write() as write_to:
-        pd.DataFrame(training.curve).to_csv(write_to(learning_curve(name)), index=False)
-        write_json(write_to(train_scores(name)), best)
+        pd.DataFrame(curve).to_csv(write_to(learning_curve(name)), index=False)
+        write_json(write_to(train_scores(name)), {key: value for key, value in best.items() if key != "lr"})
         save_model(write_to(model(name)), training.best_weights, description)
 
 

@@ -34,10 +34,10 @@ def evaluated(prepared_small: Project, tmp_path_factory: pytest.TempPathFactory)
 
 def test_train_writes_the_model_its_curve_and_its_best_epoch(evaluated: Project) -> None:
     curves = pd.read_csv(evaluated.root / "metrics/curves/resnet18.csv")
-    assert list(curves) == ["epoch", "lr", "train_loss", "validation_loss", "validation_accuracy"]
+    assert list(curves) == ["epoch", "lr", "train_loss", "validation_loss", "validation_accuracy", "kept"]
     assert list(curves["epoch"]) == [1, 2, 3]
     best = evaluated.read_json("metrics/train_resnet18.json")
-    assert best == curves.loc[curves["validation_loss"].idxmin()].drop("lr").to_dict()
+    assert best == curves.loc[curves["validation_loss"].idxmin()].drop(["lr", "kept"]).to_dict()
     assert load_file(evaluated.root / "models/resnet18.safetensors")["fc.0.weight"].shape == (512, 512)
 
 

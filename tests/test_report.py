@@ -92,7 +92,14 @@ def predict(project: Project, classes: list[str], random: np.random.Generator) -
             scores[network][split] = score(softmax(logits, axis=1), labels)
             predictions.append(rows.assign(network=network).join(pd.DataFrame(logits, columns=logit_columns(classes))))
         class_scores[network] = score_classes(softmax(logits, axis=1), labels, classes)
-        curve = {"epoch": 1, "lr": 0.1, "train_loss": 2.0, "validation_loss": 1.0, "validation_accuracy": 0.5}
+        curve = {
+            "epoch": 1,
+            "lr": 0.1,
+            "train_loss": 2.0,
+            "validation_loss": 1.0,
+            "validation_accuracy": 0.5,
+            "kept": True,
+        }
         pd.DataFrame([curve]).to_csv(project.root / f"metrics/curves/{network}.csv", index=False)
     pd.concat(predictions).to_csv(project.root / "metrics/predictions.csv", index=False)
     write_scores(project.root / "metrics/scores.csv", scores)

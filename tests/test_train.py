@@ -201,6 +201,23 @@ def test_train_updates_the_statistics_of_batchnorm_if_asked_to(small: Project, s
 
 
 @pytest.mark.slow
+def test_train_with_one_cycle_keeps_the_last_epoch_whatever_luck_another_one_had(
+    small: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([0.5, 0.1, 0.4])
+    monkeypatch.setattr(
+        train.Training, "validate", lambda _: {"validation_loss": next(losses), "validation_accuracy": 0.5}
+    )
+    small.params["train"] |= {"layers": "head", "lr_schedule": "one_cycle", "epochs": 3}
+    small.write_params()
+    monkeypatch.setattr("sys.argv", ["train.py", "resnet18"])
+    monkeypatch.chdir(small.root)
+    train.main()
+    assert pd.read_csv("metrics/curves/resnet18.csv")["kept"].tolist() == [False, False, True]
+    assert small.read_json("metrics/train_resnet18.json")["epoch"] == 3
+
+
+@pytest.mark.slow
 def test_train_with_one_cycle_raises_and_lowers_the_learning_rate(small: Project) -> None:
     small.params["train"] |= {"layers": "head", "lr_schedule": "one_cycle", "epochs": 4}
     small.succeed("train.py", "resnet18")
