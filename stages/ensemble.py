@@ -26,6 +26,7 @@ from pipeline.core.process import run_stage
 from pipeline.scores.combining import Combination, fit_weights
 from pipeline.scores.predictions import Predictions, probability_columns, read_logits, select_split
 from pipeline.scores.scoring import (
+    ENSEMBLE,
     confusion,
     headline,
     predicted_labels,
@@ -39,8 +40,6 @@ from pipeline.scores.scoring import (
 import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
-
-ENSEMBLE = "ensemble"  # its name in the tables
 
 
 def main() -> None:

@@ -9,13 +9,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `pipeline` can be imported
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipeline.core.command_line import read_arguments
 from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_write, read_json, require_file
-from pipeline.core.params import read_params, without_folders
+from pipeline.core.params import flatten, read_params, without_folders
 from pipeline.core.paths import (
     COMBINATION,
     CONTACT_SHEET,
@@ -46,7 +46,7 @@ from pipeline.scores.predictions import (
     read_logits,
     select_split,
 )
-from pipeline.scores.scoring import predicted_labels, read_scores
+from pipeline.scores.scoring import ENSEMBLE, predicted_labels, read_scores
 
 import numpy as np
 import pandas as pd
@@ -55,7 +55,6 @@ from PIL import Image
 from safetensors import safe_open
 from sklearn.metrics import confusion_matrix
 
-ENSEMBLE = "ensemble"
 WORST, LEAST_CONFIDENT = 24, 12  # photos shown
 NAMED = 20  # excluded photos listed for each reason
 FEW_CLASSES = 10  # with more, the page has shorter tables, and lists confusions instead of showing matrices
@@ -178,6 +177,7 @@ def corner(counts: dict[str, np.ndarray]) -> float:
 def render_page(results: Results, plot_groups: PlotGroups) -> str:
     """The report as HTML."""
     params = dict(flatten(without_folders(read_params()).model_dump()))
+    params = {key: ", ".join(value) if isinstance(value, tuple) else value for key, value in params.items()}
     combined = results.probabilities[ENSEMBLE]
     least = confidence_edges(len(results.classes))[0]
     return render(
@@ -274,15 +274,6 @@ def name_excluded(split_table: pd.DataFrame) -> dict[str, list[str]]:
     """The first excluded photos for each reason, except those that were not needed because the splits were full."""
     excluded = split_table[~split_table["excluded"].isin(["", "not needed"])]
     return {reason: rows["photo"].head(NAMED).tolist() for reason, rows in excluded.groupby("excluded")}
-
-
-def flatten(params: dict, above: str = "") -> Iterator[tuple[str, object]]:
-    """Yield the values of nested params with their dotted keys, and lists as text."""
-    for key, value in params.items():
-        if isinstance(value, dict):
-            yield from flatten(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", ", ".join(value) if isinstance(value, list | tuple) else value
 
 
 if __name__ == "__main__":

@@ -86,13 +86,12 @@ def train_network(name: str, params: Params, device: torch.device, dtype: torch.
     if state := processes.broadcast(checkpoint.load() if processes.is_first else None):
         training.load_state_dict(state)
         processes.report(f"{name}: resuming after epoch {training.last_epoch}")
-        parallel = processes.parallel(training.network, device)
-    elif params.train.head_init == "fitted":
-        loss = processes.broadcast(training.fit_head() if processes.is_first else None)
-        parallel = processes.parallel(training.network, device)  # copies the head to the other processes
-        training.finish_epoch(0, lr=0.0, loss=loss)
-    else:
-        parallel = processes.parallel(training.network, device)
+    fits_head = params.train.head_init == "fitted" and not state
+    if fits_head:
+        loss = fit_head(training.network, train, dtype, f"{name} features") if processes.is_first else None
+    parallel = processes.parallel(training.network, device)  # copies rank 0's head to the other processes
+    if fits_head:
+        training.finish_epoch(0, lr=0.0, loss=processes.broadcast(loss))
     for epoch in range(training.last_epoch + 1, params.train.epochs + 1):
         training.run_epoch(epoch, parallel)
         if processes.is_first:
@@ -152,10 +151,6 @@ class Training:
             f"validation loss {scores['validation_loss']:.4f}, "
             f"validation accuracy {scores['validation_accuracy']:.6f}{rate}"
         )
-
-    def fit_head(self) -> float:
-        """Fit the head to the pretrained network's features; returns the loss."""
-        return fit_head(self.network, self.train, self.dtype, f"{self.name} features")
 
     @property
     def last_epoch(self) -> int:

@@ -22,6 +22,7 @@ from typing import Any
 from pipeline.core.command_line import ArgumentParser
 from pipeline.core.errors import UserError, first_line, list_some
 from pipeline.core.files import atomic_write, require_file
+from pipeline.core.params import flatten
 from pipeline.core.paths import (
     COMPARE_PAGE,
     ENSEMBLE_PREDICTIONS,
@@ -53,7 +54,7 @@ from pipeline.scores.predictions import (
     logit_columns,
     probability_columns,
 )
-from pipeline.scores.scoring import predicted_labels
+from pipeline.scores.scoring import ENSEMBLE, predicted_labels
 
 import numpy as np
 import pandas as pd
@@ -65,7 +66,6 @@ from safetensors import SafetensorError, safe_open
 from scipy.special import log_softmax, softmax
 
 WORKSPACE = "workspace"
-ENSEMBLE = "ensemble"
 LOCK = Path("dvc.lock")
 SEED = "train.seed"
 LEAST_PROBABILITY = 5e-10  # those of the ensemble are stored with nine digits
@@ -357,15 +357,6 @@ def params_of(name: str, stages: dict[str, dict]) -> dict[str, Any]:
             if params.setdefault(key, value) != value:
                 raise UserError(f"{name} is out of date: some stages ran with another {key}; run `dvc repro`")
     return params
-
-
-def flatten(params: dict, above: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of nested params with their dotted keys."""
-    for key, value in params.items():
-        if isinstance(value, dict):
-            yield from flatten(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", value
 
 
 def require_consistent(name: str, stages: dict[str, dict], read: Callable[[Path], bytes]) -> None:

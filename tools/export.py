@@ -30,7 +30,7 @@ from pipeline.core.paths import (
     packed_split,
 )
 from pipeline.core.process import extra_packages, run_stage
-from pipeline.core.split_table import describe_classes, read_split_table
+from pipeline.core.split_table import MOST_NAMED, describe_classes, read_split_table
 from pipeline.inference import Ensemble
 from pipeline.networks.dataset import IMAGENET_MEAN, IMAGENET_STD, open_split
 from pipeline.networks.predicting import TestTimeFlip
@@ -54,7 +54,6 @@ with extra_packages("export"):
 
 CHECKED_PHOTOS = 100  # test photos, at most
 LARGEST_DIFFERENCE = 0.001  # allowed between the probabilities of a runtime and the pipeline
-MOST_NAMED = 6  # classes in the model card
 OPSET, IR_VERSION = 18, 8  # old enough for onnxruntime 1.17 and OpenCV 4.11
 
 Run = Callable[[np.ndarray], np.ndarray]  # maps an image, as the graphs take it, to probabilities [1, classes]

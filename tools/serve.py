@@ -16,6 +16,7 @@ import socket
 from pipeline.core.command_line import ArgumentParser
 from pipeline.core.errors import UserError
 from pipeline.core.process import extra_packages, run_stage
+from pipeline.core.split_table import MOST_NAMED
 from pipeline.inference import Answer, Ensemble, Question, load_ensemble
 from pipeline.pages.rendering import most_probable, render, thumbnail
 
@@ -27,7 +28,6 @@ with extra_packages("serve"):
 HOST, PORT = "127.0.0.1", 8000
 LARGEST_UPLOAD = 2**28  # bytes
 SHOWN_SIDE = 320  # pixels
-MOST_NAMED = 6  # classes in the title
 
 
 def main() -> None:

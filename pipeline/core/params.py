@@ -1,6 +1,7 @@
 """Read params.yaml and check it before any work starts. The comments in that file explain each key."""
 
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -154,6 +155,15 @@ def without_folders(params: Params) -> Params:
         update={"source": Path(params.prepare.source).name, "labels": Path(params.prepare.labels).name}
     )
     return params.model_copy(update={"networks": networks, "prepare": prepare})
+
+
+def flatten(params: dict, above: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values of nested params with their dotted keys."""
+    for key, value in params.items():
+        if isinstance(value, dict):
+            yield from flatten(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
 
 
 def _check_together(params: Params) -> None:

@@ -8,7 +8,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
-MOST_PHOTOS = 2000  # more would take long and change little, since training goes on from here
+MOST_PHOTOS = 2000  # enough for a start; training improves on it
 REGULARISATION = 0.03  # weight of the penalty on the coefficients, relative to the mean log loss
 
 

@@ -1,7 +1,6 @@
 """Tell the label of each photo: from the table, its container, its folders or its file name."""
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
@@ -73,7 +72,7 @@ def label_photos(photos: list[Photo], classes: tuple[str, ...] | str, split: Spl
 
 
 def split_named(folder: str) -> str | None:
-    """The split that a folder's name stands for, such as validation for `val`; None if it stands for none."""
+    """Return the split that a folder is named after, such as validation for `val`, or None."""
     match = LOOKS_LIKE_SPLIT.fullmatch(folder)
     return SPLIT_WORDS[match[1].lower()] if match else None
 
@@ -100,7 +99,8 @@ def _find_classes(photos: list[Photo], split: Split) -> tuple[str, ...]:
         own = (folder for folder in folders if folder not in split_names and not split_named(folder))
         return photo.given_label or next(own, None)
 
-    found = Counter(name for photo in photos if (name := name_of(photo)))
+    names = [name_of(photo) for photo in photos]
+    found = {name for name in names if name}
     if len(found) < 2:
         raise UserError(
             f"classes in params.yaml is auto, but the photos are in {len(found)} folders that can name a class"
@@ -108,9 +108,9 @@ def _find_classes(photos: list[Photo], split: Split) -> tuple[str, ...]:
             "prepare.labels, or set classes to a list of names"
         )
     classes = tuple(sorted(found))
-    for photo in photos:
-        name = name_of(photo)
-        photo.label = classes.index(name) if name else None
+    numbers = {name: number for number, name in enumerate(classes)}
+    for photo, name in zip(photos, names, strict=True):
+        photo.label = numbers.get(name)
     return classes
 
 

@@ -115,19 +115,20 @@ class Plan:
         self._room = {name: list(quotas) for name, quotas in self.quotas.items() if quotas is not None}
 
     def _make_quotas(self, photos: list[Photo], groups: list[Group], classes: int) -> dict[str, list[int] | None]:
-        in_source = Counter(photo.found_label for photo in photos if self._may_be_drawn([photo]))
+        found = Counter(photo.found_label for photo in photos if self._may_be_drawn([photo]))
         usable = Counter(group[0].label for group in groups if self._may_be_drawn(group))
-        left = [usable[label] for label in range(classes)]
+        in_source, in_groups = ([count[label] for label in range(classes)] for count in (found, usable))
+        left = in_groups
         quotas: dict[str, list[int] | None] = dict.fromkeys(FILL_ORDER)
         share, taken = 0.0, 0  # of all splits so far
         for name in FILL_ORDER:
             size = self._sizes[name]
             if isinstance(size, int):
-                quotas[name] = apportion(size, [in_source[label] for label in range(classes)])
+                quotas[name] = apportion(size, in_source)
             elif isinstance(size, float):
                 share += size
                 total = int(share * usable.total() + ROUNDING) - taken
-                quotas[name] = apportion(total, [usable[label] for label in range(classes)], left)
+                quotas[name] = apportion(total, in_groups, left)
                 left = [before - part for before, part in zip(left, quotas[name], strict=True)]
                 taken += total
         return quotas

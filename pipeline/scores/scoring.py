@@ -11,6 +11,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import log_loss, precision_recall_fscore_support, roc_auc_score
 
 DIGITS = 6  # decimal places of scores in files
+ENSEMBLE = "ensemble"  # its name in tables, next to the networks'
 
 
 def predicted_labels(probabilities: np.ndarray) -> np.ndarray:
