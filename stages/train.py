@@ -88,7 +88,7 @@ def train_network(name: str, params: Params, device: torch.device, dtype: torch.
         processes.report(f"{name}: resuming after epoch {training.last_epoch}")
     fits_head = params.train.head_init == "fitted" and not state
     if fits_head:
-        loss = fit_head(training.network, train, dtype, f"{name} features") if processes.is_first else None
+        loss = training.fit_head() if processes.is_first else None
     parallel = processes.parallel(training.network, device)  # copies rank 0's head to the other processes
     if fits_head:
         training.finish_epoch(0, lr=0.0, loss=processes.broadcast(loss))
@@ -123,9 +123,15 @@ class Training:
         self.optimizer = make_optimizer(self.network, name, params)
         self.steps = len(train) // self.params.batch_size  # in an epoch; the last partial batch is dropped
         self.scheduler = make_scheduler(self.params, self.optimizer, self.steps)
-        self.augment = make_augmentation(self.params, train.description["image_size"])
+        self.augment = make_augmentation(self.params, train.description["image_size"], self.params.image_size)
         self.curve: list[dict] = []
         self.best_weights: dict[str, Tensor] = {}
+
+    def fit_head(self) -> float:
+        """Fit the head to photos and their augmented views, both of the prepared size, as in inference."""
+        torch.manual_seed(self.params.seed * 1000)
+        augment = make_augmentation(self.params, self.train.description["image_size"])
+        return fit_head(self.network, self.train, augment, self.dtype, f"{self.name} features")
 
     def run_epoch(self, epoch: int, parallel: nn.Module) -> None:
         """Train one epoch and finish it. `parallel` wraps the network."""
@@ -250,9 +256,12 @@ def make_scheduler(params: Train, optimizer: torch.optim.Optimizer, steps: int) 
     return StepLR(optimizer, (params.lr_step_size or math.inf) * steps, params.lr_gamma)
 
 
-def make_augmentation(params: Train, prepared_size: int) -> v2.Transform | None:
-    """The transform from a prepared photo to an image of train.image_size a side; None if the photo is used as is."""
-    size = params.image_size or prepared_size
+def make_augmentation(params: Train, prepared_size: int, size: int = 0) -> v2.Transform | None:
+    """The transform from a prepared photo to an image of `size` pixels a side, 0 for the same as before.
+
+    None if the photo is used as is.
+    """
+    size = size or prepared_size
     transforms: list[v2.Transform] = []
     if params.augment == "crop_and_flip":
         transforms.append(v2.RandomResizedCrop(size, scale=(params.crop_scale, 1)))

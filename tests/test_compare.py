@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import compare
-from pipeline import differences
+from pipeline import differences, runs
 from pipeline.core.errors import UserError
 from run import copy_pipeline
 
@@ -239,7 +239,7 @@ def printed_by(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -
     def run(repository: Repository, *arguments: str) -> str:
         monkeypatch.chdir(repository.root)
         monkeypatch.setattr("sys.argv", ["compare.py", *arguments])
-        compare.dvc_settings.cache_clear()
+        runs.dvc_settings.cache_clear()
         compare.main()
         printed, warnings = capsys.readouterr()
         assert warnings == ""

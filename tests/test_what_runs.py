@@ -71,6 +71,7 @@ CODE = {
     "pipeline/scores": EVALUATION,  # a different way to combine predictions retrains nothing
     "pipeline/pages": {"report"},
     "pipeline/differences.py": NOTHING,  # for the tools
+    "pipeline/runs.py": NOTHING,
     "pipeline/inference.py": NOTHING,
     "stages/prepare.py": EVERYTHING,
     "stages/train.py": NETWORKS,

@@ -15,6 +15,8 @@ from torch import Tensor
 IMAGENET_MEAN = [0.485, 0.456, 0.406]  # of RGB values from 0 to 1, as torchvision's weights expect
 IMAGENET_STD = [0.229, 0.224, 0.225]
 
+Augment = Callable[[Tensor], Tensor]  # from a uint8 image [3, size, size] to another one
+
 
 @dataclass(frozen=True)
 class PackedSplit:
@@ -34,10 +36,10 @@ class PackedSplit:
     def device(self) -> torch.device:
         return self.pixels.device
 
-    def images(self, rows: Tensor, augment: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    def images(self, rows: Tensor, augment: Augment | None = None) -> Tensor:
         """The photos at `rows`, normalised: float32 [len(rows), 3, size, size] in channels_last format.
 
-        `augment` maps a uint8 image [3, size, size] to another one; all results must have the same size.
+        `augment` is applied to each photo; all results must have the same size.
         """
         pixels = self.pixels[rows].permute(0, 3, 1, 2)
         if augment:

@@ -1,28 +1,29 @@
 """Fit a linear head to the pretrained network's features, so that training starts from a good classifier."""
 
 from pipeline.networks.building import head_of
-from pipeline.networks.dataset import PackedSplit
-from pipeline.networks.predicting import Mirrored, predict_features
+from pipeline.networks.dataset import Augment, PackedSplit
+from pipeline.networks.predicting import predict_features
 
 import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
-MOST_PHOTOS = 2000  # enough for a start; training improves on it
+MOST_PHOTOS = 1000  # enough for a start; training improves on it
+AUGMENTED_VIEWS = 3  # of each photo
 REGULARISATION = 0.03  # weight of the penalty on the coefficients, relative to the mean log loss
 
 
-def fit_head(network: nn.Module, train: PackedSplit, dtype: torch.dtype, title: str) -> float:
+def fit_head(network: nn.Module, train: PackedSplit, augment: Augment | None, dtype: torch.dtype, title: str) -> float:
     """Set the linear head of `network` to a logistic regression on the features of train's photos.
 
-    Uses the first MOST_PHOTOS photos, in which the classes are in proportion, and their mirror images. Returns its log
-    loss on them, in nats. Leaves the network in eval mode. `title` labels the progress bar.
+    Uses the first MOST_PHOTOS photos, in which the classes are in proportion: each as it is and, unless `augment` is
+    None, in a few augmented views. Returns the log loss on them, in nats. Leaves the network in eval mode. `title`
+    labels the progress bar.
     """
     photos = train.part(slice(MOST_PHOTOS))
-    features = torch.cat(
-        [predict_features(network, photos, dtype, title), predict_features(Mirrored(network), photos, dtype, title)]
-    )
-    labels = photos.labels.cpu().repeat(2)
+    views = [None, *[augment] * AUGMENTED_VIEWS] if augment else [None]
+    features = torch.cat([predict_features(network, photos, dtype, title, view) for view in views])
+    labels = photos.labels.cpu().repeat(len(views))
     weight, bias = _regress(features, labels)
     linear = head_of(network)[-1]
     with torch.no_grad():

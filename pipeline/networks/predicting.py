@@ -2,7 +2,7 @@
 
 from pipeline.networks.building import Head
 from pipeline.networks.compute import autocast
-from pipeline.networks.dataset import PackedSplit
+from pipeline.networks.dataset import Augment, PackedSplit
 
 import torch
 from torch import Tensor, fx, nn
@@ -35,17 +35,6 @@ class TestTimeFlip(nn.Module):
         return (self.network(images) + self.network(images.flip(-1))) / 2
 
 
-class Mirrored(nn.Module):
-    """A network that sees the mirror image of each image."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.network(images.flip(-1))
-
-
 def ready_to_predict(network: nn.Module, test_time_flip: bool, device: torch.device) -> nn.Module:
     """Make a trained network ready for inference: BatchNorm folded, on `device`, with test-time flip if asked for."""
     network = fold_batchnorm(network).to(device, memory_format=torch.channels_last)
@@ -57,28 +46,32 @@ class _HeadAsLeaf(fx.Tracer):
         return isinstance(module, Head) or super().is_leaf_module(module, name)  # autocast cannot be traced
 
 
-def predict_features(network: nn.Module, packed: PackedSplit, dtype: torch.dtype, title: str) -> Tensor:
-    """Return the head's input for every photo, float32 [N, features] on the CPU. Leaves the network in eval mode."""
+def predict_features(
+    network: nn.Module, packed: PackedSplit, dtype: torch.dtype, title: str, augment: Augment | None = None
+) -> Tensor:
+    """Like `predict_logits`, but return the head's input, float32 [N, features] on the CPU."""
     [path] = [name for name, module in network.named_modules() if isinstance(module, Head)]
     head = network.get_submodule(path)
     network.set_submodule(path, nn.Identity())
     try:
-        return predict_logits(fold_batchnorm(network), packed, dtype, title)
+        return predict_logits(fold_batchnorm(network), packed, dtype, title, augment)
     finally:
         network.set_submodule(path, head)
 
 
 @torch.inference_mode()
-def predict_logits(network: nn.Module, packed: PackedSplit, dtype: torch.dtype, title: str) -> Tensor:
+def predict_logits(
+    network: nn.Module, packed: PackedSplit, dtype: torch.dtype, title: str, augment: Augment | None = None
+) -> Tensor:
     """Return the logits of every photo, float32 [N, classes] on the CPU. Leaves the network in eval mode.
 
-    `title` labels the progress bar.
+    `title` labels the progress bar; `augment` is that of `PackedSplit.images`.
     """
     network.eval()
     logits = []
     with tqdm(total=len(packed), desc=title, unit=" images", disable=None, leave=False) as bar:
         for rows in torch.arange(len(packed), device=packed.device).split(INFERENCE_BATCH_SIZE):
             with autocast(packed.device, dtype):
-                logits.append(network(packed.images(rows)).float())
+                logits.append(network(packed.images(rows, augment)).float())
             bar.update(len(rows))
     return torch.cat(logits).cpu()

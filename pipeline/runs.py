@@ -1,0 +1,213 @@
+"""Read what a run stored: its predictions, its photos, and the params and code that they were made with.
+
+A run is a git revision, branch or tag, the name of a DVC experiment, or the workspace. DVC's cache and default remote
+are read; nothing is checked out or run.
+"""
+
+import functools
+import hashlib
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.core.errors import UserError, first_line
+from pipeline.core.files import require_file
+from pipeline.core.params import flatten
+from pipeline.core.paths import ENSEMBLE_PREDICTIONS, PARAMS, PREDICTIONS, SPLIT_TABLE
+from pipeline.scores.predictions import (
+    LOGIT,
+    PROBABILITY,
+    TEXT,
+    classes_of,
+    label_numbers,
+    logit_columns,
+    probability_columns,
+)
+from pipeline.scores.scoring import ENSEMBLE, predicted_labels
+
+import numpy as np
+import pandas as pd
+import yaml
+from dvc.api import DVCFileSystem
+from dvc.exceptions import DvcException
+from dvc.repo import Repo
+from scipy.special import log_softmax, softmax
+
+WORKSPACE = "workspace"
+LOCK = Path("dvc.lock")
+SEED = "train.seed"
+LEAST_PROBABILITY = 5e-10  # those of the ensemble are stored with nine digits
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a network or the ensemble of a run says of each photo, in the order of the run's `photos`."""
+
+    classes: list[str]
+    probabilities: np.ndarray  # [N, classes]
+    correct: np.ndarray  # bool [N]
+    log_loss: np.ndarray  # [N]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's answers on one split, and what they were made with."""
+
+    name: str  # as the user calls it
+    commit: str  # its first digits; empty for the workspace
+    params: dict[str, Any]  # by dotted key
+    code: dict[str, str]  # the hash of each script and room that a stage depends on
+    photos: pd.DataFrame  # photo, label and sha256, sorted by sha256
+    answers: dict[str, Answers]  # by network; and the ensemble's, unless it was fitted to these photos
+
+    @property
+    def seed(self) -> Any:
+        return self.params[SEED]
+
+
+def read_run(name: str, split: str) -> Run:
+    """Read what a run stored. Raises UserError if there is no such run, or if some of it is missing or out of date."""
+    commit, read = open_run(name)
+    stages = read_stages(name, read)
+    params = params_of(name, stages)
+    require_consistent(name, stages, read)
+    table = read_table(name, read, SPLIT_TABLE, ["photo", "label", "split", "sha256"])
+    photos = table.loc[table["split"] == split, ["photo", "label", "sha256"]]
+    photos = photos.sort_values(["sha256", "photo"], ignore_index=True)
+
+    answers = {}
+    logits = read_table(name, read, PREDICTIONS, ["split", "photo", "network"], LOGIT)
+    for network, rows in logits[logits["split"] == split].groupby("network", sort=False):
+        answers[network] = answer(name, PREDICTIONS, photos, rows)
+    if split == "test" or params["ensemble.method"] != "fitted_weights":
+        rows = read_table(name, read, ENSEMBLE_PREDICTIONS, ["split", "photo"], PROBABILITY)
+        answers[ENSEMBLE] = answer(name, ENSEMBLE_PREDICTIONS, photos, rows[rows["split"] == split])
+    code = {
+        dependency["path"]: dependency["md5"]
+        for stage in stages.values()
+        for dependency in stage["deps"]
+        if dependency["path"].startswith(("stages/", "pipeline/"))
+    }
+    return Run(name, commit, params, code, photos, answers)
+
+
+def open_run(name: str) -> tuple[str, Callable[[Path], bytes]]:
+    """The first digits of a run's commit, and a function that returns the content of one of its files.
+
+    Raises UserError if there is no such run; so does the function if it cannot find the file.
+    """
+    cache, remote = dvc_settings()
+    if name == WORKSPACE:
+        return "", lambda path: require_file(path).read_bytes()
+    # A revision has the settings of its time; today's cache and remote may be others.
+    files = DVCFileSystem(".", rev=name, remote=remote, config={"cache": {"dir": cache}})
+    try:
+        commit = files.repo.get_rev()[:7]
+    except DvcException as error:
+        raise UserError(
+            f"{first_line(error)}; expected a git revision, branch or tag, an experiment (see `dvc exp list -A`) or "
+            f"{WORKSPACE}"
+        ) from None
+
+    def read(path: Path) -> bytes:
+        try:
+            return files.read_bytes(path.as_posix())
+        except Exception as error:  # a remote's library may raise anything
+            is_missing = isinstance(error, FileNotFoundError)
+            if path == LOCK and is_missing:
+                raise UserError(f"{name} ({commit}) has no {LOCK}, and therefore no stored results") from None
+            reason = "" if is_missing else f" ({first_line(error)})"
+            nor = f"nor in the remote {remote}{reason}" if remote else "and there is no default remote"
+            raise UserError(
+                f"{name} ({commit}): {path} is not in DVC's cache, {nor}; run `dvc push` or `dvc exp push` "
+                "in the clone that has it"
+            ) from None
+
+    return commit, read
+
+
+@functools.cache
+def dvc_settings() -> tuple[str, str | None]:
+    """The folder of DVC's cache, and the name of the default remote if there is one."""
+    try:
+        repository = Repo(".")
+    except DvcException as error:
+        raise UserError(f"{first_line(error)}; run this from the project's root") from None
+    remote = repository.config["core"].get("remote")
+    if remote and remote not in repository.config["remote"]:
+        raise UserError(f"DVC's default remote is {remote}, which does not exist; see `dvc remote list`")
+    return repository.cache.local_cache_dir, remote
+
+
+def read_stages(name: str, read: Callable[[Path], bytes]) -> dict[str, dict]:
+    """What dvc.lock says of the stages that lead to the predictions. Raises UserError if one has not run."""
+    try:
+        stages = yaml.safe_load(read(LOCK))["stages"]
+        networks = stages["evaluate"]["params"][PARAMS.name]["networks"]
+        needed = ("prepare", *(f"train_{network}" for network in networks), "evaluate", "ensemble")
+        return {stage: stages[stage] for stage in needed}
+    except KeyError as error:
+        raise UserError(f"{name} has no stored predictions: {LOCK} lacks {error.args[0]}; run `dvc repro`") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{name}: {LOCK} is not valid YAML: {first_line(error)}") from None
+
+
+def params_of(name: str, stages: dict[str, dict]) -> dict[str, Any]:
+    """The params that the stages ran with, which need not be those of params.yaml, by their dotted keys."""
+    params: dict[str, Any] = {}
+    for stage in stages.values():
+        for key, value in flatten(stage["params"][PARAMS.name]):
+            if params.setdefault(key, value) != value:
+                raise UserError(f"{name} is out of date: some stages ran with another {key}; run `dvc repro`")
+    return params
+
+
+def require_consistent(name: str, stages: dict[str, dict], read: Callable[[Path], bytes]) -> None:
+    """Raise UserError unless each stage ran with the files that the stages before it wrote, and these are unchanged."""
+    written = {out["path"]: out["md5"] for stage in stages.values() for out in stage["outs"]}
+    for stage_name, stage in stages.items():
+        for dependency in stage["deps"]:
+            path = dependency["path"]
+            if path in written and dependency["md5"] != written[path]:
+                raise UserError(f"{name} is out of date: {stage_name} ran with another {path}; run `dvc repro`")
+    for path in (SPLIT_TABLE, PREDICTIONS, ENSEMBLE_PREDICTIONS) if name == WORKSPACE else ():
+        if hashlib.md5(read(path), usedforsecurity=False).hexdigest() != written[path.as_posix()]:
+            raise UserError(f"{name}: {path} is not the one that `dvc repro` wrote; run `dvc repro` to restore it")
+
+
+def read_table(
+    name: str, read: Callable[[Path], bytes], path: Path, columns: Sequence[str], prefix: str | None = None
+) -> pd.DataFrame:
+    """A run's table. Raises UserError unless it has these columns and, with `prefix`, one for each class."""
+    try:
+        table = pd.read_csv(io.BytesIO(read(path)), dtype=TEXT | {"sha256": str}, keep_default_na=False)
+    except ValueError as error:
+        raise UserError(f"{name}: {path} is not a table ({first_line(error)})") from None
+    missing = [column for column in columns if column not in table]
+    if prefix and not classes_of(table, prefix):
+        missing.append(f"{prefix}CLASS")
+    if missing:
+        raise UserError(
+            f"{name}: {path} has no column {missing[0]}; it was written by another version of this pipeline and cannot "
+            "be compared"
+        )
+    return table
+
+
+def answer(name: str, path: Path, photos: pd.DataFrame, rows: pd.DataFrame) -> Answers:
+    """The answers in `rows`, of one network or the ensemble. Raises UserError if they are not for these photos."""
+    rows = photos[["photo"]].merge(rows, on="photo", how="inner")
+    if len(rows) != len(photos) or not len(photos):
+        raise UserError(f"{name}: {path} is not for the photos in {SPLIT_TABLE}; run `dvc repro`")
+    if classes := classes_of(rows, LOGIT):
+        logits = rows[logit_columns(classes)].to_numpy()
+        probabilities, log_probabilities = softmax(logits, axis=1), log_softmax(logits, axis=1)
+    else:
+        classes = classes_of(rows, PROBABILITY)
+        probabilities = rows[probability_columns(classes)].to_numpy()
+        log_probabilities = np.log(probabilities.clip(LEAST_PROBABILITY))
+    labels = label_numbers(photos["label"], classes)
+    correct = predicted_labels(probabilities) == labels
+    return Answers(classes, probabilities, correct, -log_probabilities[np.arange(len(labels)), labels])
