@@ -4,15 +4,18 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from pipeline.core.errors import UserError
 from pipeline.core.files import require_file
 from pipeline.core.params import Params, read_params
-from pipeline.core.paths import model
+from pipeline.core.paths import REJECTION, model
 from pipeline.networks.compute import autocast, set_up
 from pipeline.networks.dataset import normalise
+from pipeline.networks.explaining import heat_maps
 from pipeline.networks.models import load_model
 from pipeline.networks.predicting import INFERENCE_BATCH_SIZE, ready_to_predict
+from pipeline.networks.rejection import load_rejection
 from pipeline.photos.decoding import UnreadablePhoto, decode, silence_pillow
 from pipeline.scores.combining import read_combination
 
@@ -38,8 +41,10 @@ class Answer:
     photo: str
     ensemble: dict[str, float] = field(default_factory=dict)
     members: dict[str, dict[str, float]] = field(default_factory=dict)
+    rejected: bool = False  # the photo seems to show none of the classes
     unreadable: str = ""
     pixels: np.ndarray | None = None  # the image as the networks saw it: uint8 [size, size, 3]
+    heat_maps: dict[str, np.ndarray] = field(default_factory=dict)  # where each network looked: see heat_maps()
 
     @property
     def label(self) -> str:
@@ -82,13 +87,18 @@ class Ensemble:
                 )
         self.classes: list[str] = first["classes"]
         self.combination = read_combination(names, self.classes)
+        self.rejection = load_rejection(require_file(REJECTION), device) if params.reject.share else None
+        if self.rejection and self.rejection.description["split_id"] != first["split_id"]:
+            raise UserError(
+                f"{REJECTION} and the models were not made with the same split; run `dvc repro` to fix this"
+            )
         self.image_size: int = first["image_size"]
         self.resize: str = first["resize"]
 
     @torch.inference_mode()
     def logits(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         """Each network's logits, float64 [N, classes], for uint8 images [N, image_size, image_size, 3]."""
-        images = normalise(torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2))
+        images = self._normalise(pixels)
         logits = {}
         for name, network in self.networks.items():
             with autocast(self.device, self.dtype):
@@ -101,10 +111,31 @@ class Ensemble:
         members = {name: softmax(values, axis=1) for name, values in logits.items()}
         return self.combination(list(logits.values())), members
 
-    def answer(self, questions: list[Question], keep_pixels: bool = True) -> Iterator[Answer]:
+    def rejects(self, pixels: np.ndarray) -> np.ndarray:
+        """Whether each image seems to show none of the classes, bool [N], for images as in `logits`."""
+        if not self.rejection:
+            return np.zeros(len(pixels), bool)
+        similar = self.rejection.similarities(self._normalise(pixels), self.dtype)
+        return (similar < self.rejection.threshold).numpy()
+
+    def _normalise(self, pixels: np.ndarray) -> torch.Tensor:
+        return normalise(torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2))
+
+    def heat_maps(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        """Where each network looked, for images as in `logits`: uint8 [N, height, width]. ViT has no heat maps."""
+        images = self._normalise(pixels)
+        found = {name: heat_maps(network, images) for name, network in self._unfolded.items()}
+        return {name: maps.numpy() for name, maps in found.items() if maps is not None}
+
+    @cached_property
+    def _unfolded(self) -> dict[str, nn.Module]:
+        return {name: load_model(model(name))[0].to(self.device) for name in self.networks}
+
+    def answer(self, questions: list[Question], keep_pixels: bool = True, explain: bool = False) -> Iterator[Answer]:
         """Yield an answer to each question, in order; photos are decoded and scaled as in `prepare`.
 
-        With `keep_pixels=False` answers have no `pixels`, which saves memory when there are many photos.
+        With `keep_pixels=False` answers have no `pixels`, which saves memory when there are many photos; only with
+        `explain` they have `heat_maps`, which takes several times as long.
         """
 
         def read_and_decode(question: Question) -> np.ndarray | UnreadablePhoto:
@@ -128,16 +159,18 @@ class Ensemble:
                 current = (batch, pool.map(read_and_decode, batch))
                 if previous:
                     asked, decoded = previous
-                    yield from self._answer_batch(asked, list(decoded), keep_pixels)
+                    yield from self._answer_batch(asked, list(decoded), keep_pixels, explain)
                     bar.update(len(asked))
                 previous = current
 
     def _answer_batch(
-        self, questions: list[Question], decoded: list[np.ndarray | UnreadablePhoto], keep_pixels: bool
+        self, questions: list[Question], decoded: list[np.ndarray | UnreadablePhoto], keep_pixels: bool, explain: bool
     ) -> Iterator[Answer]:
         readable = [pixels for pixels in decoded if not isinstance(pixels, UnreadablePhoto)]
         if readable:
             ensemble, members = self.probabilities(np.stack(readable))
+            rejected = self.rejects(np.stack(readable))
+            looked = self.heat_maps(np.stack(readable)) if explain else {}
         rows = iter(range(len(readable)))
         for question, pixels in zip(questions, decoded, strict=True):
             if isinstance(pixels, UnreadablePhoto):
@@ -148,7 +181,9 @@ class Ensemble:
                 question.photo,
                 self._by_class(ensemble[row]),
                 {name: self._by_class(probabilities[row]) for name, probabilities in members.items()},
+                rejected=bool(rejected[row]),
                 pixels=pixels if keep_pixels else None,
+                heat_maps={name: maps[row] for name, maps in looked.items()},
             )
 
     def _by_class(self, probabilities: np.ndarray) -> dict[str, float]:

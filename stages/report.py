@@ -21,11 +21,13 @@ from pipeline.core.paths import (
     CONTACT_SHEET,
     ENSEMBLE_CLASS_SCORES,
     ENSEMBLE_SCORES,
+    HEAT_MAPS,
     METRICS,
     NETWORK_CLASS_SCORES,
     NETWORK_SCORES,
     PREPARE_SUMMARY,
     PREPARED,
+    REJECTION_TABLE,
     REPORT,
     learning_curve,
     packed_split,
@@ -37,16 +39,18 @@ from pipeline.core.process import run_stage
 from pipeline.core.split_table import describe_classes, read_split_table
 from pipeline.pages import plots
 from pipeline.pages.graph import read_stages
-from pipeline.pages.rendering import jpeg_uri, render, thumbnail
-from pipeline.scores.curves import confidence, confidence_edges, count_correct, reliability_table, roc_table
+from pipeline.pages.rendering import heat_uri, jpeg_uri, render, thumbnail
+from pipeline.scores.curves import confidence_edges, count_correct, reliability_table, roc_table
+from pipeline.scores.hardest import WORST, least_confident, worst_mistakes
 from pipeline.scores.predictions import (
+    TEXT,
     Predictions,
     probability_columns,
     read_ensemble_predictions,
     read_logits,
     select_split,
 )
-from pipeline.scores.scoring import ENSEMBLE, predicted_labels, read_scores
+from pipeline.scores.scoring import ENSEMBLE, accuracy_interval, predicted_labels, read_scores
 
 import numpy as np
 import pandas as pd
@@ -55,7 +59,6 @@ from PIL import Image
 from safetensors import safe_open
 from sklearn.metrics import confusion_matrix
 
-WORST, LEAST_CONFIDENT = 24, 12  # photos shown
 NAMED = 20  # excluded photos listed for each reason
 FEW_CLASSES = 10  # with more, the page has shorter tables, and lists confusions instead of showing matrices
 CONFIDENCES = (0.5, 0.9, 0.99, 0.999)  # minimum ones, for which the page counts mistakes
@@ -96,6 +99,8 @@ class Results:
     counts: dict[str, np.ndarray]  # [classes, classes] of photos, by actual and predicted class
     roc: dict[str, pd.DataFrame]
     reliability: dict[str, pd.DataFrame]
+    rejection: pd.DataFrame  # of test: similarity and whether it is rejected; empty if reject.share is 0
+    heat_maps: dict[str, dict[int, np.ndarray]]  # of the photos shown, without the ensemble: see read_heat_maps
 
 
 def read_results() -> Results:
@@ -123,6 +128,8 @@ def read_results() -> Results:
         },
         roc={name: roc_table(values, labels) for name, values in probabilities.items()},
         reliability={name: reliability_table(values, labels) for name, values in probabilities.items()},
+        rejection=read_rejection(predictions.photos["photo"]),
+        heat_maps=read_heat_maps(),
     )
 
 
@@ -192,8 +199,11 @@ def render_page(results: Results, plot_groups: PlotGroups) -> str:
         few_classes=FEW_CLASSES,
         counts=results.counts,
         confusions=list_confusions(results.counts[ENSEMBLE], results.classes),
-        mistakes=show(worst_mistakes(results), results),
-        least_confident=show(confidence(combined).argsort(kind="stable")[:LEAST_CONFIDENT], results),
+        mistakes=show(worst_mistakes(combined, results.labels), results),
+        least_confident=show(least_confident(combined), results),
+        looked=list(results.heat_maps),
+        rejected=count_rejected(results.rejection) if len(results.rejection) else None,
+        rejected_photos=show(least_similar(results.rejection), results),
         reliability={name: table.to_dict("records") for name, table in results.reliability.items()},
         by_confidence=[count_correct(combined, results.labels, edge, 1) for edge in sorted({least, *CONFIDENCES})],
         curves={name: curve.to_dict("records") for name, curve in results.curves.items()},
@@ -246,21 +256,17 @@ def kept_epoch(curve: pd.DataFrame) -> int:
     return int(curve.loc[curve["kept"], "epoch"].item())
 
 
-def worst_mistakes(results: Results) -> np.ndarray:
-    """The rows of the ensemble's most confident mistakes, the most confident first."""
-    combined = results.probabilities[ENSEMBLE]
-    mistakes = np.flatnonzero(predicted_labels(combined) != results.labels)
-    return mistakes[(-confidence(combined[mistakes])).argsort(kind="stable")[:WORST]]
-
-
 def show(rows: np.ndarray, results: Results) -> list[dict]:
-    """Test photos for the page's gallery, each with its image and the probabilities from the ensemble and networks."""
+    """Test photos for the page's gallery, each with its image, where the networks looked, and all probabilities."""
     with safe_open(require_file(packed_split("test")), framework="numpy") as file:
         pixels = file.get_slice("pixels")
         return [
             {
                 **results.photos.iloc[row],
                 "image": thumbnail(pixels[row]),
+                "looked": {
+                    name: heat_uri(pixels[row], maps[row]) for name, maps in results.heat_maps.items() if row in maps
+                },
                 "probabilities": {
                     name: dict(zip(results.classes, values[row].tolist(), strict=True))
                     for name, values in results.probabilities.items()
@@ -268,6 +274,35 @@ def show(rows: np.ndarray, results: Results) -> list[dict]:
             }
             for row in rows.tolist()
         ]
+
+
+def read_rejection(photos: pd.Series) -> pd.DataFrame:
+    """The test photos' similarity to those in train, and whether they are rejected; empty if reject.share is 0."""
+    table = pd.read_csv(require_file(REJECTION_TABLE), dtype=TEXT | {"rejected": bool}, keep_default_na=False)
+    table = table[table["split"] == "test"].reset_index(drop=True)
+    if len(table) and table["photo"].tolist() != photos.tolist():
+        raise UserError(f"{REJECTION_TABLE} is not for the test photos in {PREPARED}; run `dvc repro` to fix this")
+    return table
+
+
+def count_rejected(table: pd.DataFrame) -> dict:
+    """How many test photos are rejected, and the 95 % interval of their share."""
+    rejected = int(table["rejected"].sum())
+    interval = accuracy_interval(rejected, len(table))
+    return {"photos": rejected, "low": interval["accuracy_low"], "high": interval["accuracy_high"]}
+
+
+def least_similar(table: pd.DataFrame) -> np.ndarray:
+    """The rows of the rejected photos that are least similar to those in train, the least similar first."""
+    return table[table["rejected"]].sort_values("similarity", kind="stable").index[:WORST].to_numpy()
+
+
+def read_heat_maps() -> dict[str, dict[int, np.ndarray]]:
+    """By network, which may have none, and by row of test: uint8 [height, width]."""
+    with safe_open(require_file(HEAT_MAPS), framework="numpy") as file:
+        maps = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    rows = maps.pop("rows").tolist()
+    return {name: dict(zip(rows, values, strict=True)) for name, values in maps.items()}
 
 
 def name_excluded(split_table: pd.DataFrame) -> dict[str, list[str]]:

@@ -26,7 +26,8 @@ SCRIPTS = sorted(
 )
 SPLITS = ("train", "validation", "test")
 DVC_SETTINGS = ("DVC_NO_ANALYTICS", "DVC_SITE_CACHE_DIR")  # of conftest.py
-STAGE_NAMES = ("prepare", "train_resnet18", "train_resnet34", "evaluate", "ensemble", "report")  # in dvc.yaml's order
+# In dvc.yaml's order.
+STAGE_NAMES = ("prepare", "train_resnet18", "train_resnet34", "evaluate", "ensemble", "reject", "explain", "report")
 
 
 class Project:

@@ -98,6 +98,7 @@ def test_read_params_accepts_numbers_that_yaml_reads_as_text(written: str, meant
         ("train.image_size", 224),
         ("train.lr_gamma", 1),
         ("train.batch_size", 2),
+        ("reject.share", 0.5),
         ("networks", {"alexnet": {"weights": "none"}}),
     ],
 )
@@ -194,6 +195,7 @@ def test_read_params_accepts_each_choice_that_the_comments_offer(params: dict, t
         ("train.epochs", 0, "greater than or equal to 1"),
         ("train.epochs", "many", "a valid integer"),
         ("ensemble.method", "median", "'mean_logits', 'mean_probabilities'"),
+        ("reject.share", 1, "less than or equal to 0.5"),
     ],
 )
 def test_read_params_names_a_wrong_value_with_its_key_and_what_was_expected(

@@ -54,6 +54,7 @@ def test_serve_answers_uploaded_photos(browser: Browser, address: str, tmp_path:
     page.goto(address)
     page.get_by_role("heading", name="Cat or dog?").wait_for()
     page.get_by_label("Photos to classify").set_input_files(sorted(tmp_path.iterdir()))
+    page.get_by_label("Show where each network looked").check()
     page.get_by_role("button", name="Classify", exact=True).click()
     page.get_by_role("heading", name="Answers").wait_for()
 
@@ -64,7 +65,11 @@ def test_serve_answers_uploaded_photos(browser: Browser, address: str, tmp_path:
         assert photo.locator("p").count() == 1  # the second class says nothing new
         assert photo.locator("strong").inner_text().startswith(("cat ", "dog "))
         assert photo.locator("dt").all_inner_texts() == ["resnet18", "resnet34"]
-        assert photo.locator("img").evaluate("image => image.complete && image.naturalWidth > 0")
+        names = [image.get_attribute("alt") for image in photo.locator("img").all()]
+        looked = [f"Where {network} looked on {name}" for network in ("resnet18", "resnet34")]
+        assert names == [f"{name}, as the networks saw it", *looked]
+        for image in photo.locator("img").all():
+            assert image.evaluate("image => image.complete && image.naturalWidth > 0")
     assert page.evaluate("document.documentElement.scrollWidth") <= 375
     assert problems == []
     assert all(url.startswith((address, "data:")) for url in requests)

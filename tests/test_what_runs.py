@@ -20,8 +20,8 @@ from projects import REPOSITORY, STAGE_NAMES, Repository, stand_in_repository
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # DVC's own
 
 EVERYTHING = set(STAGE_NAMES)
-NETWORKS = EVERYTHING - {"prepare"}  # both, and what follows
-COMBINATION = {"ensemble", "report"}
+NETWORKS = EVERYTHING - {"prepare", "reject"}  # both, and what follows
+COMBINATION = {"ensemble", "explain", "report"}
 EVALUATION = {"evaluate"} | COMBINATION
 NOTHING: set[str] = set()
 
@@ -29,7 +29,7 @@ NOTHING: set[str] = set()
 PARAMS = {
     "classes": ("auto", EVERYTHING),
     "lr": (0.0005, NETWORKS),
-    "precision": ("bfloat16", NETWORKS),
+    "precision": ("bfloat16", NETWORKS | {"reject"}),
     "prepare.source": ("data/raw/other.zip", EVERYTHING),
     "prepare.labels": ("data/other.csv", EVERYTHING),
     "prepare.image_size": (64, EVERYTHING),
@@ -38,8 +38,8 @@ PARAMS = {
     "prepare.split.validation": (10, EVERYTHING),
     "prepare.split.test": (10, EVERYTHING),
     "prepare.seed": (2, EVERYTHING),
-    "networks.resnet18.weights": ("other-01234567.pth", {"train_resnet18"} | EVALUATION),
-    "networks.resnet34.weights": ("other-01234567.pth", {"train_resnet34"} | EVALUATION),
+    "networks.resnet18.weights": ("other-01234567.pth", {"train_resnet18", "reject"} | EVALUATION),
+    "networks.resnet34.weights": ("other-01234567.pth", {"train_resnet34", "reject"} | EVALUATION),
     "train.launcher": ("env python", NETWORKS),
     "train.layers": ("head", NETWORKS),
     "train.body_lr_factor": (0.5, NETWORKS),
@@ -61,13 +61,14 @@ PARAMS = {
     "train.seed": (2, NETWORKS),
     "evaluate.test_time_flip": (True, EVALUATION),
     "ensemble.method": ("majority_vote", COMBINATION),
+    "reject.share": (0.01, {"reject", "report"}),
 }
 
 # Each room of the pipeline and each script, and what runs if a file there changes.
 CODE = {
     "pipeline/core": EVERYTHING,
     "pipeline/photos": EVERYTHING,
-    "pipeline/networks": NETWORKS,
+    "pipeline/networks": NETWORKS | {"reject"},
     "pipeline/scores": EVALUATION,  # a different way to combine predictions retrains nothing
     "pipeline/pages": {"report"},
     "pipeline/differences.py": NOTHING,  # for the tools
@@ -77,6 +78,8 @@ CODE = {
     "stages/train.py": NETWORKS,
     "stages/evaluate.py": EVALUATION,
     "stages/ensemble.py": COMBINATION,
+    "stages/reject.py": {"reject", "report"},
+    "stages/explain.py": {"explain", "report"},
     "stages/report.py": {"report"},
     "tools": NOTHING,
 }
@@ -191,6 +194,8 @@ MAY_IMPORT = {
     "scores": {"core"},
     "pages": {"core", "scores"},
     "inference.py": {"core", "photos", "networks", "scores"},
+    "runs.py": {"core", "scores"},
+    "differences.py": set(),
 }
 
 

@@ -23,7 +23,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_write
 from pipeline.core.process import run_stage
 from pipeline.inference import Answer, Question, load_ensemble
-from pipeline.pages.rendering import says
+from pipeline.pages.rendering import heat_image, says
 from pipeline.photos.containers import is_archive, read_file
 from pipeline.photos.decoding import UnreadablePhoto
 from pipeline.photos.source import PhotoSource, printable
@@ -43,6 +43,8 @@ def main() -> None:
         raise UserError(f"--image {arguments.image}: expected a name ending in .png or .jpg")
     if arguments.image and arguments.image.exists():
         raise UserError(f"--image {arguments.image}: already exists; use another name or delete it")
+    if arguments.explain and not arguments.image:
+        raise UserError("--explain draws into the image of --image; expected --image FILE as well")
     with ExitStack() as sources:
         questions = [question for path in paths_of(arguments.photos) for question in questions_about(path, sources)]
         if not questions:
@@ -50,13 +52,13 @@ def main() -> None:
         if arguments.image and len(questions) > MOST_IN_IMAGE:
             raise UserError(f"--image: {len(questions)} photos; expected at most {MOST_IN_IMAGE}")
         ensemble = load_ensemble()
-        answers = list(ensemble.answer(questions, keep_pixels=bool(arguments.image)))
+        answers = list(ensemble.answer(questions, bool(arguments.image), arguments.explain))
 
-    members = list(ensemble.networks)
+    members, can_reject = list(ensemble.networks), ensemble.rejection is not None
     if arguments.csv:
-        print(as_csv(answers, ensemble.classes, members), end="")
+        print(as_csv(answers, ensemble.classes, members, can_reject), end="")
     elif arguments.json:
-        print(as_json(answers))
+        print(as_json(answers, can_reject))
     else:
         print(as_text(answers, members))
     if arguments.image:
@@ -79,6 +81,9 @@ def read_arguments() -> argparse.Namespace:
     output.add_argument("--json", action="store_true", help="write JSON instead of a table")
     parser.add_argument(
         "--image", type=Path, metavar="FILE", help="also write the photos and answers as a grid, to a .png or .jpg"
+    )
+    parser.add_argument(
+        "--explain", action="store_true", help="in the image of --image, also show where each network looked"
     )
     return parser.parse_args()
 
@@ -123,13 +128,14 @@ def failing(reason: str) -> Callable[[], bytes]:
 def as_text(answers: list[Answer], members: list[str]) -> str:
     """A table with one line per photo: its name, the most probable class, and the probabilities of that class."""
     width = max(len(answer.photo) for answer in answers)
-    label_width = max(len(text) for text in ("label", *(answer.label for answer in answers)))
+    labels = {answer.photo: label_text(answer) for answer in answers}
+    label_width = max(map(len, ("label", *labels.values())))
     columns = ["probability", *members]
     widths = [max(len(name), 6) for name in columns]
     lines = [f"{'photo':{width}}  {'label':{label_width}}"]
     lines[0] += "".join(f"  {name:>{size}}" for name, size in zip(columns, widths, strict=True))
     for answer in answers:
-        line = f"{answer.photo:{width}}  {answer.unreadable or answer.label:{label_width}}"
+        line = f"{answer.photo:{width}}  {answer.unreadable or labels[answer.photo]:{label_width}}"
         if not answer.unreadable:
             values = [answer.confidence, *(answer.members[name][answer.label] for name in members)]
             line += "".join(f"  {value:>{size}.4f}" for value, size in zip(values, widths, strict=True))
@@ -137,8 +143,16 @@ def as_text(answers: list[Answer], members: list[str]) -> str:
     return "\n".join(lines)
 
 
-def as_csv(answers: list[Answer], classes: list[str], members: list[str]) -> str:
-    """Columns photo, label, probability_<class>, <member>_probability_<class>, and unreadable (the reason)."""
+def label_text(answer: Answer) -> str:
+    """The label, or `none of these (label)` for a photo that seems to show none of the classes."""
+    return f"none of these ({answer.label})" if answer.rejected else answer.label
+
+
+def as_csv(answers: list[Answer], classes: list[str], members: list[str], can_reject: bool) -> str:
+    """Columns photo, label, probability_<class>, <member>_probability_<class>, and unreadable (the reason).
+
+    With `can_reject` also none_of_these, True for a photo that seems to show none of the classes.
+    """
     of_ensemble = probability_columns(classes)
     columns = [*of_ensemble, *(f"{name}_{column}" for name in members for column in of_ensemble)]
     rows = []
@@ -147,18 +161,25 @@ def as_csv(answers: list[Answer], classes: list[str], members: list[str]) -> str
         values = [probability for probabilities in by_class for probability in probabilities.values()]
         probabilities = dict(zip(columns, values, strict=False))
         rows.append({"photo": answer.photo, "label": answer.label, **probabilities, "unreadable": answer.unreadable})
-    table = pd.DataFrame(rows, columns=["photo", "label", *columns, "unreadable"])
+        if not answer.unreadable:
+            rows[-1]["none_of_these"] = answer.rejected
+    rejected = ["none_of_these"] if can_reject else []
+    table = pd.DataFrame(rows, columns=["photo", "label", *rejected, *columns, "unreadable"])
     return table.to_csv(index=False, float_format=f"%.{DIGITS}f")
 
 
-def as_json(answers: list[Answer]) -> str:
-    """A list of objects with photo and either label, probabilities and members, or unreadable."""
+def as_json(answers: list[Answer], can_reject: bool) -> str:
+    """A list of objects with photo and either label, probabilities and members, or unreadable.
+
+    With `can_reject` also none_of_these, true for a photo that seems to show none of the classes.
+    """
     records = [
         {"photo": answer.photo, "unreadable": answer.unreadable}
         if answer.unreadable
         else {
             "photo": answer.photo,
             "label": answer.label,
+            **({"none_of_these": answer.rejected} if can_reject else {}),
             "probabilities": rounded(answer.ensemble),
             "members": {name: rounded(probabilities) for name, probabilities in answer.members.items()},
         }
@@ -172,24 +193,36 @@ def rounded(probabilities: dict[str, float]) -> dict[str, float]:
 
 
 def draw_answers(answers: list[Answer]) -> Image.Image:
-    """The photos in a grid, as the networks saw them, each with its answer and name."""
+    """The photos in a grid, as the networks saw them, each with its answer and name.
+
+    Where the networks looked is below each photo, if the answers have heat maps.
+    """
     side, gap, text_height = 160, 12, 40  # pixels
+    members = max((list(answer.heat_maps) for answer in answers), key=len)
+    map_side = side // len(members) if members else 0
     columns = min(6, max(2, math.ceil(math.sqrt(len(answers)))))
     rows = math.ceil(len(answers) / columns)
-    sheet = Image.new("RGB", (columns * (side + gap) + gap, rows * (side + text_height + gap) + gap), "white")
+    height = side + map_side + text_height
+    sheet = Image.new("RGB", (columns * (side + gap) + gap, rows * (height + gap) + gap), "white")
     draw = ImageDraw.Draw(sheet)
     large, small = ImageFont.load_default(16), ImageFont.load_default(12)
     for number, answer in enumerate(answers):
         row, column = divmod(number, columns)
-        left, top = gap + column * (side + gap), gap + row * (side + text_height + gap)
+        left, top = gap + column * (side + gap), gap + row * (height + gap)
         if answer.pixels is None:
             draw.rectangle((left, top, left + side - 1, top + side - 1), outline="grey")
             text = "unreadable"
         else:
             sheet.paste(Image.fromarray(answer.pixels).resize((side, side)), (left, top))
-            text = says(answer.ensemble).replace("\N{NO-BREAK SPACE}", " ")  # the font has no such glyph
-        draw.text((left, top + side + 2), shortened(text, large, side), "black", large)
-        draw.text((left, top + side + 22), shortened(Path(answer.photo).name, small, side), "dimgrey", small)
+            text = "none of these" if answer.rejected else says(answer.ensemble)
+            text = text.replace("\N{NO-BREAK SPACE}", " ")  # the font has no such glyph
+        for place, (name, heat) in enumerate(answer.heat_maps.items()):
+            corner = (left + place * map_side, top + side)
+            sheet.paste(heat_image(answer.pixels, heat, map_side), corner)
+            draw.text(corner, shortened(name, small, map_side), "black", small)
+        text_top = top + side + map_side
+        draw.text((left, text_top + 2), shortened(text, large, side), "black", large)
+        draw.text((left, text_top + 22), shortened(Path(answer.photo).name, small, side), "dimgrey", small)
     return sheet
 
 

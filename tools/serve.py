@@ -18,7 +18,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.process import extra_packages, run_stage
 from pipeline.core.split_table import MOST_NAMED
 from pipeline.inference import Answer, Ensemble, Question, load_ensemble
-from pipeline.pages.rendering import most_probable, render, thumbnail
+from pipeline.pages.rendering import heat_uri, most_probable, render, thumbnail
 
 with extra_packages("serve"):
     from flask import Flask, request
@@ -60,9 +60,9 @@ def make_app(ensemble: Ensemble) -> Flask:
     app = Flask(__name__)
     app.config |= {"MAX_CONTENT_LENGTH": LARGEST_UPLOAD, "MAX_FORM_PARTS": None, "TRUSTED_HOSTS": [HOST, "localhost"]}
 
-    def page(photos: list[dict] | None = None, problem: str = "") -> str:
+    def page(photos: list[dict] | None = None, problem: str = "", explain: bool = False) -> str:
         title, named = question(ensemble.classes), one_of(ensemble.classes)
-        return render("serve.html.jinja", title=title, one_of=named, photos=photos, problem=problem)
+        return render("serve.html.jinja", title=title, one_of=named, photos=photos, problem=problem, explain=explain)
 
     @app.get("/")
     def form() -> str:
@@ -74,7 +74,8 @@ def make_app(ensemble: Ensemble) -> Flask:
         if not uploads:
             return page(problem="Choose at least one photo."), 400
         questions = [Question(upload.filename, upload.read) for upload in uploads]
-        return page([photo_shown(answer) for answer in ensemble.answer(questions)])
+        explain = "explain" in request.form
+        return page([photo_shown(answer) for answer in ensemble.answer(questions, explain=explain)], explain=explain)
 
     @app.errorhandler(RequestEntityTooLarge)
     def too_large(_: RequestEntityTooLarge) -> tuple[str, int]:
@@ -104,7 +105,15 @@ def photo_shown(answer: Answer) -> dict:
     image = "" if answer.pixels is None else thumbnail(answer.pixels, SHOWN_SIDE)
     count = 2 if len(answer.ensemble) > 2 else 1  # with two classes, the second one says nothing new
     best = most_probable(answer.ensemble, count)
-    return {"name": answer.photo, "image": image, "ensemble": best, "members": answer.members}
+    looked = {name: heat_uri(answer.pixels, heat) for name, heat in answer.heat_maps.items()}
+    return {
+        "name": answer.photo,
+        "image": image,
+        "looked": looked,
+        "rejected": answer.rejected,
+        "ensemble": best,
+        "members": answer.members,
+    }
 
 
 if __name__ == "__main__":

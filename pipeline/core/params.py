@@ -107,6 +107,10 @@ class Ensemble(Section):
     method: Literal["mean_logits", "mean_probabilities", "majority_vote", "fitted_weights"]
 
 
+class Reject(Section):
+    share: Annotated[Number, Field(ge=0, le=0.5)]
+
+
 class Params(Section):
     """All of params.yaml."""
 
@@ -118,6 +122,7 @@ class Params(Section):
     train: Train
     evaluate: Evaluate
     ensemble: Ensemble
+    reject: Reject
 
 
 def read_params(path: Path = PARAMS) -> Params:

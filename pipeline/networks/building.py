@@ -60,7 +60,12 @@ def require_known(name: str) -> None:
 
 
 def head_of(network: nn.Module) -> Head:
-    return next(module for module in network.modules() if isinstance(module, Head))
+    return network.get_submodule(head_name(network))
+
+
+def head_name(network: nn.Module) -> str:
+    """The dotted name of the network's Head."""
+    return next(name for name, module in network.named_modules() if isinstance(module, Head))
 
 
 def check_image_size(network: nn.Module, name: str, size: int, key: str) -> None:

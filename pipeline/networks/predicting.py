@@ -1,6 +1,6 @@
 """Inference: fold BatchNorm, apply test-time flip, and run a network over a split."""
 
-from pipeline.networks.building import Head
+from pipeline.networks.building import Head, head_name
 from pipeline.networks.compute import autocast
 from pipeline.networks.dataset import Augment, PackedSplit
 
@@ -50,13 +50,13 @@ def predict_features(
     network: nn.Module, packed: PackedSplit, dtype: torch.dtype, title: str, augment: Augment | None = None
 ) -> Tensor:
     """Like `predict_logits`, but return the head's input, float32 [N, features] on the CPU."""
-    [path] = [name for name, module in network.named_modules() if isinstance(module, Head)]
-    head = network.get_submodule(path)
-    network.set_submodule(path, nn.Identity())
+    name = head_name(network)
+    head = network.get_submodule(name)
+    network.set_submodule(name, nn.Identity())
     try:
         return predict_logits(fold_batchnorm(network), packed, dtype, title, augment)
     finally:
-        network.set_submodule(path, head)
+        network.set_submodule(name, head)
 
 
 @torch.inference_mode()

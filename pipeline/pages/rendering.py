@@ -10,6 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 JPEG_QUALITY = 80
+HEAT_COLOUR = (255, 90, 0)
 
 
 def render(template: str, **content: object) -> str:
@@ -30,6 +31,22 @@ def thumbnail(pixels: np.ndarray, side: int = 160) -> str:
     image = Image.fromarray(pixels)
     image.thumbnail((side, side))
     return jpeg_uri(image)
+
+
+def heat_uri(pixels: np.ndarray, heat: np.ndarray, side: int = 112) -> str:
+    """As `heat_image`, as a data URI."""
+    return jpeg_uri(heat_image(pixels, heat, side))
+
+
+def heat_image(pixels: np.ndarray, heat: np.ndarray, side: int) -> Image.Image:
+    """An image (uint8 [size, size, 3]) in pale grey, coloured where a heat map (uint8 [height, width]) is high.
+
+    `side` is in pixels.
+    """
+    image = Image.fromarray(pixels).resize((side, side)).convert("L").convert("RGB")
+    pale = Image.blend(image, Image.new("RGB", image.size, "white"), 0.35)
+    coloured = Image.blend(image, Image.new("RGB", image.size, HEAT_COLOUR), 0.6)
+    return Image.composite(coloured, pale, Image.fromarray(heat).resize((side, side), Image.Resampling.BICUBIC))
 
 
 def jpeg_uri(image: Image.Image) -> str:

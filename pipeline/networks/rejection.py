@@ -1,0 +1,90 @@
+"""Recognise photos that show none of the classes, by how similar they are to photos that do.
+
+A photo's similarity is the cosine between its features and those of the K-th most similar of some photos in train (Sun
+et al., "Out-of-Distribution Detection with Deep Nearest Neighbors", ICML 2022). The features are those of the
+pretrained network: training on a few classes makes a network forget what tells them from everything else.
+docs/none-of-these.md compares this with other scores.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.core.errors import UserError, first_line
+from pipeline.networks.building import bare_network, head_name, replace_output, with_version
+from pipeline.networks.compute import autocast
+from pipeline.networks.dataset import PackedSplit
+from pipeline.networks.predicting import fold_batchnorm, predict_features
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+MOST_REFERENCES = 2000
+NEIGHBOR = 5
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A network's features of known photos, and the similarity below which a photo shows none of the classes."""
+
+    network: nn.Module  # from images to features, ready for inference
+    references: Tensor  # float32 [M, features], of length 1
+    threshold: float
+    description: dict  # of the network and the prepared photos
+
+    @torch.inference_mode()
+    def similarities(self, images: Tensor, dtype: torch.dtype) -> Tensor:
+        """How similar each image is to known photos: float32 [N], at most 1, on the CPU.
+
+        `images` are normalised, float32 [N, 3, size, size].
+        """
+        with autocast(images.device, dtype):
+            features = self.network(images)
+        return similarities(features.float().cpu(), self.references)
+
+
+def similarities(features: Tensor, references: Tensor) -> Tensor:
+    """The cosine between each of `features` [N, D] and the K-th most similar of `references` [M, D]: float32 [N]."""
+    cosines = nn.functional.normalize(features) @ references.T
+    return cosines.topk(min(NEIGHBOR, len(references)), dim=1).values[:, -1]
+
+
+def make_references(network: nn.Module, train: PackedSplit, dtype: torch.dtype) -> Tensor:
+    """The features of train's first photos, in which the classes are in proportion, scaled to length 1."""
+    features = predict_features(network, train.part(slice(MOST_REFERENCES)), dtype, "known photos")
+    return nn.functional.normalize(features)
+
+
+def choose_threshold(similarities: Tensor, share: float) -> float:
+    """The largest similarity below which at most a `share` of these `similarities` [N] lie."""
+    return similarities.sort().values[int(share * len(similarities))].item()
+
+
+def save_rejection(path: Path, network: nn.Module, references: Tensor, threshold: float, description: dict) -> None:
+    """Write what `load_rejection` reads; `network` has a linear head, which is not kept."""
+    head = f"{head_name(network)}."
+    body = {key: tensor for key, tensor in network.state_dict().items() if not key.startswith(head)}
+    tensors = {f"network.{key}": tensor.cpu().contiguous() for key, tensor in body.items()}
+    metadata = {"rejection": json.dumps(description | {"threshold": threshold}, sort_keys=True)}
+    path.write_bytes(save(tensors | {"references": references}, metadata))
+
+
+def load_rejection(path: Path, device: torch.device) -> Rejection:
+    """Read what `save_rejection` wrote. Raises UserError if the file is something else."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            description = json.loads(file.metadata()["rejection"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        references = tensors.pop("references")
+        network = bare_network(description["network"])
+        replace_output(network, classes=1, head_width=0, dropout=0)
+        network.set_submodule(head_name(network), nn.Identity())
+        body = {key.removeprefix("network."): tensor for key, tensor in tensors.items()}
+        network.load_state_dict(with_version(body, network))
+        threshold = description["threshold"]
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise UserError(f"{path} was not written by this pipeline ({first_line(error)}); run `dvc repro`") from None
+    network = fold_batchnorm(network).to(device, memory_format=torch.channels_last)
+    return Rejection(network, references, threshold, description)

@@ -1,0 +1,22 @@
+"""The photos that are hardest for the ensemble, which the report shows."""
+
+from pipeline.scores.curves import confidence
+from pipeline.scores.scoring import predicted_labels
+
+import numpy as np
+
+WORST, LEAST_CONFIDENT = 24, 12  # photos shown
+
+
+def worst_mistakes(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The rows of the most confident mistakes, the most confident first.
+
+    `probabilities` is [N, classes], `labels` int [N].
+    """
+    mistakes = np.flatnonzero(predicted_labels(probabilities) != labels)
+    return mistakes[(-confidence(probabilities[mistakes])).argsort(kind="stable")[:WORST]]
+
+
+def least_confident(probabilities: np.ndarray) -> np.ndarray:
+    """The rows of the least confident predictions, the least confident first; `probabilities` is [N, classes]."""
+    return confidence(probabilities).argsort(kind="stable")[:LEAST_CONFIDENT]

@@ -1,0 +1,64 @@
+"""Find where each network looked, on the test photos that the report shows.
+
+Reads models/, data/prepared/test.safetensors and metrics/ensemble_predictions.csv; writes metrics/heat_maps.safetensors
+with `rows`, the photos' rows in test (int64 [N]), and by network uint8 [N, height, width], 255 for the part that
+speaks most for its answer. A network that allows no heat maps has none.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `pipeline` can be imported
+
+from pipeline.core.command_line import read_arguments
+from pipeline.core.errors import UserError
+from pipeline.core.files import atomic_write, require_file
+from pipeline.core.params import read_params
+from pipeline.core.paths import ENSEMBLE_PREDICTIONS, HEAT_MAPS, model, packed_split
+from pipeline.core.process import run_stage
+from pipeline.networks.compute import set_up
+from pipeline.networks.dataset import PackedSplit, open_split
+from pipeline.networks.explaining import heat_maps
+from pipeline.networks.models import load_model
+from pipeline.scores.hardest import least_confident, worst_mistakes
+from pipeline.scores.predictions import label_numbers, probability_columns, read_ensemble_predictions
+
+import numpy as np
+import torch
+from safetensors.torch import save
+
+
+def main() -> None:
+    read_arguments(__doc__)
+    params = read_params()
+    device, _ = set_up(params.precision)
+    test = open_split(packed_split("test"), device)
+    rows = torch.from_numpy(find_hardest(test))
+    images = test.images(rows.to(device))
+    tensors = {"rows": rows}
+    for name in params.networks:
+        network, _ = load_model(require_file(model(name)))
+        maps = heat_maps(network.to(device), images)
+        if maps is None:
+            print(f"{name}: no heat maps; it has no feature map near its head")
+        else:
+            tensors[name] = maps
+            print(f"{name}: {len(maps)} heat maps of {maps.shape[1]} x {maps.shape[2]}")
+    with atomic_write() as write_to:
+        write_to(HEAT_MAPS).write_bytes(save(tensors))
+
+
+def find_hardest(test: PackedSplit) -> np.ndarray:
+    """The rows of the photos that the report shows, in ascending order."""
+    combined = read_ensemble_predictions()
+    combined = combined[combined["split"] == "test"]
+    classes = test.description["classes"]
+    labels = label_numbers(combined["label"], classes)
+    if not np.array_equal(labels, test.labels.cpu()):
+        raise UserError(f"{ENSEMBLE_PREDICTIONS} is not for the photos in {packed_split('test')}; run `dvc repro`")
+    probabilities = combined[probability_columns(classes)].to_numpy()
+    return np.union1d(worst_mistakes(probabilities, labels), least_confident(probabilities))
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,83 @@
+"""Learn to recognise photos that show none of the classes. Does nothing if reject.share in params.yaml is 0.
+
+Reads data/prepared/ and the pretrained weights of the first network; writes metrics/rejection.safetensors (what
+inference needs) and metrics/rejection.csv (one row per photo of validation and test: how similar it is to the photos in
+train, and whether that is too little). The threshold is set on validation, so that reject.share of its photos are
+rejected.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `pipeline` can be imported
+
+from pipeline.core.command_line import read_arguments
+from pipeline.core.errors import UserError
+from pipeline.core.files import atomic_write
+from pipeline.core.params import Params, read_params
+from pipeline.core.paths import REJECTION, REJECTION_TABLE, packed_split
+from pipeline.core.process import run_stage
+from pipeline.core.split_table import read_split_table
+
+import pandas as pd
+
+COLUMNS = ["split", "photo", "label", "similarity", "rejected"]
+DIGITS = 6
+
+
+def main() -> None:
+    read_arguments(__doc__)
+    params = read_params()
+    if params.reject.share:
+        learn(params)
+        return
+    with atomic_write() as write_to:
+        write_to(REJECTION).write_bytes(b"")
+        pd.DataFrame(columns=COLUMNS).to_csv(write_to(REJECTION_TABLE), index=False)
+    print("reject.share is 0: no photo is answered with none of these")
+
+
+def learn(params: Params) -> None:
+    """Compute the features of known photos, set the threshold, and write both."""
+    # PyTorch takes seconds to import, and is not needed if reject.share is 0.
+    from pipeline.networks.building import build_network
+    from pipeline.networks.compute import set_up
+    from pipeline.networks.dataset import open_split
+    from pipeline.networks.predicting import predict_features
+    from pipeline.networks.rejection import choose_threshold, make_references, save_rejection, similarities
+
+    import torch
+
+    name, weights = next((name, network.weights) for name, network in params.networks.items())
+    if weights == "none":
+        raise UserError(
+            f"params.yaml: reject.share is {params.reject.share}, which needs pretrained weights, but "
+            f"networks.{name}.weights is none; set other weights for this network, or reject.share to 0"
+        )
+    device, dtype = set_up(params.precision)
+    network = build_network(name, weights, classes=1, head_width=0, dropout=0, seed=0)
+    network.to(device, memory_format=torch.channels_last)
+    train = open_split(packed_split("train"), device)
+    references = make_references(network, train, dtype)
+    photos, similar = read_split_table(), {}
+    for split in ("validation", "test"):
+        features = predict_features(network, open_split(packed_split(split), device), dtype, f"{name} {split}")
+        similar[split] = similarities(features, references)
+    threshold = choose_threshold(similar["validation"], params.reject.share)
+
+    tables = [
+        photos.loc[photos["split"] == split, ["split", "photo", "label"]].assign(
+            similarity=values.double().numpy().round(DIGITS), rejected=(values < threshold).numpy()
+        )
+        for split, values in similar.items()
+    ]
+    with atomic_write() as write_to:
+        description = {"network": name, **train.description}
+        save_rejection(write_to(REJECTION), network, references, threshold, description)
+        pd.concat(tables)[COLUMNS].to_csv(write_to(REJECTION_TABLE), index=False)
+    for split, values in similar.items():
+        print(f"{split}: {int((values < threshold).sum())} of {len(values)} photos rejected")
+
+
+if __name__ == "__main__":
+    run_stage(main)
