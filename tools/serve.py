@@ -62,7 +62,15 @@ def make_app(ensemble: Ensemble) -> Flask:
 
     def page(photos: list[dict] | None = None, problem: str = "", explain: bool = False) -> str:
         title, named = question(ensemble.classes), one_of(ensemble.classes)
-        return render("serve.html.jinja", title=title, one_of=named, photos=photos, problem=problem, explain=explain)
+        return render(
+            "serve.html.jinja",
+            title=title,
+            one_of=named,
+            photos=photos,
+            problem=problem,
+            explain=explain,
+            can_reject=ensemble.rejection is not None,
+        )
 
     @app.get("/")
     def form() -> str:
