@@ -203,7 +203,7 @@ def render_page(results: Results, plot_groups: PlotGroups) -> str:
         least_confident=show(least_confident(combined), results),
         looked=list(results.heat_maps),
         rejected=count_rejected(results.rejection) if len(results.rejection) else None,
-        rejected_photos=show(least_similar(results.rejection), results),
+        rejected_photos=show(least_similar(results.rejection), results, looked=False),
         reliability={name: table.to_dict("records") for name, table in results.reliability.items()},
         by_confidence=[count_correct(combined, results.labels, edge, 1) for edge in sorted({least, *CONFIDENCES})],
         curves={name: curve.to_dict("records") for name, curve in results.curves.items()},
@@ -256,17 +256,16 @@ def kept_epoch(curve: pd.DataFrame) -> int:
     return int(curve.loc[curve["kept"], "epoch"].item())
 
 
-def show(rows: np.ndarray, results: Results) -> list[dict]:
+def show(rows: np.ndarray, results: Results, looked: bool = True) -> list[dict]:
     """Test photos for the page's gallery, each with its image, where the networks looked, and all probabilities."""
+    heat_maps = results.heat_maps if looked else {}
     with safe_open(require_file(packed_split("test")), framework="numpy") as file:
         pixels = file.get_slice("pixels")
         return [
             {
                 **results.photos.iloc[row],
                 "image": thumbnail(pixels[row]),
-                "looked": {
-                    name: heat_uri(pixels[row], maps[row]) for name, maps in results.heat_maps.items() if row in maps
-                },
+                "looked": {name: heat_uri(pixels[row], maps[row]) for name, maps in heat_maps.items()},
                 "probabilities": {
                     name: dict(zip(results.classes, values[row].tolist(), strict=True))
                     for name, values in results.probabilities.items()

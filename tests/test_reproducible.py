@@ -1,5 +1,7 @@
 """The same commit, params and photos give the same bytes: elsewhere, with other settings, and after being killed."""
 
+import hashlib
+import json
 import os
 import random
 import shutil
@@ -9,11 +11,14 @@ import sys
 import time
 from pathlib import Path
 
+import report
 from pipeline.networks.checkpoint import Checkpoint
 
+import pandas as pd
 import pytest
 import torch
-from projects import Repository, error_line, stand_in_repository
+import yaml
+from projects import REPOSITORY, Repository, error_line, run_python, stand_in_repository
 from weight_files import write_weights
 
 OTHER_SETTINGS = {"PYTHONHASHSEED": "4711", "TZ": "Asia/Kathmandu", "LC_ALL": "C", "LANG": "tr_TR.UTF-8"}
@@ -23,6 +28,7 @@ KILLED_AFTER = {
     "resnet18: 24 photos": 0.5,
     "Running stage 'evaluate'": 3,
     "Running stage 'ensemble'": 1,
+    "Running stage 'explain'": 3,
     "Running stage 'report'": 1,
 }
 MODEL, CHECKPOINT = Path("models/resnet18.safetensors"), Path("models/resnet18.checkpoint")
@@ -145,24 +151,132 @@ def test_verify_rebuilds_everything_and_finds_it_unchanged(repository: Repositor
     folders = [repository.root / name for name in ("data/prepared", "metrics", "models")]
     files = {path.relative_to(repository.root) for folder in folders for path in folder.rglob("*") if path.is_file()}
     assert {Path(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("same ")} == files
-    assert f"All {len(files)} outputs are the same, byte for byte." in done.stdout
-    assert repository.git("status", "--porcelain", "--ignored") == before
+    assert f"All {len(files)} outputs are the same, byte for byte. Others can compare" in done.stdout
+    after = repository.git("status", "--porcelain", "--ignored")
+    assert after.replace("?? verify.json\n", "", 1) == before != after
+    record = repository.read_json("verify.json")
+    assert set(record["rebuilt"].values()) == {"same"}
+    assert record["outputs"] == {
+        path.as_posix(): hashlib.sha256((repository.root / path).read_bytes()).hexdigest() for path in files
+    }
+    table = pd.read_csv(repository.root / "metrics/ensemble_predictions.csv").query("split == 'test'")
+    assert record["answers"]["ensemble"] == " ".join(
+        map(str, (table["probability_dog"] > table["probability_cat"]).astype(int))
+    )
+    assert record["differing_answers"]["resnet18"] == {"differing": 0, "photos": 12}
+    done = repository.run("verify.py", "--against", "verify.json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith(f"All {len(files)} outputs are the same, byte for byte.\n")
 
 
 @pytest.mark.slow
-def test_verify_names_what_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verify_names_what_differs(repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Results must be rebuilt even if a cache that all of a user's projects share has them.
-    (tmp_path / "config").write_text(f"[cache]\n    dir = {tmp_path / 'shared cache'}\n")
+    (tmp_path / "config").write_text(f"[cache]\n    dir = {repository.root / '.dvc/cache'}\n")
     monkeypatch.setenv("DVC_GLOBAL_CONFIG_DIR", str(tmp_path))
-    repository = stand_in_repository(tmp_path / "repository")  # its stages write something new each time
     repository.environment["DVC_GLOBAL_CONFIG_DIR"] = str(tmp_path)
-    assert error_line(repository.run("verify.py")) == "the results are out of date; run `dvc repro` first"
-    repository.dvc("repro")
-    assert (tmp_path / "shared cache").exists()
+    change_answers(repository, photos=2)
     done = repository.run("verify.py")
     assert done.returncode == 1
-    assert "different     models/resnet18.safetensors\n" in done.stdout
-    assert done.stderr.endswith("error: 27 of 27 outputs differ; the rebuilt ones are in .verify/\n")
+    assert "different     metrics/predictions.csv\n" in done.stdout
+    assert "same          models/resnet18.safetensors\n" in done.stdout
+    outputs = len(repository.read_json("verify.json")["outputs"])
+    assert done.stderr.splitlines()[-1] == (
+        f"error: 1 of {outputs} outputs differ, and of 12 test photos these are answered differently: resnet18 2; the "
+        "rebuilt ones are in .verify/"
+    )
+    assert repository.read_json("verify.json")["rebuilt"]["metrics/predictions.csv"] == "different"
 
+
+def change_answers(repository: Repository, photos: int) -> None:
+    """Let resnet18 answer so many test photos differently, as a rebuild on another computer might."""
+    path = repository.root / "metrics/predictions.csv"
+    table = pd.read_csv(path)
+    rows = table.query("split == 'test' and network == 'resnet18'").index[:photos]
+    table.loc[rows, ["logit_cat", "logit_dog"]] = table.loc[rows, ["logit_dog", "logit_cat"]].to_numpy()
+    path.unlink()  # DVC protects it from being written to
+    table.to_csv(path, index=False)
+    repository.dvc("commit", "--force")
+
+
+def test_verify_needs_results_that_are_up_to_date_and_photos(tmp_path: Path) -> None:
+    repository = stand_in_repository(tmp_path / "repository")
+    assert error_line(repository.run("verify.py")) == "the results are out of date; run `dvc repro` first"
+    repository.dvc("repro")
     (repository.root / "data/raw/train.zip").unlink()
     assert error_line(repository.run("verify.py")).startswith("data/raw/train.zip: no such file")
+
+
+@pytest.mark.slow
+def test_verify_against_another_computers_record(repository: Repository, tmp_path: Path) -> None:
+    """The other computer is this repository before its answers change."""
+    record = tmp_path / "verify.json"
+    (tmp_path / "describe.py").write_text(
+        f"import sys\nsys.path.insert(0, {str(REPOSITORY)!r})\nimport json\n"
+        "from pipeline.fingerprint import describe\nprint(json.dumps(describe()))\n"
+    )
+    described = run_python([str(tmp_path / "describe.py")], repository.root, repository.environment, timeout=60)
+    record.write_text(described.stdout)
+    done = repository.run("verify.py", "--against", str(record))
+    assert done.stdout.endswith(" outputs are the same, byte for byte.\n")
+
+    change_answers(repository, photos=3)
+    repository.commit()
+    done = repository.run("verify.py", "--against", str(record))
+    assert "different     metrics/predictions.csv\n" in done.stdout
+    assert "\ncommit: " in f"\n{done.stdout}"
+    assert "of 12 test photos these are answered differently: resnet18 3.\n" in done.stdout
+    assert "add --other-seed other-seed" in error_line(done)
+
+    repository.git("tag", "here")
+    for seed, photos, is_as_much in ((2, 3, True), (3, 1, False)):  # of resnet18's answers
+        lock = yaml.safe_load((repository.root / "dvc.lock").read_text())
+        for stage in lock["stages"].values():
+            if "train" in stage.get("params", {}).get("params.yaml", {}):
+                stage["params"]["params.yaml"]["train"]["seed"] = seed
+        change_answers(repository, photos)
+        new = yaml.safe_load((repository.root / "dvc.lock").read_text())["stages"]
+        for name in ("evaluate", "ensemble", "report", "explain"):
+            lock["stages"][name] = new[name]
+        (repository.root / "dvc.lock").write_text(yaml.safe_dump(lock))
+        repository.commit()
+        repository.git("tag", f"seed-{seed}")
+        repository.git("reset", "--quiet", "--hard", "here")
+        repository.dvc("checkout")
+        done = repository.run("verify.py", "--against", str(record), "--other-seed", f"seed-{seed}")
+        assert f"Two seeds differ in: resnet18 {photos}, resnet34 0, ensemble 0.\n" in done.stdout
+        if is_as_much:
+            assert done.returncode == 0, done.stderr
+            assert done.stdout.endswith("That is no more than two seeds differ by.\n")
+        else:
+            assert error_line(done) == "resnet18: more answers differ than between two seeds"
+    assert error_line(repository.run("verify.py", "--against", str(record), "--other-seed", "here")) == (
+        "--other-seed here: expected a run that differs only in train.seed; it differs in nothing"
+    )
+
+
+def test_verify_refuses_a_record_of_other_params_or_photos(finished: Repository, tmp_path: Path) -> None:
+    record = tmp_path / "verify.json"
+    assert error_line(finished.run("verify.py", "--against", "no.json")) == (
+        "no.json does not exist; expected the verify.json that `make verify` writes"
+    )
+    record.write_text("{}")
+    assert (
+        error_line(finished.run("verify.py", "--against", str(record))) == f"{record} was not written by `make verify`"
+    )
+    params = dict(report.flatten(yaml.safe_load((finished.root / "params.yaml").read_text())))
+    empty = {"commit": "", "made_with": {}, "outputs": {}, "answers": {}}
+    record.write_text(
+        json.dumps(
+            empty | {"params": params | {"lr": 0.1, "prepare.source": "train.zip", "prepare.labels": "labels.csv"}}
+        )
+    )
+    assert error_line(finished.run("verify.py", "--against", str(record))) == (
+        f"{record} is for other params: lr is 0.001 here, 0.1 there"
+    )
+    record.write_text(
+        json.dumps(empty | {"params": params | {"prepare.source": "train.zip", "prepare.labels": "labels.csv"}})
+    )
+    assert error_line(finished.run("verify.py", "--against", str(record))) == (
+        f"{record} is for other photos: data/prepared/split.csv differs; start from the same archive and corrections"
+    )

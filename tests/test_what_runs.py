@@ -73,6 +73,7 @@ CODE = {
     "pipeline/pages": {"report"},
     "pipeline/differences.py": NOTHING,  # for the tools
     "pipeline/runs.py": NOTHING,
+    "pipeline/fingerprint.py": NOTHING,
     "pipeline/inference.py": NOTHING,
     "stages/prepare.py": EVERYTHING,
     "stages/train.py": NETWORKS,
@@ -195,6 +196,7 @@ MAY_IMPORT = {
     "pages": {"core", "scores"},
     "inference.py": {"core", "photos", "networks", "scores"},
     "runs.py": {"core", "scores"},
+    "fingerprint.py": {"core", "networks", "scores"},
     "differences.py": set(),
 }
 

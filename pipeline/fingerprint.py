@@ -1,0 +1,87 @@
+"""What the results here are, in a form that another computer can compare with its own."""
+
+import hashlib
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+from pipeline.core.files import require_file
+from pipeline.core.params import flatten, read_params, without_folders
+from pipeline.core.paths import ENSEMBLE_PREDICTIONS, PREDICTIONS
+from pipeline.networks.compute import set_up
+from pipeline.scores.predictions import LOGIT, PROBABILITY, TEXT, classes_of
+from pipeline.scores.scoring import ENSEMBLE, predicted_labels
+
+import pandas as pd
+import torch
+import yaml
+
+PACKAGES = ("torch", "torchvision", "numpy", "pandas", "pillow", "scikit-learn", "scipy", "dvc")
+
+
+def describe() -> dict:
+    """What verify.json says of the results here, and of what they were made with."""
+    device, dtype = set_up(read_params().precision)
+    params = dict(flatten(without_folders(read_params()).model_dump(mode="json")))
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.cpu.get_capabilities()["cpu_name"]
+    return {
+        "commit": find_commit(),
+        "params": params,
+        "made_with": {
+            "hardware": hardware,
+            "threads": torch.get_num_threads(),
+            "precision": str(dtype).removeprefix("torch."),
+            "python": platform.python_version(),
+            "platform": platform.platform(terse=True),
+            **{package: version(package) for package in PACKAGES},
+        },
+        "outputs": {path.as_posix(): hash_of(path) for path in outputs(Path())},
+        "answers": read_answers(Path()),
+    }
+
+
+def find_commit() -> str:
+    """The commit that is checked out, `+` if files were changed since; empty outside git."""
+    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
+    if done.returncode:
+        return ""
+    changed = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True)
+    return done.stdout.strip() + ("+" if changed.stdout else "")
+
+
+def hash_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_answers(root: Path) -> dict[str, str]:
+    """By network and for the ensemble: the numbers of the predicted classes of the test photos, one after the other."""
+    tables = {
+        PREDICTIONS: LOGIT,
+        ENSEMBLE_PREDICTIONS: PROBABILITY,
+    }
+    answers = {}
+    for path, prefix in tables.items():
+        table = pd.read_csv(require_file(root / path), dtype=TEXT, keep_default_na=False).query("split == 'test'")
+        columns = [f"{prefix}{name}" for name in classes_of(table, prefix)]
+        names = table["network"] if "network" in table else pd.Series(ENSEMBLE, table.index)
+        for name, rows in table.groupby(names, sort=False):
+            answers[name] = " ".join(map(str, predicted_labels(rows[columns].to_numpy())))
+    return answers
+
+
+def count_differing(answers: str, others: str) -> dict[str, int]:
+    pairs = list(zip(answers.split(), others.split(), strict=True))
+    return {"differing": sum(one != other for one, other in pairs), "photos": len(pairs)}
+
+
+def outputs(root: Path) -> list[Path]:
+    """Every file that the stages wrote, here or in `root`."""
+    stages = yaml.safe_load((root / "dvc.lock").read_text(encoding="utf-8"))["stages"]
+    found: dict[Path, None] = {}  # an ordered set
+    for out in (Path(out["path"]) for stage in stages.values() for out in stage["outs"]):
+        for folder in (Path(), root):
+            files = sorted((folder / out).rglob("*")) if (folder / out).is_dir() else [folder / out]
+            found |= dict.fromkeys(file.relative_to(folder) for file in files)
+    return list(found)
