@@ -9,7 +9,7 @@ from pathlib import Path
 from pipeline.core.files import require_file
 from pipeline.core.params import flatten, read_params, without_folders
 from pipeline.core.paths import ENSEMBLE_PREDICTIONS, PREDICTIONS
-from pipeline.networks.compute import set_up
+from pipeline.networks.compute import hardware_name, set_up
 from pipeline.scores.predictions import LOGIT, PROBABILITY, TEXT, classes_of
 from pipeline.scores.scoring import ENSEMBLE, predicted_labels
 
@@ -22,14 +22,13 @@ PACKAGES = ("torch", "torchvision", "numpy", "pandas", "pillow", "scikit-learn",
 
 def describe() -> dict:
     """What verify.json says of the results here, and of what they were made with."""
-    device, dtype = set_up(read_params().precision)
-    params = dict(flatten(without_folders(read_params()).model_dump(mode="json")))
-    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.cpu.get_capabilities()["cpu_name"]
+    params = read_params()
+    device, dtype = set_up(params.device, params.precision)
     return {
         "commit": find_commit(),
-        "params": params,
+        "params": dict(flatten(without_folders(params).model_dump(mode="json"))),
         "made_with": {
-            "hardware": hardware,
+            "hardware": hardware_name(device),
             "threads": torch.get_num_threads(),
             "precision": str(dtype).removeprefix("torch."),
             "python": platform.python_version(),

@@ -55,7 +55,7 @@ def main() -> None:
     read_arguments(__doc__)
     params = read_params()
     require_models(set(params.networks))
-    device, dtype = set_up(params.precision)
+    device, dtype = set_up(params.device, params.precision)
     photos = read_split_table()
     splits = {split: open_split(packed_split(split), device) for split in ("validation", "test")}
 

@@ -31,7 +31,7 @@ from safetensors.torch import save
 def main() -> None:
     read_arguments(__doc__)
     params = read_params()
-    device, _ = set_up(params.precision)
+    device, _ = set_up(params.device, params.precision)
     test = open_split(packed_split("test"), device)
     rows = torch.from_numpy(find_hardest(test))
     images = test.images(rows.to(device))

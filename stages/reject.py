@@ -54,7 +54,7 @@ def learn(params: Params) -> None:
             f"params.yaml: reject.share is {params.reject.share}, which needs pretrained weights, but "
             f"networks.{name}.weights is none; set other weights for this network, or reject.share to 0"
         )
-    device, dtype = set_up(params.precision)
+    device, dtype = set_up(params.device, params.precision)
     network = build_network(name, weights, classes=1, head_width=0, dropout=0, seed=0)
     network.to(device, memory_format=torch.channels_last)
     train = open_split(packed_split("train"), device)

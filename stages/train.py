@@ -45,7 +45,7 @@ def main() -> None:
     params = read_params()
     if name not in params.networks:
         raise UserError(f"{name} is not under networks in params.yaml; expected one of {', '.join(params.networks)}")
-    device, dtype = set_up(params.precision)
+    device, dtype = set_up(params.device, params.precision)
     with process_group(device) as processes:
         train_network(name, params, device, dtype, processes)
 

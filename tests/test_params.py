@@ -110,6 +110,7 @@ def test_read_params_accepts_the_ends_of_each_range(key: str, value: Any, params
 
 def test_read_params_accepts_each_choice_that_the_comments_offer(params: dict, tmp_path: Path) -> None:
     choices = {
+        "device": ["auto", "cuda", "mps", "xpu", "cpu"],
         "precision": ["auto", "float32", "bfloat16"],
         "prepare.resize": ["squeeze", "center_crop"],
         "train.layers": ["head", "batchnorm", "last_half", "all"],

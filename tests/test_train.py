@@ -289,3 +289,12 @@ def test_train_names_what_is_missing(project: Project) -> None:
     assert error_line(project.run("train.py", "resnet50")) == (
         "resnet50 is not under networks in params.yaml; expected one of resnet18, resnet34"
     )
+
+
+def test_train_names_a_device_that_is_not_there(project: Project) -> None:
+    """Without a GPU: conftest.py hides NVIDIA's."""
+    project.params["device"] = "xpu"
+    project.write_params()
+    assert error_line(project.run("train.py", "resnet18")) == (
+        "params.yaml: device is xpu, but PyTorch finds no accelerator here; expected cpu or auto"
+    )

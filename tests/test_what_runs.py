@@ -29,6 +29,7 @@ NOTHING: set[str] = set()
 PARAMS = {
     "classes": ("auto", EVERYTHING),
     "lr": (0.0005, NETWORKS),
+    "device": ("cpu", NETWORKS | {"reject"}),
     "precision": ("bfloat16", NETWORKS | {"reject"}),
     "prepare.source": ("data/raw/other.zip", EVERYTHING),
     "prepare.labels": ("data/other.csv", EVERYTHING),

@@ -49,7 +49,7 @@ DIGITS = 6  # decimal places of probabilities
 def main() -> None:
     read_arguments(__doc__)
     params = read_params()
-    device, dtype = set_up(params.precision)
+    device, dtype = set_up(params.device, params.precision)
     start = time.perf_counter()
     splits = {split: open_split(packed_split(split), device) for split in SPLITS}
     classes = splits["train"].description["classes"]

@@ -116,6 +116,7 @@ class Params(Section):
 
     classes: Classes
     lr: Annotated[Number, Field(gt=0)]
+    device: Literal["auto", "cuda", "mps", "xpu", "cpu"]
     precision: Literal["auto", "float32", "bfloat16"]
     networks: Annotated[dict[str, Network], Field(min_length=1)]
     prepare: Prepare

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from pipeline.core.files import atomic_write
+from pipeline.networks.compute import hardware_name
 
 import torch
 import torchvision
@@ -29,7 +30,7 @@ class Checkpoint:
             "files": [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files],
             "code": {str(file): hashlib.sha256((ROOT / file).read_bytes()).hexdigest() for file in _code_files()},
             "versions": [torch.__version__, torchvision.__version__],
-            "device": _name(device),
+            "device": hardware_name(device),
             "threads": torch.get_num_threads(),
         }
         self._training = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
@@ -75,7 +76,3 @@ def _code_files() -> list[Path]:
     ours = [module for name, module in sys.modules.items() if name == "__main__" or name.startswith("pipeline")]
     files = {Path(file).resolve() for module in ours if (file := getattr(module, "__file__", None))}
     return sorted(file.relative_to(ROOT) for file in files if ROOT in file.parents)
-
-
-def _name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()

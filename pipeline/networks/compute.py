@@ -13,15 +13,16 @@ import torch
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of glibc's mallopt(3)
 
 
-def set_up(precision: str) -> tuple[torch.device, torch.dtype]:
-    """Set up this process to run networks; return the device, and the dtype that `precision` means there.
+def set_up(device: str, precision: str) -> tuple[torch.device, torch.dtype]:
+    """Set up this process to run networks; return what `device` and `precision` in params.yaml mean here.
 
-    Call it before using a GPU. Raises UserError if there are more processes than GPUs.
+    Call it before using an accelerator. Raises UserError if this machine has no such device, or more processes than
+    devices.
     """
     _make_deterministic()
     _keep_freed_memory()
-    device = _choose_device()
-    return device, choose_precision(precision, device)
+    chosen = _choose_device(device)
+    return chosen, choose_precision(precision, chosen)
 
 
 def _make_deterministic() -> None:
@@ -48,19 +49,33 @@ def _keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, -1)
 
 
-def _choose_device() -> torch.device:
-    """The GPU if there is one, else the CPU; each process gets its own GPU. Raises UserError if there are too few."""
-    if not torch.cuda.is_available():
+def _choose_device(name: str) -> torch.device:
+    """The device that `name` means; each process gets its own GPU. Raises UserError if there is none, or too few."""
+    found = torch.accelerator.current_accelerator(check_available=True)
+    if name not in ("auto", "cpu") and (not found or found.type != name):
+        raise UserError(
+            f"params.yaml: device is {name}, but PyTorch finds {found.type if found else 'no accelerator'} here; "
+            f"expected {f'{found.type}, ' if found else ''}cpu or auto"
+        )
+    if name == "cpu" or not found:
         return torch.device("cpu")
-    number, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()  # torchrun sets LOCAL_RANK
+    number, count = int(os.environ.get("LOCAL_RANK", 0)), torch.accelerator.device_count()  # torchrun sets LOCAL_RANK
     if number >= count:
         raise UserError(
             "params.yaml: train.launcher starts more processes than this machine has GPUs; "
             f"expected at most {count} per machine"
         )
-    device = torch.device("cuda", number)
-    torch.cuda.set_device(device)
-    return device
+    torch.accelerator.set_device_index(number)
+    return torch.device(found.type, number)
+
+
+def hardware_name(device: torch.device) -> str:
+    """What the device is called: `NVIDIA H100 80GB HBM3`, or `AMD EPYC, AVX512`."""
+    if device.type == "cpu":
+        name = torch.cpu.get_capabilities().get("cpu_name", "CPU")
+        return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
+    module = torch.get_device_module(device)
+    return module.get_device_name(device) if hasattr(module, "get_device_name") else device.type
 
 
 def choose_precision(precision: str, device: torch.device) -> torch.dtype:

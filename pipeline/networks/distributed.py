@@ -89,6 +89,6 @@ def process_group(device: torch.device) -> Iterator[Processes]:
     if not dist.is_torchelastic_launched():
         yield Processes(rank=0, count=1)
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group(dist.get_default_backend_for_device(device))
     yield Processes(dist.get_rank(), dist.get_world_size())
     dist.destroy_process_group()  # not after an error: it would wait for the others, which wait for this process
