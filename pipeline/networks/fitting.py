@@ -5,7 +5,6 @@ from pipeline.networks.dataset import Augment, PackedSplit
 from pipeline.networks.predicting import predict_features
 
 import torch
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 MOST_PHOTOS = 1000  # enough for a start; training improves on it
@@ -34,6 +33,8 @@ def fit_head(network: nn.Module, train: PackedSplit, augment: Augment | None, dt
 
 def _regress(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """The weight [classes, features] and bias [classes] of a penalised logistic regression."""
+    from sklearn.linear_model import LogisticRegression  # here, because it takes a second
+
     scale = features.std().item()
     strength = 1 / (REGULARISATION * len(features))
     fitted = LogisticRegression(C=strength, max_iter=1000).fit(features / scale, labels)
