@@ -22,7 +22,14 @@ def test_networks_takes_one_out_and_puts_another_in_and_dvc_runs_what_is_new(tmp
     assert repository.run("networks.py", "resnet18", "mobilenet_v2").returncode == 0
     networks = yaml.safe_load((repository.root / "params.yaml").read_text())["networks"]
     assert networks == {"resnet18": {"weights": "none"}, "mobilenet_v2": {"weights": "IMAGENET1K_V1"}}
-    assert repository.stages_run_by("repro") == ["train_mobilenet_v2", "evaluate", "ensemble", "reject", "explain", "report"]
+    assert repository.stages_run_by("repro") == [
+        "train_mobilenet_v2",
+        "evaluate",
+        "ensemble",
+        "reject",
+        "explain",
+        "report",
+    ]
 
     assert repository.run("networks.py", "resnet18", "resnet34").returncode == 0
     assert (repository.root / "dvc.yaml").read_bytes() == earlier["dvc.yaml"]
