@@ -1,7 +1,8 @@
-"""What the results here are, in a form that another computer can compare with its own."""
+"""Describe the results, so that another computer can compare its own."""
 
 import hashlib
 import platform
+import shutil
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
@@ -41,11 +42,14 @@ def describe() -> dict:
 
 
 def find_commit() -> str:
-    """The commit that is checked out, `+` if files were changed since; empty outside git."""
+    """The checked-out commit, followed by `+` if tracked files have uncommitted changes; empty outside git."""
+    if not shutil.which("git"):
+        return ""
     done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
     if done.returncode:
         return ""
-    changed = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True)
+    status = ["git", "status", "--porcelain", "--untracked-files=no", "--", ".", ":!verify.json"]
+    changed = subprocess.run(status, capture_output=True, text=True)
     return done.stdout.strip() + ("+" if changed.stdout else "")
 
 
@@ -55,7 +59,7 @@ def hash_of(path: Path) -> str:
 
 
 def read_answers(root: Path) -> dict[str, str]:
-    """By network and for the ensemble: the numbers of the predicted classes of the test photos, one after the other."""
+    """By network and for the ensemble: the predicted class indices of the test photos, separated by spaces."""
     tables = {
         PREDICTIONS: LOGIT,
         ENSEMBLE_PREDICTIONS: PROBABILITY,

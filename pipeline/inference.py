@@ -15,15 +15,18 @@ from pipeline.networks.dataset import normalise
 from pipeline.networks.explaining import heat_maps
 from pipeline.networks.models import load_model
 from pipeline.networks.predicting import INFERENCE_BATCH_SIZE, ready_to_predict
-from pipeline.networks.rejection import load_rejection
+from pipeline.networks.rejection import Rejection, load_rejection
 from pipeline.photos.decoding import UnreadablePhoto, decode, silence_pillow
 from pipeline.scores.combining import read_combination
+from pipeline.scores.scoring import predicted_labels
 
 import numpy as np
 import torch
 from scipy.special import softmax
 from torch import nn
 from tqdm import tqdm
+
+SAME_PHOTOS = ("classes", "image_size", "resize", "split_id")  # what all models of an ensemble must agree on
 
 
 @dataclass(frozen=True)
@@ -75,23 +78,16 @@ class Ensemble:
             descriptions.append(description)
             self.networks[name] = ready_to_predict(network, params.evaluate.test_time_flip, device)
         first = descriptions[0]
-        for key, meaning in {
-            "classes": "classes",
-            "image_size": "image_size",
-            "resize": "resize",
-            "split_id": "split",
-        }.items():
+        for key in SAME_PHOTOS:
             if any(description[key] != first[key] for description in descriptions):
                 raise UserError(
-                    f"{' and '.join(names)} were not all trained with the same {meaning}; run `dvc repro` to fix this"
+                    f"{' and '.join(names)} were not all trained with the same {key.removesuffix('_id')}; run `dvc "
+                    "repro` to fix this"
                 )
+        self._photos = {key: first[key] for key in SAME_PHOTOS}
         self.classes: list[str] = first["classes"]
         self.combination = read_combination(names, self.classes)
-        self.rejection = load_rejection(require_file(REJECTION), device) if params.reject.share else None
-        if self.rejection and self.rejection.description["split_id"] != first["split_id"]:
-            raise UserError(
-                f"{REJECTION} and the models were not made with the same split; run `dvc repro` to fix this"
-            )
+        self.reject_share = params.reject.share
         self.image_size: int = first["image_size"]
         self.resize: str = first["resize"]
 
@@ -113,29 +109,49 @@ class Ensemble:
 
     def rejects(self, pixels: np.ndarray) -> np.ndarray:
         """Whether each image seems to show none of the classes, bool [N], for images as in `logits`."""
-        if not self.rejection:
+        if not self.reject_share:
             return np.zeros(len(pixels), bool)
-        similar = self.rejection.similarities(self._normalise(pixels), self.dtype)
-        return (similar < self.rejection.threshold).numpy()
+        similar = self._rejection.similarities(self._normalise(pixels), self.dtype)
+        return (similar < self._rejection.threshold).numpy()
+
+    @cached_property
+    def _rejection(self) -> Rejection:
+        """Raises UserError if it is missing, or was not made for the same photos as the models."""
+        rejection = load_rejection(require_file(REJECTION), self.reject_share, self.device)
+        for key, value in self._photos.items():
+            if rejection.description[key] != value:
+                different = key.removesuffix("_id")
+                raise UserError(
+                    f"{REJECTION} and the models were not made with the same {different}; run `dvc repro` to fix this"
+                )
+        return rejection
 
     def _normalise(self, pixels: np.ndarray) -> torch.Tensor:
         return normalise(torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2))
 
-    def heat_maps(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
-        """Where each network looked, for images as in `logits`: uint8 [N, height, width]. ViT has no heat maps."""
+    def heat_maps(self, pixels: np.ndarray, members: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What supports each network's prediction, for images as in `logits`: uint8 [N, height, width].
+
+        `members` are their probabilities. ViT has no heat maps.
+        """
         images = self._normalise(pixels)
-        found = {name: heat_maps(network, images) for name, network in self._unfolded.items()}
+        found = {
+            name: heat_maps(network, images, torch.from_numpy(predicted_labels(members[name])).to(self.device))
+            for name, network in self._unfolded.items()
+        }
         return {name: maps.numpy() for name, maps in found.items() if maps is not None}
 
     @cached_property
     def _unfolded(self) -> dict[str, nn.Module]:
         return {name: load_model(model(name))[0].to(self.device) for name in self.networks}
 
-    def answer(self, questions: list[Question], keep_pixels: bool = True, explain: bool = False) -> Iterator[Answer]:
+    def answer(
+        self, questions: list[Question], keep_pixels: bool = True, explain: bool = False, reject: bool = True
+    ) -> Iterator[Answer]:
         """Yield an answer to each question, in order; photos are decoded and scaled as in `prepare`.
 
         With `keep_pixels=False` answers have no `pixels`, which saves memory when there are many photos; only with
-        `explain` they have `heat_maps`, which takes several times as long.
+        `explain` they have `heat_maps`, which takes several times as long. With `reject=False` none is `rejected`.
         """
 
         def read_and_decode(question: Question) -> np.ndarray | UnreadablePhoto:
@@ -159,18 +175,24 @@ class Ensemble:
                 current = (batch, pool.map(read_and_decode, batch))
                 if previous:
                     asked, decoded = previous
-                    yield from self._answer_batch(asked, list(decoded), keep_pixels, explain)
+                    yield from self._answer_batch(asked, list(decoded), keep_pixels, explain, reject)
                     bar.update(len(asked))
                 previous = current
 
     def _answer_batch(
-        self, questions: list[Question], decoded: list[np.ndarray | UnreadablePhoto], keep_pixels: bool, explain: bool
+        self,
+        questions: list[Question],
+        decoded: list[np.ndarray | UnreadablePhoto],
+        keep_pixels: bool,
+        explain: bool,
+        reject: bool,
     ) -> Iterator[Answer]:
         readable = [pixels for pixels in decoded if not isinstance(pixels, UnreadablePhoto)]
         if readable:
-            ensemble, members = self.probabilities(np.stack(readable))
-            rejected = self.rejects(np.stack(readable))
-            looked = self.heat_maps(np.stack(readable)) if explain else {}
+            images = np.stack(readable)
+            ensemble, members = self.probabilities(images)
+            rejected = self.rejects(images) if reject else np.zeros(len(images), bool)
+            looked = self.heat_maps(images, members) if explain else {}
         rows = iter(range(len(readable)))
         for question, pixels in zip(questions, decoded, strict=True):
             if isinstance(pixels, UnreadablePhoto):
@@ -191,7 +213,7 @@ class Ensemble:
 
 
 def load_ensemble() -> Ensemble:
-    """Load the ensemble of params.yaml, on the GPU if there is one. Raises UserError as Ensemble and read_params do."""
+    """Load the ensemble of params.yaml, on its device. Raises UserError as Ensemble and read_params do."""
     params = read_params()
     silence_pillow()
     return Ensemble(params, *set_up(params.device, params.precision))

@@ -150,6 +150,8 @@ def read_stages(name: str, read: Callable[[Path], bytes]) -> dict[str, dict]:
         return {stage: stages[stage] for stage in needed}
     except KeyError as error:
         raise UserError(f"{name} has no stored predictions: {LOCK} lacks {error.args[0]}; run `dvc repro`") from None
+    except TypeError:
+        raise UserError(f"{name}: {LOCK} is not what DVC writes; run `dvc repro`") from None
     except yaml.YAMLError as error:
         raise UserError(f"{name}: {LOCK} is not valid YAML: {first_line(error)}") from None
 

@@ -1,8 +1,8 @@
 """Run every network over validation and test, once, and score it.
 
 Reads models/ and data/prepared/; writes metrics/predictions.csv (one row per photo and network), metrics/networks/
-(the main scores, one file per network), metrics/scores.csv, metrics/class_scores.csv and metrics/confusion/. Later
-stages run no network.
+(the main scores, one file per network), metrics/scores.csv, metrics/class_scores.csv and metrics/confusion/. `ensemble`
+and `report` run no network.
 """
 
 import sys

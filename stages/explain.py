@@ -1,8 +1,8 @@
 """Find where each network looked, on the test photos that the report shows.
 
-Reads models/, data/prepared/test.safetensors and metrics/ensemble_predictions.csv; writes metrics/heat_maps.safetensors
-with `rows`, the photos' rows in test (int64 [N]), and by network uint8 [N, height, width], 255 for the part that
-speaks most for its answer. A network that allows no heat maps has none.
+Reads models/, data/prepared/test.safetensors, metrics/predictions.csv and metrics/ensemble_predictions.csv; writes
+metrics/heat_maps.safetensors with `rows`, the photos' rows in test (int64 [N]), and by network uint8 [N, height,
+width], 255 for the area that supports its prediction most. Networks without a last feature map (ViT) are left out.
 """
 
 import sys
@@ -20,8 +20,15 @@ from pipeline.networks.compute import set_up
 from pipeline.networks.dataset import PackedSplit, open_split
 from pipeline.networks.explaining import heat_maps
 from pipeline.networks.models import load_model
-from pipeline.scores.hardest import least_confident, worst_mistakes
-from pipeline.scores.predictions import label_numbers, probability_columns, read_ensemble_predictions
+from pipeline.scores.hardest import hardest
+from pipeline.scores.predictions import (
+    label_numbers,
+    probability_columns,
+    read_ensemble_predictions,
+    read_logits,
+    select_split,
+)
+from pipeline.scores.scoring import predicted_labels
 
 import numpy as np
 import torch
@@ -35,12 +42,14 @@ def main() -> None:
     test = open_split(packed_split("test"), device)
     rows = torch.from_numpy(find_hardest(test))
     images = test.images(rows.to(device))
+    predictions = select_split(read_logits(), "test")
     tensors = {"rows": rows}
     for name in params.networks:
         network, _ = load_model(require_file(model(name)))
-        maps = heat_maps(network.to(device), images)
+        predicted = torch.from_numpy(predicted_labels(predictions.logits[name])[rows])
+        maps = heat_maps(network.to(device), images, predicted.to(device))
         if maps is None:
-            print(f"{name}: no heat maps; it has no feature map near its head")
+            print(f"{name}: no heat maps; it has no last feature map")
         else:
             tensors[name] = maps
             print(f"{name}: {len(maps)} heat maps of {maps.shape[1]} x {maps.shape[2]}")
@@ -57,7 +66,7 @@ def find_hardest(test: PackedSplit) -> np.ndarray:
     if not np.array_equal(labels, test.labels.cpu()):
         raise UserError(f"{ENSEMBLE_PREDICTIONS} is not for the photos in {packed_split('test')}; run `dvc repro`")
     probabilities = combined[probability_columns(classes)].to_numpy()
-    return np.union1d(worst_mistakes(probabilities, labels), least_confident(probabilities))
+    return hardest(probabilities, labels)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,16 @@
-"""Learn to recognise photos that show none of the classes. Does nothing if reject.share in params.yaml is 0.
+"""Fit what rejects photos that show none of the classes. Does nothing if reject.share in params.yaml is 0.
 
 Reads data/prepared/ and the pretrained weights of the first network; writes metrics/rejection.safetensors (what
-inference needs) and metrics/rejection.csv (one row per photo of validation and test: how similar it is to the photos in
-train, and whether that is too little). The threshold is set on validation, so that reject.share of its photos are
-rejected.
+inference needs) and metrics/rejection.csv (one row per photo of validation and test: its similarity to the photos in
+train, and whether it is rejected). The threshold is set on validation: at most reject.share of its photos are rejected.
 """
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `pipeline` can be imported
+
+import json
 
 from pipeline.core.command_line import read_arguments
 from pipeline.core.errors import UserError
@@ -20,6 +21,7 @@ from pipeline.core.process import run_stage
 from pipeline.core.split_table import read_split_table
 
 import pandas as pd
+from safetensors.numpy import save
 
 COLUMNS = ["split", "photo", "label", "similarity", "rejected"]
 DIGITS = 6
@@ -29,15 +31,15 @@ def main() -> None:
     read_arguments(__doc__)
     params = read_params()
     if params.reject.share:
-        learn(params)
+        fit(params)
         return
     with atomic_write() as write_to:
-        write_to(REJECTION).write_bytes(b"")
+        write_to(REJECTION).write_bytes(save({}, {"rejection": json.dumps({"share": 0.0})}))
         pd.DataFrame(columns=COLUMNS).to_csv(write_to(REJECTION_TABLE), index=False)
     print("reject.share is 0: no photo is answered with none of these")
 
 
-def learn(params: Params) -> None:
+def fit(params: Params) -> None:
     """Compute the features of known photos, set the threshold, and write both."""
     # PyTorch takes seconds to import, and is not needed if reject.share is 0.
     from pipeline.networks.building import build_network
@@ -72,11 +74,13 @@ def learn(params: Params) -> None:
         for split, values in similar.items()
     ]
     with atomic_write() as write_to:
-        description = {"network": name, **train.description}
-        save_rejection(write_to(REJECTION), network, references, threshold, description)
+        description = {"network": name, "share": params.reject.share, "threshold": threshold, **train.description}
+        save_rejection(write_to(REJECTION), network, references, description)
         pd.concat(tables)[COLUMNS].to_csv(write_to(REJECTION_TABLE), index=False)
     for split, values in similar.items():
         print(f"{split}: {int((values < threshold).sum())} of {len(values)} photos rejected")
+    if not (similar["validation"] < threshold).any():
+        print(f"note: {params.reject.share} of {len(similar['validation'])} validation photos is less than one photo")
 
 
 if __name__ == "__main__":

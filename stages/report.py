@@ -20,6 +20,7 @@ from pipeline.core.paths import (
     COMBINATION,
     CONTACT_SHEET,
     ENSEMBLE_CLASS_SCORES,
+    ENSEMBLE_PREDICTIONS,
     ENSEMBLE_SCORES,
     HEAT_MAPS,
     METRICS,
@@ -41,7 +42,7 @@ from pipeline.pages import plots
 from pipeline.pages.graph import read_stages
 from pipeline.pages.rendering import heat_uri, jpeg_uri, render, thumbnail
 from pipeline.scores.curves import confidence_edges, count_correct, reliability_table, roc_table
-from pipeline.scores.hardest import WORST, least_confident, worst_mistakes
+from pipeline.scores.hardest import WORST, hardest, least_confident, worst_mistakes
 from pipeline.scores.predictions import (
     TEXT,
     Predictions,
@@ -129,7 +130,7 @@ def read_results() -> Results:
         roc={name: roc_table(values, labels) for name, values in probabilities.items()},
         reliability={name: reliability_table(values, labels) for name, values in probabilities.items()},
         rejection=read_rejection(predictions.photos["photo"]),
-        heat_maps=read_heat_maps(),
+        heat_maps=read_heat_maps(hardest(probabilities[ENSEMBLE], labels)),
     )
 
 
@@ -296,11 +297,18 @@ def least_similar(table: pd.DataFrame) -> np.ndarray:
     return table[table["rejected"]].sort_values("similarity", kind="stable").index[:WORST].to_numpy()
 
 
-def read_heat_maps() -> dict[str, dict[int, np.ndarray]]:
-    """By network, which may have none, and by row of test: uint8 [height, width]."""
+def read_heat_maps(shown: np.ndarray) -> dict[str, dict[int, np.ndarray]]:
+    """By network, if it has any, and by row of test: uint8 [height, width].
+
+    Raises UserError unless the photos in the rows `shown` are among them.
+    """
     with safe_open(require_file(HEAT_MAPS), framework="numpy") as file:
         maps = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     rows = maps.pop("rows").tolist()
+    if not set(shown.tolist()) <= set(rows):
+        raise UserError(
+            f"{HEAT_MAPS} is not for the hardest photos in {ENSEMBLE_PREDICTIONS}; run `dvc repro` to fix this"
+        )
     return {name: dict(zip(rows, values, strict=True)) for name, values in maps.items()}
 
 

@@ -294,9 +294,9 @@ def require_finite(loss: float, where: str) -> float:
 
 
 def best_epoch(curve: list[dict], params: Train) -> dict | None:
-    """The scores of the epoch with the lowest validation loss, which is less a matter of luck than accuracy.
+    """The scores of the epoch with the lowest validation loss, which is less noisy than accuracy.
 
-    With one_cycle only the fitted head and the last epoch count: in between the rate is high, and a good score is luck.
+    With one_cycle only the fitted head and the last epoch count: in between the rate is high and scores are noise.
     """
     if params.lr_schedule == "one_cycle":
         curve = [scores for scores in curve if scores["epoch"] in (0, params.epochs)]

@@ -216,6 +216,8 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Repository:
         ),
     }.items():
         store(repository, name, old, spoil=spoil)
+        if name == "new-code":
+            store(repository, "new-code-and-seed", old, {"train.seed": 2}, spoil=spoil)
     store(repository, "old", old | {PREDICTIONS: old[PREDICTIONS].replace(b"logit_", b"margin_")})
     return repository
 
@@ -419,6 +421,12 @@ def test_compare_of_seeds_of_one_recipe_shows_their_spread(stored: Repository, p
     assert lines[0].startswith("all 3 seeds: accuracy 0.8983 (SD 0.0029, 0.8950 to 0.9000), log loss ")
     assert lines[3] == "accuracy  +0.0000, 95 % interval -0.0194 to +0.0194 over photos"
     assert lines[4] == "photos    1 corrected, 1 broken; McNemar's exact test: p = 1"
+
+
+def test_compare_does_not_pool_runs_of_different_code(stored: Repository, printed_by: Compare) -> None:
+    printed = printed_by(stored, "HEAD", "new-code-and-seed")
+    assert "These runs differ only in" not in printed
+    assert "train.seed 2 instead of 1; different code: stages/evaluate.py" in " ".join(printed.split())
 
 
 def test_compare_does_not_test_over_seeds_with_one_run_of_a_recipe(stored: Repository, printed_by: Compare) -> None:

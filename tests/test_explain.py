@@ -29,7 +29,7 @@ def test_a_heat_map_is_the_class_activation_map_of_the_predicted_class() -> None
     hook.remove()
     maps = torch.einsum("nk,nkhw->nhw", network.fc[0].weight[answers], features[0]).clamp_min(0)
     expected = 255 * maps / maps.amax(dim=(1, 2), keepdim=True).clamp_min(1e-30)
-    found = heat_maps(network, images)
+    found = heat_maps(network, images, answers)
     assert (found.shape, found.dtype) == ((4, 3, 3), torch.uint8)
     assert (found.double() - expected).abs().max() <= 1
 
@@ -37,12 +37,12 @@ def test_a_heat_map_is_the_class_activation_map_of_the_predicted_class() -> None
 @pytest.mark.parametrize(("name", "side"), [("mobilenet_v2", 7), ("squeezenet1_1", 13), ("vgg11", 7), ("swin_t", 7)])
 def test_other_networks_have_heat_maps_too(name: str, side: int) -> None:
     network = build_network(name, "none", classes=2, head_width=0, dropout=0, seed=1)
-    assert heat_maps(network, torch.zeros(1, 3, 224, 224)).shape == (1, side, side)
+    assert heat_maps(network, torch.zeros(1, 3, 224, 224), torch.zeros(1, dtype=int)).shape == (1, side, side)
 
 
 def test_a_network_without_a_last_feature_map_has_none() -> None:
     network = build_network("vit_b_16", "none", classes=2, head_width=0, dropout=0, seed=1)
-    assert heat_maps(network, torch.zeros(1, 3, 224, 224)) is None
+    assert heat_maps(network, torch.zeros(1, 3, 224, 224), torch.zeros(1, dtype=int)) is None
 
 
 def test_explain_covers_the_photos_that_the_report_shows(finished: Repository) -> None:
@@ -74,5 +74,5 @@ def test_predict_draws_where_the_networks_looked(finished: Repository, tmp_path:
     maps = pixels[172:252, 12:172]
     assert (maps[..., 0] - maps[..., 2] > 60).sum() > 100  # part of them is coloured
     assert error_line(finished.run("predict.py", "a.jpg", "--explain")) == (
-        "--explain draws into the image of --image; expected --image FILE as well"
+        "--explain needs --image FILE, which it draws into"
     )

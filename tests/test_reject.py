@@ -164,15 +164,21 @@ def test_predict_refuses_what_was_learned_from_another_split_or_is_damaged(rejec
     rejecting.prepare()
     rejecting.succeed("reject.py")
     assert (rejecting.root / "models/resnet18.safetensors").read_bytes() == models
-    assert error_line(rejecting.run("predict.py", "a.jpg")) == (
+    photo = rejecting.params["prepare"]["source"]
+    assert error_line(rejecting.run("predict.py", photo)) == (
         "metrics/rejection.safetensors and the models were not made with the same split; run `dvc repro` to fix this"
+    )
+    rejecting.params["reject"] = {"share": 0.25}
+    rejecting.write_params()
+    assert error_line(rejecting.run("predict.py", photo)) == (
+        "metrics/rejection.safetensors is for reject.share 0.3, but params.yaml says 0.25; run `dvc repro`"
     )
     path.write_bytes(b"")
     assert re.fullmatch(
         r"metrics/rejection.safetensors was not written by this pipeline \(.+\); run `dvc repro`",
-        error_line(rejecting.run("predict.py", "a.jpg")),
+        error_line(rejecting.run("predict.py", photo)),
     )
     path.unlink()
-    assert error_line(rejecting.run("predict.py", "a.jpg")) == (
+    assert error_line(rejecting.run("predict.py", photo)) == (
         "metrics/rejection.safetensors does not exist; run `dvc repro` to create it"
     )

@@ -182,7 +182,7 @@ def test_verify_names_what_differs(repository: Repository, tmp_path: Path, monke
     assert "same          models/resnet18.safetensors\n" in done.stdout
     outputs = len(repository.read_json("verify.json")["outputs"])
     assert done.stderr.splitlines()[-1] == (
-        f"error: 1 of {outputs} outputs differ, and of 12 test photos these are answered differently: resnet18 2; the "
+        f"error: 1 of {outputs} outputs differ, and resnet18 classifies 2 of 12 test photos differently; the "
         "rebuilt ones are in .verify/"
     )
     assert repository.read_json("verify.json")["rebuilt"]["metrics/predictions.csv"] == "different"
@@ -225,7 +225,7 @@ def test_verify_against_another_computers_record(repository: Repository, tmp_pat
     done = repository.run("verify.py", "--against", str(record))
     assert "different     metrics/predictions.csv\n" in done.stdout
     assert "\ncommit: " in f"\n{done.stdout}"
-    assert "of 12 test photos these are answered differently: resnet18 3.\n" in done.stdout
+    assert "; resnet18 classifies 3 of 12 test photos differently.\n" in done.stdout
     assert "add --other-seed other-seed" in error_line(done)
 
     repository.git("tag", "here")
@@ -266,11 +266,7 @@ def test_verify_refuses_a_record_of_other_params_or_photos(finished: Repository,
     )
     params = dict(report.flatten(yaml.safe_load((finished.root / "params.yaml").read_text())))
     empty = {"commit": "", "made_with": {}, "outputs": {}, "answers": {}}
-    record.write_text(
-        json.dumps(
-            empty | {"params": params | {"lr": 0.1, "prepare.source": "train.zip", "prepare.labels": "labels.csv"}}
-        )
-    )
+    record.write_text(json.dumps(empty | {"params": params | {"lr": 0.1, "device": "cuda"}}))
     assert error_line(finished.run("verify.py", "--against", str(record))) == (
         f"{record} is for other params: lr is 0.001 here, 0.1 there"
     )

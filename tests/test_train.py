@@ -6,6 +6,7 @@ from pathlib import Path
 import train
 from pipeline.core.params import read_params
 from pipeline.networks.building import build_network
+from pipeline.networks.dataset import PackedSplit
 
 import pandas as pd
 import pytest
@@ -298,3 +299,12 @@ def test_train_names_a_device_that_is_not_there(project: Project) -> None:
     assert error_line(project.run("train.py", "resnet18")) == (
         "params.yaml: device is xpu, but PyTorch finds no accelerator here; expected cpu or auto"
     )
+
+
+def test_sample_has_the_first_photos_and_one_of_each_class() -> None:
+    labels = torch.tensor([0, 0, 1, 0, 0, 2, 2, 0])
+    packed = PackedSplit(torch.arange(8), labels, {"classes": ["a", "b", "c", "d"]})  # d has no photo
+    assert packed.sample(2).pixels.tolist() == [0, 1, 2, 5]
+    assert packed.sample(3).labels.tolist() == [0, 0, 1, 2]
+    assert packed.sample(6).pixels.tolist() == [0, 1, 2, 3, 4, 5]
+    assert packed.sample(20).pixels.tolist() == list(range(8))

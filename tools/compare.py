@@ -241,12 +241,19 @@ def describe_changes(first: Run, other: Run, keys: Iterable[str]) -> str:
 
 
 def pool(runs: list[Run]) -> list[Recipe]:
-    """Pool the runs that differ only in their seed; one with a seed that its recipe has already starts another one."""
+    """Pool the runs that differ only in their seed; one with a seed that its recipe has already starts another one.
+
+    Runs with different code are different recipes.
+    """
     recipes: list[Recipe] = []
     for run in runs:
         for recipe in recipes:
             differing = {key for key in run.params | recipe.runs[0].params if _differs(key, run, recipe.runs[0])}
-            if differing <= {SEED} and run.seed not in [other.seed for other in recipe.runs]:
+            if (
+                differing <= {SEED}
+                and run.code == recipe.runs[0].code
+                and run.seed not in [other.seed for other in recipe.runs]
+            ):
                 recipe.runs.append(run)
                 break
         else:
@@ -259,7 +266,7 @@ def _differs(key: str, run: Run, other: Run) -> bool:
 
 
 def networks_of(units: list[Recipe]) -> list[str]:
-    """The networks and the ensemble of the first recipe, and after them those of the others."""
+    """All networks, in the order in which they first appear, and then the ensemble."""
     names = dict.fromkeys(network for unit in units for run in unit.runs for network in run.answers)
     return sorted(names, key=lambda name: name == ENSEMBLE)
 

@@ -44,7 +44,7 @@ def main() -> None:
     if arguments.image and arguments.image.exists():
         raise UserError(f"--image {arguments.image}: already exists; use another name or delete it")
     if arguments.explain and not arguments.image:
-        raise UserError("--explain draws into the image of --image; expected --image FILE as well")
+        raise UserError("--explain needs --image FILE, which it draws into")
     with ExitStack() as sources:
         questions = [question for path in paths_of(arguments.photos) for question in questions_about(path, sources)]
         if not questions:
@@ -54,13 +54,18 @@ def main() -> None:
         ensemble = load_ensemble()
         answers = list(ensemble.answer(questions, bool(arguments.image), arguments.explain))
 
-    members, can_reject = list(ensemble.networks), ensemble.rejection is not None
+    members, can_reject = list(ensemble.networks), ensemble.reject_share > 0
     if arguments.csv:
         print(as_csv(answers, ensemble.classes, members, can_reject), end="")
     elif arguments.json:
         print(as_json(answers, can_reject))
     else:
         print(as_text(answers, members))
+    if arguments.explain:
+        explained = {name for answer in answers for name in answer.heat_maps}
+        for name in members:
+            if explained and name not in explained:
+                print(f"warning: {name} has no heat maps", file=sys.stderr)
     if arguments.image:
         with atomic_write() as write_to:
             image_format = IMAGE_FORMATS[arguments.image.suffix.lower()]

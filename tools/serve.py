@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `pipelin
 import argparse
 import os
 import socket
+import threading
 
 from pipeline.core.command_line import ArgumentParser
 from pipeline.core.errors import UserError
@@ -58,6 +59,7 @@ def port_number(text: str) -> int:
 def make_app(ensemble: Ensemble) -> Flask:
     """The web app: GET / shows the form; POST / with files named `photos` also shows the answers."""
     app = Flask(__name__)
+    one_at_a_time = threading.Lock()
     app.config |= {"MAX_CONTENT_LENGTH": LARGEST_UPLOAD, "MAX_FORM_PARTS": None, "TRUSTED_HOSTS": [HOST, "localhost"]}
 
     def page(photos: list[dict] | None = None, problem: str = "", explain: bool = False) -> str:
@@ -69,7 +71,7 @@ def make_app(ensemble: Ensemble) -> Flask:
             photos=photos,
             problem=problem,
             explain=explain,
-            can_reject=ensemble.rejection is not None,
+            can_reject=ensemble.reject_share > 0,
         )
 
     @app.get("/")
@@ -83,7 +85,10 @@ def make_app(ensemble: Ensemble) -> Flask:
             return page(problem="Choose at least one photo."), 400
         questions = [Question(upload.filename, upload.read) for upload in uploads]
         explain = "explain" in request.form
-        return page([photo_shown(answer) for answer in ensemble.answer(questions, explain=explain)], explain=explain)
+        with one_at_a_time:  # heat maps hook into the networks
+            return page(
+                [photo_shown(answer) for answer in ensemble.answer(questions, explain=explain)], explain=explain
+            )
 
     @app.errorhandler(RequestEntityTooLarge)
     def too_large(_: RequestEntityTooLarge) -> tuple[str, int]:

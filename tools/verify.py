@@ -33,6 +33,7 @@ import yaml
 
 SCRATCH = Path(".verify")
 RECORD = Path("verify.json")
+MAY_DIFFER = ("device", "train.launcher", "prepare.source", "prepare.labels")  # between two computers
 # Run the stages with this Python, and with the DVC installed next to it or else the one on PATH.
 ENVIRONMENT = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
@@ -102,13 +103,15 @@ def rebuild_and_compare() -> None:
 
 
 def describe_differing(differ: dict[str, dict[str, int]]) -> str:
-    """`resnet18 answers 3 of 4,500 test photos differently, the ensemble 1`, or `every answer is the same`."""
+    """`resnet18 classifies 3 of 4,500 test photos differently, the ensemble 1`, or `every answer is the same`."""
     counts = {name: count["differing"] for name, count in differ.items() if count["differing"]}
     if not counts:
         return "every answer is the same"
     [photos] = {count["photos"] for count in differ.values()}
-    texts = [f"{'the ensemble' if name == ENSEMBLE else name} {count:,}" for name, count in counts.items()]
-    return f"of {photos:,} test photos these are answered differently: {list_some(texts)}"
+    names = ["the ensemble" if name == ENSEMBLE else name for name in counts]
+    first, *others = zip(names, counts.values(), strict=True)
+    texts = [f"{first[0]} classifies {first[1]:,} of {photos:,} test photos differently"]
+    return ", ".join([*texts, *(f"{name} {count:,}" for name, count in others)])
 
 
 # ---- another computer: compare ----
@@ -149,12 +152,12 @@ def compare_with(record: dict, path: Path, other_seed: str | None) -> None:
     differ = {name: count_differing(answers, record["answers"][name]) for name, answers in here["answers"].items()}
     print(f"{len(differing)} of {len(outputs)} outputs differ in their bytes; {describe_differing(differ)}.")
     if any(count["differing"] for count in differ.values()):
-        judge(differ, other_seed)
+        require_within_seeds(differ, other_seed)
 
 
 def require_comparable(here: dict, record: dict, path: Path) -> None:
-    """Raise UserError unless both results are for the same params and photos."""
-    keys = dict.fromkeys([*here["params"], *record["params"]])
+    """Raise UserError unless both results are for the same params and photos; the split table shows the latter."""
+    keys = [key for key in dict.fromkeys([*here["params"], *record["params"]]) if key not in MAY_DIFFER]
     if changed := [key for key in keys if here["params"].get(key) != record["params"].get(key)]:
         values = [f"{key} is {here['params'].get(key)} here, {record['params'].get(key)} there" for key in changed]
         raise UserError(f"{path} is for other params: {list_some(values)}")
@@ -163,12 +166,12 @@ def require_comparable(here: dict, record: dict, path: Path) -> None:
         raise UserError(f"{path} is for other photos: {split} differs; start from the same archive and corrections")
 
 
-def judge(differ: dict[str, dict[str, int]], other_seed: str | None) -> None:
+def require_within_seeds(differ: dict[str, dict[str, int]], other_seed: str | None) -> None:
     """Say whether as many answers differ between two seeds. Raises UserError if fewer do, or if that is not known."""
     if not other_seed:
         raise UserError(
-            "some answers differ; to see whether two seeds differ as much: `dvc exp run --name other-seed -S "
-            "train.seed=2`, restore this run with `git restore .` and `dvc checkout`, and add --other-seed other-seed"
+            "some answers differ; to see whether two seeds differ as much, commit the results, run `dvc exp run --name "
+            "other-seed -S train.seed=2`, then `git restore .` and `dvc checkout`, and add --other-seed other-seed"
         )
     between = differing_between(read_run(WORKSPACE, "test"), read_run(other_seed, "test"))
     above = [name for name, count in differ.items() if count["differing"] > between[name]]

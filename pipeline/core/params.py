@@ -25,8 +25,9 @@ def _not_bool(value: Any) -> Any:
 def _classes(value: Any) -> Any:
     if value == AUTO:
         return value
-    names = [str(name).strip() for name in value] if isinstance(value, list | tuple) else []
-    if any(isinstance(name, bool) for name in value if names):
+    values = value if isinstance(value, list | tuple) else []
+    names = [str(name).strip() for name in values]
+    if any(isinstance(name, bool) for name in values):
         raise ValueError("expected names; YAML reads yes, no, on and off as true and false, so put them in quotes")
     if len(names) < 2 or not all(names) or len({name.lower() for name in names}) < len(names):
         raise ValueError("expected auto, or a list of at least two different names, such as [cat, dog]")

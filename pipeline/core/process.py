@@ -67,7 +67,7 @@ def _exit(*lines: str) -> None:
 
 def _is_out_of_memory(error: Exception) -> bool:
     """Whether memory ran out: MemoryError, or PyTorch's RuntimeErrors, recognisable only by message."""
-    texts = ("CUDA out of memory", "can't allocate memory")
+    texts = ("out of memory", "can't allocate memory")
     return isinstance(error, MemoryError) or any(text in str(error) for text in texts)
 
 

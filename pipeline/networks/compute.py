@@ -89,10 +89,12 @@ def choose_precision(precision: str, device: torch.device) -> torch.dtype:
     if precision == "auto":
         if device.type == "cuda":
             fast = torch.cuda.get_device_capability(device) >= (8, 0)
-        else:
+        elif device.type == "cpu":
             kernel = _bfloat16_kernel()
             is_amd = torch.cpu.get_capabilities().get("cpu_name", "").startswith("AMD")
             fast = "amx" in kernel or (kernel.endswith("avx512_core_bf16") and is_amd)
+        else:
+            fast = False  # not measured on any other accelerator
         return torch.bfloat16 if fast else torch.float32
     return getattr(torch, precision)
 

@@ -46,9 +46,19 @@ class PackedSplit:
             pixels = torch.stack([augment(image) for image in pixels]).contiguous(memory_format=torch.channels_last)
         return normalise(pixels)
 
-    def part(self, rows: slice) -> "PackedSplit":
-        """The photos in `rows`, without copying them."""
+    def part(self, rows: slice | Tensor) -> "PackedSplit":
+        """The photos in `rows`; a slice does not copy them."""
         return PackedSplit(self.pixels[rows], self.labels[rows], self.description)
+
+    def sample(self, count: int) -> "PackedSplit":
+        """The first `count` photos, and the first one of each class that is not among them."""
+        labels = self.labels.cpu()
+        rows = [torch.arange(min(count, len(labels)))]
+        for label in range(len(self.description["classes"])):
+            found = (labels == label).nonzero()
+            if len(found) and found[0, 0] >= count:
+                rows.append(found[0])
+        return self.part(torch.cat(rows).to(self.device)) if len(rows) > 1 else self.part(slice(count))
 
 
 def normalise(pixels: Tensor) -> Tensor:

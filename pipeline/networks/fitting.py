@@ -15,11 +15,11 @@ REGULARISATION = 0.03  # weight of the penalty on the coefficients, relative to 
 def fit_head(network: nn.Module, train: PackedSplit, augment: Augment | None, dtype: torch.dtype, title: str) -> float:
     """Set the linear head of `network` to a logistic regression on the features of train's photos.
 
-    Uses the first MOST_PHOTOS photos, in which the classes are in proportion: each as it is and, unless `augment` is
-    None, in a few augmented views. Returns the log loss on them, in nats. Leaves the network in eval mode. `title`
+    Uses the first MOST_PHOTOS photos and at least one of each class: each as it is and, unless `augment` is None, in a
+    few augmented views. Returns the log loss on them, in nats. Leaves the network in eval mode. `title`
     labels the progress bar.
     """
-    photos = train.part(slice(MOST_PHOTOS))
+    photos = train.sample(MOST_PHOTOS)
     views = [None, *[augment] * AUGMENTED_VIEWS] if augment else [None]
     features = torch.cat([predict_features(network, photos, dtype, title, view) for view in views])
     labels = photos.labels.cpu().repeat(len(views))

@@ -2,7 +2,7 @@
 
 A photo's similarity is the cosine between its features and those of the K-th most similar of some photos in train (Sun
 et al., "Out-of-Distribution Detection with Deep Nearest Neighbors", ICML 2022). The features are those of the
-pretrained network: training on a few classes makes a network forget what tells them from everything else.
+pretrained network: training on a few classes makes a network discard what separates them from everything else.
 docs/none-of-these.md compares this with other scores.
 """
 
@@ -52,8 +52,8 @@ def similarities(features: Tensor, references: Tensor) -> Tensor:
 
 
 def make_references(network: nn.Module, train: PackedSplit, dtype: torch.dtype) -> Tensor:
-    """The features of train's first photos, in which the classes are in proportion, scaled to length 1."""
-    features = predict_features(network, train.part(slice(MOST_REFERENCES)), dtype, "known photos")
+    """The features of train's first photos and at least one of each class, scaled to length 1."""
+    features = predict_features(network, train.sample(MOST_REFERENCES), dtype, "known photos")
     return nn.functional.normalize(features)
 
 
@@ -62,20 +62,27 @@ def choose_threshold(similarities: Tensor, share: float) -> float:
     return similarities.sort().values[int(share * len(similarities))].item()
 
 
-def save_rejection(path: Path, network: nn.Module, references: Tensor, threshold: float, description: dict) -> None:
-    """Write what `load_rejection` reads; `network` has a linear head, which is not kept."""
+def save_rejection(path: Path, network: nn.Module, references: Tensor, description: dict) -> None:
+    """Write what `load_rejection` reads; `network` has a linear head, which is not kept.
+
+    `description` holds network, threshold, share and what prepare says of the photos.
+    """
     head = f"{head_name(network)}."
     body = {key: tensor for key, tensor in network.state_dict().items() if not key.startswith(head)}
     tensors = {f"network.{key}": tensor.cpu().contiguous() for key, tensor in body.items()}
-    metadata = {"rejection": json.dumps(description | {"threshold": threshold}, sort_keys=True)}
+    metadata = {"rejection": json.dumps(description, sort_keys=True)}
     path.write_bytes(save(tensors | {"references": references}, metadata))
 
 
-def load_rejection(path: Path, device: torch.device) -> Rejection:
-    """Read what `save_rejection` wrote. Raises UserError if the file is something else."""
+def load_rejection(path: Path, share: float, device: torch.device) -> Rejection:
+    """Read what `save_rejection` wrote. Raises UserError if the file is something else or for another reject.share."""
     try:
         with safe_open(path, framework="pt") as file:
             description = json.loads(file.metadata()["rejection"])
+            if description["share"] != share:
+                raise UserError(
+                    f"{path} is for reject.share {description['share']}, but params.yaml says {share}; run `dvc repro`"
+                )
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         references = tensors.pop("references")
         network = bare_network(description["network"])

@@ -8,6 +8,11 @@ import numpy as np
 WORST, LEAST_CONFIDENT = 24, 12  # photos shown
 
 
+def hardest(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The rows of all photos shown, in ascending order; the arguments are those of `worst_mistakes`."""
+    return np.union1d(worst_mistakes(probabilities, labels), least_confident(probabilities))
+
+
 def worst_mistakes(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The rows of the most confident mistakes, the most confident first.
 
