@@ -2,7 +2,7 @@ PYTHON ?= python3
 PIP_INSTALL = .venv/bin/python -m pip install --disable-pip-version-check --require-hashes --requirement
 COMPILE = .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 
-.PHONY: help install demo photos test test-fast lock verify serve submission audit export bench
+.PHONY: help install demo photos test test-fast lock verify serve submission audit export bench gpu-check
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
@@ -40,6 +40,9 @@ export: .venv/installed-for-export  ## the networks and the ensemble as ONNX, wi
 
 bench: .venv/installed  ## speed compared with a notebook and with the hardware limit, in .bench/
 	.venv/bin/python bench/compare.py .bench $(BENCH)
+
+gpu-check: .venv/installed  ## on a GPU: are results identical twice, and how close is the speed to the hardware limit
+	.venv/bin/python bench/gpu_check.py $(GPU_CHECK)
 
 lock: .venv/installed-for-test  ## compile requirements*.txt from requirements*.in
 	$(COMPILE) requirements.in --output-file requirements.txt

@@ -40,6 +40,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "demo"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from draw import write_archive
+from measuring import inference_rate, number, training_rates
 from pipeline.core.errors import UserError
 from pipeline.core.params import read_params, weights_file
 from pipeline.core.process import run_stage
@@ -191,10 +192,8 @@ def measure_pipeline(folder: Path, measured: Measured) -> None:
     measured["decode and scale, photos/s", OURS].append(float(re.search(r"([\d.]+) photos/s", output)[1]))
     for path in sorted((folder / "metrics/networks").iterdir()):
         name = path.stem
-        rates = [float(rate) for rate in re.findall(rf"^{name} epoch .* ([\d.]+) images/s", output, re.MULTILINE)]
-        measured[f"{name}: training, images/s", OURS].append(statistics.mean(rates))
-        rate = re.search(rf"^{name}: ([\d.]+) images/s", output, re.MULTILINE)[1]
-        measured[f"{name}: inference, images/s", OURS].append(float(rate))
+        measured[f"{name}: training, images/s", OURS].append(statistics.mean(training_rates(output, name)))
+        measured[f"{name}: inference, images/s", OURS].append(inference_rate(output, name))
         measured[f"{name}: test accuracy", OURS].append(json.loads(path.read_text())["accuracy"])
     ensemble = json.loads((folder / "metrics/ensemble.json").read_text())
     measured["ensemble: test accuracy", OURS].append(ensemble["accuracy"])
@@ -284,8 +283,8 @@ def measure_dvc(folder: Path, rounds: int, measured: Measured) -> None:
     watched([*dvc, "commit", "--force", "prepare"], folder)  # keep the prepared photos
     watched([*dvc, "repro"], folder)
     commit(folder, "Stages that take no time")
-    for number in range(1, rounds + 1):
-        seconds = watched([*dvc, "exp", "run", "-S", f"lr=0.01{number}"], folder)[1]
+    for attempt in range(1, rounds + 1):
+        seconds = watched([*dvc, "exp", "run", "-S", f"lr=0.01{attempt}"], folder)[1]
         measured["`dvc exp run -S lr=…` without its stages, s", OURS].append(seconds)
 
 
@@ -369,10 +368,6 @@ def print_table(measured: Measured, pipeline: Path) -> None:
     )
     print(pd.DataFrame(rows).to_string(index=False, justify="left"))
     print(EXPLANATION)
-
-
-def number(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 if __name__ == "__main__":

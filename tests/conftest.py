@@ -40,6 +40,7 @@ LONG_FILES = (
     "interruptions",
     "parallel",
     "pipeline",
+    "gpu_check",
     "remote",
     "networks",
     "what_runs",

@@ -19,12 +19,14 @@ SERVER = "FORK_SERVER"  # the environment variable that names its folder: the so
 NEED_TORCH = (
     "train",
     "evaluate",
+    "explain",
     "audit",
     "export",
     "predict",
     "serve",
     "submission",
     "networks",
+    "gpu_check",
     "compare",
     "torch.distributed",
 )
