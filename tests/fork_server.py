@@ -31,7 +31,7 @@ IMPORTS = (
 )
 TORCH_IMPORTS = (
     *("torch", "torch._dynamo", "torch.distributed", "torch.fx.experimental.optimization", "torchvision.transforms.v2"),
-    "safetensors.torch",
+    *("safetensors.torch", "captum.attr"),
 )
 
 

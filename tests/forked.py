@@ -19,7 +19,9 @@ SERVER = "FORK_SERVER"  # the environment variable that names its folder: the so
 NEED_TORCH = (
     "train",
     "evaluate",
+    "reject",
     "explain",
+    "verify",
     "audit",
     "export",
     "predict",

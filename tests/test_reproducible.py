@@ -28,7 +28,6 @@ KILLED_AFTER = {
     "resnet18: 24 photos": 0.5,
     "Running stage 'evaluate'": 3,
     "Running stage 'ensemble'": 1,
-    "Running stage 'explain'": 3,
     "Running stage 'report'": 1,
 }
 MODEL, CHECKPOINT = Path("models/resnet18.safetensors"), Path("models/resnet18.checkpoint")
