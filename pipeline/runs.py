@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.core import WORKSPACE
 from pipeline.core.errors import UserError, first_line
 from pipeline.core.files import require_file
 from pipeline.core.params import flatten
@@ -35,7 +36,6 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from scipy.special import log_softmax, softmax
 
-WORKSPACE = "workspace"
 LOCK = Path("dvc.lock")
 SEED = "train.seed"
 LEAST_PROBABILITY = 5e-10  # those of the ensemble are stored with nine digits

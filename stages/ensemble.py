@@ -12,8 +12,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `pipeline` can be imported
 
 from pipeline.core.command_line import read_arguments
-from pipeline.core.files import atomic_write, write_json
-from pipeline.core.params import read_params
+from pipeline.core.files import atomic_write, require_file, write_json
+from pipeline.core.params import Params, read_params
 from pipeline.core.paths import (
     COMBINATION,
     ENSEMBLE_CLASS_SCORES,
@@ -21,8 +21,22 @@ from pipeline.core.paths import (
     ENSEMBLE_METRICS,
     ENSEMBLE_PREDICTIONS,
     ENSEMBLE_SCORES,
+    PREDICTIONS,
 )
-from pipeline.core.process import run_stage
+from pipeline.core.process import check_first, run_stage
+
+
+def read_inputs() -> Params:
+    """The params. Raises UserError if they are wrong, or if the predictions are missing."""
+    read_arguments(__doc__)
+    params = read_params()
+    require_file(PREDICTIONS)
+    return params
+
+
+if __name__ == "__main__":
+    check_first(read_inputs)
+
 from pipeline.scores.combining import Combination, fit_weights
 from pipeline.scores.predictions import Predictions, probability_columns, read_logits, select_split
 from pipeline.scores.scoring import (
@@ -43,8 +57,7 @@ from scipy.stats import binomtest
 
 
 def main() -> None:
-    read_arguments(__doc__)
-    method = read_params().ensemble.method
+    method = read_inputs().ensemble.method
     logits = read_logits()
     splits = {split: select_split(logits, split) for split in ("validation", "test")}
     validation, test = splits.values()

@@ -14,20 +14,49 @@ import time
 
 from pipeline.core.command_line import read_arguments
 from pipeline.core.errors import UserError, list_some
-from pipeline.core.files import atomic_write, write_json
-from pipeline.core.params import read_params
+from pipeline.core.files import atomic_write, require_files, write_json
+from pipeline.core.params import Params, read_params
 from pipeline.core.paths import (
     MODELS,
     NETWORK_CLASS_SCORES,
     NETWORK_METRICS,
     NETWORK_SCORES,
     PREDICTIONS,
+    SPLIT_TABLE,
     confusion_file,
     model,
     network_metrics,
     packed_split,
 )
-from pipeline.core.process import run_stage
+from pipeline.core.process import check_first, run_stage
+
+
+def read_inputs() -> Params:
+    """The params. Raises UserError if they are wrong, or if an input is missing."""
+    read_arguments(__doc__)
+    params = read_params()
+    require_models(set(params.networks))
+    require_files(packed_split("validation"), packed_split("test"), SPLIT_TABLE)
+    return params
+
+
+def require_models(names: set[str]) -> None:
+    """Raise UserError unless models/ contains exactly these networks, because the stage depends on the whole folder."""
+    found = {path.stem for path in MODELS.glob("*.safetensors")}
+    if missing := names - found:
+        name = min(missing)
+        raise UserError(
+            f"{model(name)} does not exist; run `dvc repro` (if dvc.yaml has no stage train_{name}, first run "
+            f"`python tools/networks.py {' '.join(sorted(names))}`)"
+        )
+    if strays := found - names:
+        name = min(strays)
+        raise UserError(f"{model(name)} is not for a network in params.yaml; add {name} to networks or delete the file")
+
+
+if __name__ == "__main__":
+    check_first(read_inputs)
+
 from pipeline.core.split_table import read_split_table
 from pipeline.networks.compute import set_up
 from pipeline.networks.dataset import PackedSplit, open_split
@@ -52,12 +81,12 @@ LOGIT_DIGITS = 6  # decimal places; rounded before scoring, so that predictions.
 
 
 def main() -> None:
-    read_arguments(__doc__)
-    params = read_params()
-    require_models(set(params.networks))
+    params = read_inputs()
     device, dtype = set_up(params.device, params.precision)
     photos = read_split_table()
     splits = {split: open_split(packed_split(split), device) for split in ("validation", "test")}
+    sizes = " and ".join(f"{len(packed)} {split}" for split, packed in splits.items())
+    print(f"{sizes} photos, {str(dtype).removeprefix('torch.')} on {device.type}", flush=True)
 
     tables = []
     for name in params.networks:
@@ -66,20 +95,6 @@ def main() -> None:
         tables.append(predict(name, network, splits, photos, dtype))
         print(f"{name}: {len(tables[-1]) / (time.perf_counter() - start):.1f} images/s", flush=True)
     write_results(pd.concat(tables))
-
-
-def require_models(names: set[str]) -> None:
-    """Raise UserError unless models/ contains exactly these networks, because the stage depends on the whole folder."""
-    found = {path.stem for path in MODELS.glob("*.safetensors")}
-    if missing := names - found:
-        name = min(missing)
-        raise UserError(
-            f"{model(name)} does not exist; run `dvc repro` (if dvc.yaml has no stage train_{name}, first run "
-            f"`python tools/networks.py {' '.join(sorted(names))}`)"
-        )
-    if strays := found - names:
-        name = min(strays)
-        raise UserError(f"{model(name)} is not for a network in params.yaml; add {name} to networks or delete the file")
 
 
 def read_network(name: str, splits: dict[str, PackedSplit]) -> nn.Module:

@@ -12,10 +12,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `pipelin
 
 from pipeline.core.command_line import read_arguments
 from pipeline.core.errors import UserError
-from pipeline.core.files import atomic_write, require_file
-from pipeline.core.params import read_params
-from pipeline.core.paths import ENSEMBLE_PREDICTIONS, HEAT_MAPS, model, packed_split
-from pipeline.core.process import run_stage
+from pipeline.core.files import atomic_write, require_files
+from pipeline.core.params import Params, read_params
+from pipeline.core.paths import ENSEMBLE_PREDICTIONS, HEAT_MAPS, PREDICTIONS, model, packed_split
+from pipeline.core.process import check_first, run_stage
+
+
+def read_inputs() -> Params:
+    """The params. Raises UserError if they are wrong, or if an input is missing."""
+    read_arguments(__doc__)
+    params = read_params()
+    require_files(packed_split("test"), PREDICTIONS, ENSEMBLE_PREDICTIONS, *map(model, params.networks))
+    return params
+
+
+if __name__ == "__main__":
+    check_first(read_inputs)
+
 from pipeline.networks.compute import set_up
 from pipeline.networks.dataset import PackedSplit, open_split
 from pipeline.networks.explaining import heat_maps
@@ -36,16 +49,16 @@ from safetensors.torch import save
 
 
 def main() -> None:
-    read_arguments(__doc__)
-    params = read_params()
+    params = read_inputs()
     device, _ = set_up(params.device, params.precision)
     test = open_split(packed_split("test"), device)
     rows = torch.from_numpy(find_hardest(test))
+    print(f"{len(rows)} of {len(test)} test photos", flush=True)
     images = test.images(rows.to(device))
     predictions = select_split(read_logits(), "test")
     tensors = {"rows": rows}
     for name in params.networks:
-        network, _ = load_model(require_file(model(name)))
+        network, _ = load_model(model(name))
         predicted = torch.from_numpy(predicted_labels(predictions.logits[name])[rows])
         maps = heat_maps(network.to(device), images, predicted.to(device))
         if maps is None:

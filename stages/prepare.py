@@ -20,9 +20,20 @@ from pipeline.core import SPLITS
 from pipeline.core.command_line import read_arguments
 from pipeline.core.errors import list_some
 from pipeline.core.files import atomic_write, write_json
-from pipeline.core.params import Prepare, read_params
+from pipeline.core.params import Params, Prepare, read_params
 from pipeline.core.paths import CONTACT_SHEET, PREPARE_SUMMARY, SPLIT_TABLE, packed_split
-from pipeline.core.process import run_stage
+from pipeline.core.process import check_first, run_stage
+
+
+def read_inputs() -> Params:
+    """The params. Raises UserError if they are wrong."""
+    read_arguments(__doc__)
+    return read_params()
+
+
+if __name__ == "__main__":
+    check_first(read_inputs)
+
 from pipeline.photos.contact_sheet import write_contact_sheet
 from pipeline.photos.corrections import correct
 from pipeline.photos.decoding import silence_pillow
@@ -48,9 +59,8 @@ import pandas as pd
 
 
 def main() -> None:
-    read_arguments(__doc__)
     start = time.perf_counter()
-    params = read_params()
+    params = read_inputs()
     prepare = params.prepare
     silence_pillow()
     # Threads, not processes: Pillow and hashlib release the GIL while they decode, scale and hash.

@@ -12,12 +12,39 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `pipelin
 
 import json
 
+from pipeline.core import SPLITS
 from pipeline.core.command_line import read_arguments
 from pipeline.core.errors import UserError
-from pipeline.core.files import atomic_write
-from pipeline.core.params import Params, read_params
-from pipeline.core.paths import REJECTION, REJECTION_TABLE, packed_split
-from pipeline.core.process import run_stage
+from pipeline.core.files import atomic_write, require_files
+from pipeline.core.params import Params, find_weights, read_params
+from pipeline.core.paths import REJECTION, REJECTION_TABLE, SPLIT_TABLE, packed_split
+from pipeline.core.process import check_first, run_stage
+
+
+def read_inputs() -> Params:
+    """The params. Raises UserError if they are wrong, or if something is missing that fitting needs."""
+    read_arguments(__doc__)
+    params = read_params()
+    if params.reject.share:
+        name, weights = first_network(params)
+        if weights == "none":
+            raise UserError(
+                f"params.yaml: reject.share is {params.reject.share}, which needs pretrained weights, but "
+                f"networks.{name}.weights is none; set other weights for this network, or reject.share to 0"
+            )
+        find_weights(name, weights)
+        require_files(*map(packed_split, SPLITS), SPLIT_TABLE)
+    return params
+
+
+def first_network(params: Params) -> tuple[str, str]:
+    """The name and the weights of the network whose features are used."""
+    return next((name, network.weights) for name, network in params.networks.items())
+
+
+if __name__ == "__main__":
+    check_first(read_inputs)
+
 from pipeline.core.split_table import read_split_table
 
 import pandas as pd
@@ -28,8 +55,7 @@ DIGITS = 6
 
 
 def main() -> None:
-    read_arguments(__doc__)
-    params = read_params()
+    params = read_inputs()
     if params.reject.share:
         fit(params)
         return
@@ -50,12 +76,7 @@ def fit(params: Params) -> None:
 
     import torch
 
-    name, weights = next((name, network.weights) for name, network in params.networks.items())
-    if weights == "none":
-        raise UserError(
-            f"params.yaml: reject.share is {params.reject.share}, which needs pretrained weights, but "
-            f"networks.{name}.weights is none; set other weights for this network, or reject.share to 0"
-        )
+    name, weights = first_network(params)
     device, dtype = set_up(params.device, params.precision)
     network = build_network(name, weights, classes=1, head_width=0, dropout=0, seed=0)
     network.to(device, memory_format=torch.channels_last)

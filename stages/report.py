@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from pipeline.core.command_line import read_arguments
 from pipeline.core.errors import UserError
-from pipeline.core.files import atomic_write, read_json, require_file
+from pipeline.core.files import atomic_write, read_json, require_file, require_files
 from pipeline.core.params import flatten, read_params, without_folders
 from pipeline.core.paths import (
     COMBINATION,
@@ -26,17 +26,47 @@ from pipeline.core.paths import (
     METRICS,
     NETWORK_CLASS_SCORES,
     NETWORK_SCORES,
+    PREDICTIONS,
     PREPARE_SUMMARY,
     PREPARED,
     REJECTION_TABLE,
     REPORT,
+    SPLIT_TABLE,
     learning_curve,
     packed_split,
     plot_file,
     reliability_file,
     roc_file,
 )
-from pipeline.core.process import run_stage
+from pipeline.core.process import check_first, run_stage
+
+INPUTS = (
+    packed_split("test"),
+    SPLIT_TABLE,
+    CONTACT_SHEET,
+    PREPARE_SUMMARY,
+    PREDICTIONS,
+    NETWORK_SCORES,
+    NETWORK_CLASS_SCORES,
+    ENSEMBLE_PREDICTIONS,
+    COMBINATION,
+    ENSEMBLE_SCORES,
+    ENSEMBLE_CLASS_SCORES,
+    HEAT_MAPS,
+    REJECTION_TABLE,
+)
+
+
+def check_inputs() -> None:
+    """Raise UserError if the params are wrong, or if another stage's result is missing."""
+    read_arguments(__doc__)
+    read_params()
+    require_files(*INPUTS)
+
+
+if __name__ == "__main__":
+    check_first(check_inputs)
+
 from pipeline.core.split_table import describe_classes, read_split_table
 from pipeline.pages import plots
 from pipeline.pages.graph import read_stages
@@ -68,7 +98,7 @@ PlotGroups = Mapping[str, Mapping[str, plots.Plot]]  # by kind, then by name
 
 
 def main() -> None:
-    read_arguments(__doc__)
+    check_inputs()
     results = read_results()
     plot_groups = make_plots(results)
     page = render_page(results, plot_groups)

@@ -10,16 +10,33 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `pipeline` can be imported
 
-import argparse
 import math
 import time
 
 from pipeline.core.command_line import ArgumentParser
 from pipeline.core.errors import UserError
-from pipeline.core.files import atomic_write, write_json
-from pipeline.core.params import Params, Train, read_params
+from pipeline.core.files import atomic_write, require_files, write_json
+from pipeline.core.params import Params, Train, find_weights, read_params
 from pipeline.core.paths import checkpoint_file, learning_curve, model, packed_split, train_scores
-from pipeline.core.process import run_stage
+from pipeline.core.process import check_first, run_stage
+
+
+def read_inputs() -> tuple[str, Params]:
+    """The network's name and the params. Raises UserError if they are wrong, or if an input is missing."""
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("network", metavar="NETWORK", help="one of the networks in params.yaml, such as resnet18")
+    name = parser.parse_args().network
+    params = read_params()
+    if name not in params.networks:
+        raise UserError(f"{name} is not under networks in params.yaml; expected one of {', '.join(params.networks)}")
+    require_files(packed_split("train"), packed_split("validation"))
+    find_weights(name, params.networks[name].weights)
+    return name, params
+
+
+if __name__ == "__main__":
+    check_first(read_inputs)
+
 from pipeline.networks.building import build_network, check_image_size
 from pipeline.networks.checkpoint import Checkpoint
 from pipeline.networks.compute import autocast, set_up
@@ -41,19 +58,10 @@ LOSS_CHECK_INTERVAL = 20  # steps; not every step, because reading the loss stal
 
 
 def main() -> None:
-    name = read_arguments().network
-    params = read_params()
-    if name not in params.networks:
-        raise UserError(f"{name} is not under networks in params.yaml; expected one of {', '.join(params.networks)}")
+    name, params = read_inputs()
     device, dtype = set_up(params.device, params.precision)
     with process_group(device) as processes:
         train_network(name, params, device, dtype, processes)
-
-
-def read_arguments() -> argparse.Namespace:
-    parser = ArgumentParser(__doc__)
-    parser.add_argument("network", metavar="NETWORK", help="one of the networks in params.yaml, such as resnet18")
-    return parser.parse_args()
 
 
 def train_network(name: str, params: Params, device: torch.device, dtype: torch.dtype, processes: Processes) -> None:
@@ -72,7 +80,6 @@ def train_network(name: str, params: Params, device: torch.device, dtype: torch.
         **params.train.model_dump(exclude={"launcher"}),
     }
     processes.check_agreement([name, settings, train.description])
-    training = Training(name, params, train, validation, dtype, processes)
     processes.report(
         f"{name}: {len(train)} photos, epochs: {params.train.epochs}, {str(dtype).removeprefix('torch.')} on "
         f"{device.type}" + (f", {processes.count} processes" if processes.count > 1 else "")
@@ -82,6 +89,7 @@ def train_network(name: str, params: Params, device: torch.device, dtype: torch.
             f"note: networks.{name}.weights is none, so part of the network stays random; set train.layers to all and "
             "train.batchnorm_statistics to updated"
         )
+    training = Training(name, params, train, validation, dtype, processes)
     checkpoint = Checkpoint(checkpoint_file(name), settings, files, device)
     if state := processes.broadcast(checkpoint.load() if processes.is_first else None):
         training.load_state_dict(state)

@@ -24,6 +24,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted(
     f"{folder}/{path.name}" for folder in ("stages", "tools") for path in (REPOSITORY / folder).glob("*.py")
 )
+# The arguments that each script requires.
+ARGUMENTS = {"stages/train.py": ["resnet18"], "tools/networks.py": ["resnet18"], "tools/predict.py": ["a.jpg"]}
 SPLITS = ("train", "validation", "test")
 DVC_SETTINGS = ("DVC_NO_ANALYTICS", "DVC_SITE_CACHE_DIR")  # of conftest.py
 # In dvc.yaml's order.

@@ -110,7 +110,7 @@ def test_build_network_takes_weights_only_if_the_files_name_and_content_agree(tm
     unnamed = wrong.rename(tmp_path / "resnet18.pth")
     with pytest.raises(UserError, match=rf"; rename it to {path.name}$"):
         build_network("resnet18", str(unnamed), 2, 512, 0.5, seed=1)
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="does not exist; check the path"):
         build_network("resnet18", str(tmp_path / "resnet18-0123abcd.pth"), 2, 512, 0.5, seed=1)
 
 

@@ -1,22 +1,35 @@
 """The command lines of all scripts in stages/ and tools/."""
 
 import os
+import re
 from pathlib import Path
 
 from run import copy_pipeline
 
 import forked
 import pytest
-from projects import SCRIPTS, Project, error_line
+from projects import ARGUMENTS, SCRIPTS, Project, error_line
 
-# The arguments that each script requires.
-ARGUMENTS = {"stages/train.py": ["resnet18"], "tools/networks.py": ["resnet18"], "tools/predict.py": ["a.jpg"]}
+# Packages that take from half a second to several seconds to import.
+SLOW = ("torch", "torchvision", "pandas", "scipy", "sklearn", "dvc", "onnx", "cleanlab")
+NEED_TORCH = [name for name in SCRIPTS if name.split("/")[1] in ("train.py", "evaluate.py", "explain.py", "reject.py")]
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment variables with which importing a slow package fails."""
+    folder = tmp_path_factory.mktemp("slow_packages")
+    for package in SLOW:
+        (folder / f"{package}.py").write_text(f"raise AssertionError('{package} is imported')")
+    return {"PYTHONPATH": str(folder)}
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_scripts_print_their_help_and_write_nothing(script: str, project: Project) -> None:
+def test_scripts_print_their_help_at_once_and_write_nothing(
+    script: str, project: Project, quick: dict[str, str]
+) -> None:
     name = Path(script).name
-    done = project.run(name, "--help")
+    done = project.run(name, "--help", env=quick)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"usage: {name} [-h]")
     assert "show this help message and exit" in done.stdout
@@ -32,6 +45,23 @@ def test_scripts_name_an_unknown_option_in_one_line(script: str, project: Projec
     assert list(project.root.iterdir()) == []
 
 
+@pytest.mark.parametrize("script", NEED_TORCH)
+def test_stages_name_wrong_params_and_missing_files_at_once(
+    script: str, project: Project, quick: dict[str, str]
+) -> None:
+    name, arguments = Path(script).name, ARGUMENTS.get(script, [])
+    project.params["reject"]["share"] = 0.01
+    project.params["networks"]["resnet18"]["weights"] = "resnet18-0123abcd.pth"
+    project.write_params()
+    done = project.run(name, *arguments, env=quick)
+    assert re.search(
+        r"(models|data/prepared)/\S+ does not exist; run `dvc repro`|0123abcd.pth does not", error_line(done)
+    )
+    project.params["lr"] = "fast"
+    project.write_params()
+    assert error_line(project.run(name, *arguments, env=quick)).startswith("params.yaml: lr is 'fast'; ")
+
+
 def test_scripts_name_a_missing_argument_in_one_line(project: Project) -> None:
     for script, argument in (("train.py", "NETWORK"), ("networks.py", "NETWORK"), ("predict.py", "PHOTO")):
         line = error_line(project.run(script))
@@ -40,6 +70,11 @@ def test_scripts_name_a_missing_argument_in_one_line(project: Project) -> None:
 
 def test_serve_names_a_package_that_is_not_installed(tmp_path: Path) -> None:
     copy_pipeline(tmp_path)
+    project = Project(tmp_path)
+    project.write_params()
+    for network in project.params["networks"]:
+        (tmp_path / "models").mkdir(exist_ok=True)
+        (tmp_path / f"models/{network}.safetensors").touch()
     (tmp_path / "tools/flask.py").write_text("raise ModuleNotFoundError(name='flask')")  # found before the real one
     done = forked.run(["tools/serve.py"], tmp_path, os.environ)
     assert error_line(done) == "flask is not installed; run `pip install -r requirements/serve.txt` or `make serve`"

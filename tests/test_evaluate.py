@@ -49,7 +49,8 @@ def test_evaluate_scores_and_prints_the_models_that_were_kept(evaluated: Project
         assert scores.loc[(name, "validation"), "accuracy"] == kept["validation_accuracy"]
     assert scores.loc[("resnet18", "test"), "accuracy"] >= 0.9
 
-    *rates, header, first, second = evaluated.last_run.stdout.splitlines()
+    photos, *rates, header, first, second = evaluated.last_run.stdout.splitlines()
+    assert re.fullmatch(r"\d+ validation and 24 test photos, b?float\d+ on cpu", photos)
     assert [re.fullmatch(r"(\w+): \d+\.\d images/s", rate)[1] for rate in rates] == ["resnet18", "mobilenet_v2"]
     assert " ".join(header.split()) == "accuracy correct 95 % interval log loss ROC AUC"
     correct = [f"{count}/24" for count in scores.xs("test", level="split")["correct"]]

@@ -10,7 +10,7 @@ import venv
 from pathlib import Path
 
 import pytest
-from projects import REPOSITORY, SCRIPTS, Project, Repository, error_line
+from projects import ARGUMENTS, REPOSITORY, SCRIPTS, Project, Repository, error_line
 
 
 def test_dvc_repro_has_nothing_to_do_the_second_time(finished: Repository) -> None:
@@ -68,7 +68,7 @@ def test_dvc_in_another_environment_runs_stages_with_the_python_on_path(
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_scripts_name_a_python_without_the_packages_in_one_line(project: Project, bare: Path, script: str) -> None:
     environment = os.environ | {"PYTHONSAFEPATH": "1"}  # Python does not look for modules in the script's folder
-    command = [bare / "python", REPOSITORY / script]
+    command = [bare / "python", REPOSITORY / script, *ARGUMENTS.get(script, [])]
     done = subprocess.run(command, cwd=project.root, env=environment, capture_output=True, text=True, timeout=120)
     named = re.escape(f" is not installed for {bare}/python; activate the project's environment: `source .venv/bin/")
     assert re.match(rf"package \w+{named}", error_line(done))

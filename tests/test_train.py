@@ -292,11 +292,11 @@ def test_train_names_what_is_missing(project: Project) -> None:
     )
 
 
-def test_train_names_a_device_that_is_not_there(project: Project) -> None:
+def test_train_names_a_device_that_is_not_there(small: Project) -> None:
     """Without a GPU: conftest.py hides NVIDIA's."""
-    project.params["device"] = "xpu"
-    project.write_params()
-    assert error_line(project.run("train.py", "resnet18")) == (
+    small.params["device"] = "xpu"
+    small.write_params()
+    assert error_line(small.run("train.py", "resnet18")) == (
         "params.yaml: device is xpu, but PyTorch finds no accelerator here; expected cpu or auto"
     )
 

@@ -16,10 +16,23 @@ from collections.abc import Iterator
 
 from pipeline.core import SPLITS
 from pipeline.core.command_line import read_arguments
-from pipeline.core.files import atomic_write
+from pipeline.core.files import atomic_write, require_files
 from pipeline.core.params import Params, read_params
-from pipeline.core.paths import AUDIT_PAGE, AUDIT_TABLE, packed_split
-from pipeline.core.process import extra_packages, run_stage
+from pipeline.core.paths import AUDIT_PAGE, AUDIT_TABLE, SPLIT_TABLE, packed_split
+from pipeline.core.process import check_first, extra_packages, run_stage
+
+
+def read_inputs() -> Params:
+    """The params. Raises UserError if they are wrong, or if a prepared file is missing."""
+    read_arguments(__doc__)
+    params = read_params()
+    require_files(*map(packed_split, SPLITS), SPLIT_TABLE)
+    return params
+
+
+if __name__ == "__main__":
+    check_first(read_inputs)
+
 from pipeline.core.split_table import read_split_table
 from pipeline.networks.building import build_network, check_image_size
 from pipeline.networks.compute import set_up
@@ -47,8 +60,7 @@ DIGITS = 6  # decimal places of probabilities
 
 
 def main() -> None:
-    read_arguments(__doc__)
-    params = read_params()
+    params = read_inputs()
     device, dtype = set_up(params.device, params.precision)
     start = time.perf_counter()
     splits = {split: open_split(packed_split(split), device) for split in SPLITS}

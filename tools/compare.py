@@ -16,11 +16,37 @@ import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from pipeline.core import WORKSPACE
 from pipeline.core.command_line import ArgumentParser
 from pipeline.core.errors import UserError, list_some
 from pipeline.core.files import atomic_write
 from pipeline.core.paths import COMPARE_PAGE, SPLIT_TABLE, packed_split
-from pipeline.core.process import run_stage
+from pipeline.core.process import check_first, run_stage
+
+
+def read_arguments() -> argparse.Namespace:
+    parser = ArgumentParser(__doc__)
+    parser.add_argument(
+        "runs",
+        nargs="*",
+        metavar="RUN",
+        help=f"two or more runs; one is compared with {WORKSPACE}; without any, HEAD is",
+    )
+    parser.add_argument("--test", action="store_true", help="judge on test instead of validation")
+    parser.add_argument(
+        "--html", action="store_true", help=f"also write {COMPARE_PAGE}, with the photos that changed sides"
+    )
+    arguments = parser.parse_args()
+    if len(arguments.runs) < 2:
+        arguments.runs = [*(arguments.runs or ["HEAD"]), WORKSPACE]
+    if repeated := [name for name in arguments.runs if arguments.runs.count(name) > 1]:
+        parser.error(f"{repeated[0]} is given twice")
+    return arguments
+
+
+if __name__ == "__main__":
+    check_first(read_arguments)
+
 from pipeline.core.split_table import read_split_table
 from pipeline.differences import (
     SIGNIFICANT,
@@ -34,7 +60,7 @@ from pipeline.differences import (
     visible_difference,
 )
 from pipeline.pages.rendering import render, thumbnail
-from pipeline.runs import SEED, WORKSPACE, Run, read_run
+from pipeline.runs import SEED, Run, read_run
 from pipeline.scores.scoring import ENSEMBLE
 
 import numpy as np
@@ -183,26 +209,6 @@ def main() -> None:
     if arguments.html:
         write_page(comparisons, units, notes, explain(units), split)
         print(f"\nThe photos that changed sides: {COMPARE_PAGE}")
-
-
-def read_arguments() -> argparse.Namespace:
-    parser = ArgumentParser(__doc__)
-    parser.add_argument(
-        "runs",
-        nargs="*",
-        metavar="RUN",
-        help=f"two or more runs; one is compared with {WORKSPACE}; without any, HEAD is",
-    )
-    parser.add_argument("--test", action="store_true", help="judge on test instead of validation")
-    parser.add_argument(
-        "--html", action="store_true", help=f"also write {COMPARE_PAGE}, with the photos that changed sides"
-    )
-    arguments = parser.parse_args()
-    if len(arguments.runs) < 2:
-        arguments.runs = [*(arguments.runs or ["HEAD"]), WORKSPACE]
-    if repeated := [name for name in arguments.runs if arguments.runs.count(name) > 1]:
-        parser.error(f"{repeated[0]} is given twice")
-    return arguments
 
 
 # ---- what can be compared ----

@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 from pipeline.core.command_line import read_arguments
 from pipeline.core.errors import UserError
-from pipeline.core.files import atomic_write, read_json
+from pipeline.core.files import atomic_write, read_json, require_files
 from pipeline.core.params import Params, read_params, without_folders
 from pipeline.core.paths import (
     ENSEMBLE_CLASS_SCORES,
@@ -27,9 +27,23 @@ from pipeline.core.paths import (
     NETWORK_CLASS_SCORES,
     NETWORK_SCORES,
     PREPARE_SUMMARY,
+    model,
     packed_split,
 )
-from pipeline.core.process import extra_packages, run_stage
+from pipeline.core.process import check_first, extra_packages, run_stage
+
+
+def read_inputs() -> Params:
+    """The params. Raises UserError if they are wrong, or if a model is missing."""
+    read_arguments(__doc__)
+    params = read_params()
+    require_files(*map(model, params.networks))
+    return params
+
+
+if __name__ == "__main__":
+    check_first(read_inputs)
+
 from pipeline.core.split_table import MOST_NAMED, describe_classes, read_split_table
 from pipeline.inference import Ensemble
 from pipeline.networks.dataset import IMAGENET_MEAN, IMAGENET_STD, open_split
@@ -60,8 +74,7 @@ Run = Callable[[np.ndarray], np.ndarray]  # maps an image, as the graphs take it
 
 
 def main() -> None:
-    read_arguments(__doc__)
-    params = read_params()
+    params = read_inputs()
     ensemble = Ensemble(params, torch.device("cpu"), torch.float32)
     graphs = {
         **{name: ([network], Combination("mean_logits")) for name, network in ensemble.networks.items()},

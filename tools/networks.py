@@ -17,7 +17,18 @@ from pipeline.core.command_line import ArgumentParser
 from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_write
 from pipeline.core.paths import PARAMS, PIPELINE, learning_curve, model, network_metrics, train_scores
-from pipeline.core.process import run_stage
+from pipeline.core.process import check_first, run_stage
+
+
+def read_arguments() -> argparse.Namespace:
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("networks", nargs="+", metavar="NETWORK", help="torchvision's name, such as resnet18")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    check_first(read_arguments)
+
 from pipeline.networks.building import require_known
 
 from ruamel.yaml import YAML
@@ -46,12 +57,6 @@ def main() -> None:
         for path in results(name):
             path.unlink(missing_ok=True)
     print(f"networks: {', '.join(params['networks'])}; run `dvc repro` to train the new ones and combine them all")
-
-
-def read_arguments() -> argparse.Namespace:
-    parser = ArgumentParser(__doc__)
-    parser.add_argument("networks", nargs="+", metavar="NETWORK", help="torchvision's name, such as resnet18")
-    return parser.parse_args()
 
 
 def load(path: Path) -> CommentedMap:

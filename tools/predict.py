@@ -20,8 +20,43 @@ from functools import partial
 
 from pipeline.core.command_line import ArgumentParser
 from pipeline.core.errors import UserError
-from pipeline.core.files import atomic_write
-from pipeline.core.process import run_stage
+from pipeline.core.files import atomic_write, require_files
+from pipeline.core.params import read_params
+from pipeline.core.paths import model
+from pipeline.core.process import check_first, run_stage
+
+IMAGE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
+
+
+def read_inputs() -> argparse.Namespace:
+    """The arguments. Raises UserError if they or the params are wrong, or if a model is missing."""
+    parser = ArgumentParser(__doc__)
+    parser.add_argument(
+        "photos", nargs="+", metavar="PHOTO", help="a photo, folder or archive, or - for paths on stdin"
+    )
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--csv", action="store_true", help="write CSV instead of a table")
+    output.add_argument("--json", action="store_true", help="write JSON instead of a table")
+    parser.add_argument(
+        "--image", type=Path, metavar="FILE", help="also write the photos and answers as a grid, to a .png or .jpg"
+    )
+    parser.add_argument(
+        "--explain", action="store_true", help="in the image of --image, also show where each network looked"
+    )
+    arguments = parser.parse_args()
+    if arguments.image and arguments.image.suffix.lower() not in IMAGE_FORMATS:
+        raise UserError(f"--image {arguments.image}: expected a name ending in .png or .jpg")
+    if arguments.image and arguments.image.exists():
+        raise UserError(f"--image {arguments.image}: already exists; use another name or delete it")
+    if arguments.explain and not arguments.image:
+        raise UserError("--explain needs --image FILE, which it draws into")
+    require_files(*map(model, read_params().networks))
+    return arguments
+
+
+if __name__ == "__main__":
+    check_first(read_inputs)
+
 from pipeline.inference import Answer, Question, load_ensemble
 from pipeline.pages.rendering import heat_image, says
 from pipeline.photos.containers import is_archive, read_file
@@ -32,19 +67,12 @@ from pipeline.scores.predictions import probability_columns
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
-IMAGE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 MOST_IN_IMAGE = 1000  # photos
 DIGITS = 6  # decimal places of probabilities in CSV and JSON
 
 
 def main() -> None:
-    arguments = read_arguments()
-    if arguments.image and arguments.image.suffix.lower() not in IMAGE_FORMATS:
-        raise UserError(f"--image {arguments.image}: expected a name ending in .png or .jpg")
-    if arguments.image and arguments.image.exists():
-        raise UserError(f"--image {arguments.image}: already exists; use another name or delete it")
-    if arguments.explain and not arguments.image:
-        raise UserError("--explain needs --image FILE, which it draws into")
+    arguments = read_inputs()
     with ExitStack() as sources:
         questions = [question for path in paths_of(arguments.photos) for question in questions_about(path, sources)]
         if not questions:
@@ -74,23 +102,6 @@ def main() -> None:
             print(f"\nwrote {arguments.image}")
     if unreadable := sum(bool(answer.unreadable) for answer in answers):
         raise UserError(f"{unreadable} of {len(answers)} photos could not be read")
-
-
-def read_arguments() -> argparse.Namespace:
-    parser = ArgumentParser(__doc__)
-    parser.add_argument(
-        "photos", nargs="+", metavar="PHOTO", help="a photo, folder or archive, or - for paths on stdin"
-    )
-    output = parser.add_mutually_exclusive_group()
-    output.add_argument("--csv", action="store_true", help="write CSV instead of a table")
-    output.add_argument("--json", action="store_true", help="write JSON instead of a table")
-    parser.add_argument(
-        "--image", type=Path, metavar="FILE", help="also write the photos and answers as a grid, to a .png or .jpg"
-    )
-    parser.add_argument(
-        "--explain", action="store_true", help="in the image of --image, also show where each network looked"
-    )
-    return parser.parse_args()
 
 
 def paths_of(names: list[str]) -> list[Path]:

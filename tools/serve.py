@@ -16,7 +16,34 @@ import threading
 
 from pipeline.core.command_line import ArgumentParser
 from pipeline.core.errors import UserError
-from pipeline.core.process import extra_packages, run_stage
+from pipeline.core.files import require_files
+from pipeline.core.params import read_params
+from pipeline.core.paths import model
+from pipeline.core.process import check_first, extra_packages, run_stage
+
+HOST, PORT = "127.0.0.1", 8000
+
+
+def read_port() -> int:
+    """The port. Raises UserError if it or the params are wrong, or if a model is missing."""
+    parser = ArgumentParser(__doc__)
+    parser.add_argument(
+        "port", nargs="?", type=port_number, default=PORT, metavar="PORT", help="default: %(default)s; 0: any free port"
+    )
+    port = parser.parse_args().port
+    require_files(*map(model, read_params().networks))
+    return port
+
+
+def port_number(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port; expected a number from 0 to 65535")
+    return int(text)
+
+
+if __name__ == "__main__":
+    check_first(read_port)
+
 from pipeline.core.split_table import MOST_NAMED
 from pipeline.inference import Answer, Ensemble, Question, load_ensemble
 from pipeline.pages.rendering import heat_uri, most_probable, render, thumbnail
@@ -26,13 +53,12 @@ with extra_packages("serve"):
     from werkzeug.exceptions import RequestEntityTooLarge
     from werkzeug.serving import make_server
 
-HOST, PORT = "127.0.0.1", 8000
 LARGEST_UPLOAD = 2**28  # bytes
 SHOWN_SIDE = 320  # pixels
 
 
 def main() -> None:
-    port = read_arguments().port
+    port = read_port()
     try:
         listening = socket.create_server((HOST, port))
     except OSError as error:
@@ -40,20 +66,6 @@ def main() -> None:
     server = make_server(HOST, port, make_app(load_ensemble()), threaded=True, fd=listening.fileno())
     print(f"http://{HOST}:{listening.getsockname()[1]} (press Ctrl-C to stop)", flush=True)
     server.serve_forever()
-
-
-def read_arguments() -> argparse.Namespace:
-    parser = ArgumentParser(__doc__)
-    parser.add_argument(
-        "port", nargs="?", type=port_number, default=PORT, metavar="PORT", help="default: %(default)s; 0: any free port"
-    )
-    return parser.parse_args()
-
-
-def port_number(text: str) -> int:
-    if not text.isdecimal() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port; expected a number from 0 to 65535")
-    return int(text)
 
 
 def make_app(ensemble: Ensemble) -> Flask:

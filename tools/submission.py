@@ -9,16 +9,42 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `pipeline` can be imported
 
-import argparse
 import re
 from functools import partial
 from pathlib import PurePosixPath
 
 from pipeline.core.command_line import ArgumentParser
 from pipeline.core.errors import UserError, list_some
-from pipeline.core.files import atomic_write
-from pipeline.core.paths import SUBMISSION, UNLABELLED_ARCHIVES
-from pipeline.core.process import run_stage
+from pipeline.core.files import atomic_write, require_files
+from pipeline.core.params import read_params
+from pipeline.core.paths import SUBMISSION, UNLABELLED_ARCHIVES, model
+from pipeline.core.process import check_first, run_stage
+
+
+def read_archive() -> Path:
+    """Kaggle's photos. Raises UserError if they or a model are missing, or if the params are wrong."""
+    parser = ArgumentParser(__doc__)
+    names = " or ".join(map(str, UNLABELLED_ARCHIVES))
+    parser.add_argument("archive", nargs="?", type=Path, metavar="ARCHIVE", help=f"Kaggle's photos (default: {names})")
+    archive = parser.parse_args().archive or find_archive()
+    require_files(*map(model, read_params().networks))
+    return archive
+
+
+def find_archive() -> Path:
+    for path in UNLABELLED_ARCHIVES:
+        if path.exists():
+            return path
+    first, second = UNLABELLED_ARCHIVES
+    raise UserError(
+        f"neither {first} nor {second} exists; download one from "
+        "https://www.kaggle.com/c/dogs-vs-cats/data, or give the path: python tools/submission.py ARCHIVE"
+    )
+
+
+if __name__ == "__main__":
+    check_first(read_archive)
+
 from pipeline.inference import Question, load_ensemble
 from pipeline.photos.source import Photo, PhotoSource
 from pipeline.scores.predictions import PROBABILITY, classes_of, read_ensemble_predictions
@@ -32,7 +58,7 @@ CLIPS = np.logspace(-7, -1, 241)  # candidates for the lowest probability
 
 
 def main() -> None:
-    with PhotoSource(read_arguments().archive or find_archive()) as source:
+    with PhotoSource(read_archive()) as source:
         photos = numbered(source)
         clip, loss, unclipped_loss = choose_clip()
         questions = [Question(photo.name, partial(source.read, photo)) for photo in photos.values()]
@@ -55,24 +81,6 @@ def main() -> None:
         f"{SUBMISSION}: {len(submission)} photos, {dogs} classified as dogs; "
         f"probabilities clipped to [{clip:.2g}, {1 - clip:.7g}], which gives a log loss of {loss:.6f} on validation "
         f"({unclipped_loss:.6f} without clipping)"
-    )
-
-
-def read_arguments() -> argparse.Namespace:
-    parser = ArgumentParser(__doc__)
-    names = " or ".join(map(str, UNLABELLED_ARCHIVES))
-    parser.add_argument("archive", nargs="?", type=Path, metavar="ARCHIVE", help=f"Kaggle's photos (default: {names})")
-    return parser.parse_args()
-
-
-def find_archive() -> Path:
-    for path in UNLABELLED_ARCHIVES:
-        if path.exists():
-            return path
-    first, second = UNLABELLED_ARCHIVES
-    raise UserError(
-        f"neither {first} nor {second} exists; download one from "
-        "https://www.kaggle.com/c/dogs-vs-cats/data, or give the path: python tools/submission.py ARCHIVE"
     )
 
 

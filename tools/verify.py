@@ -19,14 +19,37 @@ import shutil
 import subprocess
 from typing import Any
 
+from pipeline.core import WORKSPACE
 from pipeline.core.command_line import ArgumentParser
 from pipeline.core.errors import UserError, list_some
 from pipeline.core.files import atomic_write, write_json
 from pipeline.core.params import read_params, weights_file
 from pipeline.core.paths import CORRECTIONS, PARAMS, PIPELINE, SPLIT_TABLE
-from pipeline.core.process import run_stage
+from pipeline.core.process import check_first, run_stage
+
+
+def read_arguments() -> argparse.Namespace:
+    parser = ArgumentParser(__doc__)
+    parser.add_argument(
+        "--against", type=Path, metavar="FILE", help="compare with the verify.json of another computer instead"
+    )
+    parser.add_argument(
+        "--other-seed",
+        metavar="RUN",
+        help="with --against: a run (revision, tag or experiment) that differs only in train.seed; more answers may "
+        "differ from the other computer's only if two seeds differ as much",
+    )
+    arguments = parser.parse_args()
+    if arguments.other_seed and not arguments.against:
+        parser.error("--other-seed needs --against")
+    return arguments
+
+
+if __name__ == "__main__":
+    check_first(read_arguments)
+
 from pipeline.fingerprint import count_differing, describe, outputs, read_answers
-from pipeline.runs import SEED, WORKSPACE, Run, read_run
+from pipeline.runs import SEED, Run, read_run
 from pipeline.scores.scoring import ENSEMBLE, predicted_labels
 
 import yaml
@@ -45,23 +68,6 @@ def main() -> None:
         compare_with(read_record(arguments.against), arguments.against, arguments.other_seed)
     else:
         rebuild_and_compare()
-
-
-def read_arguments() -> argparse.Namespace:
-    parser = ArgumentParser(__doc__)
-    parser.add_argument(
-        "--against", type=Path, metavar="FILE", help="compare with the verify.json of another computer instead"
-    )
-    parser.add_argument(
-        "--other-seed",
-        metavar="RUN",
-        help="with --against: a run (revision, tag or experiment) that differs only in train.seed; more answers may "
-        "differ from the other computer's only if two seeds differ as much",
-    )
-    arguments = parser.parse_args()
-    if arguments.other_seed and not arguments.against:
-        parser.error("--other-seed needs --against")
-    return arguments
 
 
 # ---- here: rebuild, and describe the results ----

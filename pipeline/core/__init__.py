@@ -4,3 +4,4 @@
 from pipeline.core import process  # noqa: F401
 
 SPLITS = ("train", "validation", "test")
+WORKSPACE = "workspace"  # DVC's name for the files as they are

@@ -41,6 +41,12 @@ def require_file(path: Path) -> Path:
     return path
 
 
+def require_files(*paths: Path) -> None:
+    """Raise UserError unless all of these results exist."""
+    for path in paths:
+        require_file(path)
+
+
 def read_json(path: Path) -> dict:
     """Return the JSON result at `path`. Raises UserError if it is missing or not valid JSON."""
     try:

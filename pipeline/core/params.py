@@ -155,6 +155,14 @@ def weights_file(weights: str) -> Path | None:
     return Path(weights).expanduser() if weights.endswith(WEIGHTS_SUFFIXES) else None
 
 
+def find_weights(name: str, weights: str) -> Path | None:
+    """As `weights_file`, of `networks.<name>.weights`. Raises UserError if there is no such file."""
+    path = weights_file(weights)
+    if path and not path.exists():
+        raise UserError(f"networks.{name}.weights: {path} does not exist; check the path")
+    return path
+
+
 def without_folders(params: Params) -> Params:
     """Reduce the paths of photos and weights to file names, so that pages are the same in every folder."""
     networks = {name: Network(weights=Path(network.weights).name) for name, network in params.networks.items()}

@@ -33,8 +33,25 @@ def run_stage(main: Callable[[], None]) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if DVC:
         threading.Thread(target=_end_with_dvc, daemon=True).start()
-    try:
+    with _explained_errors():
         main()
+
+
+def check_first(read_inputs: Callable[[], object]) -> None:
+    """Call `read_inputs()` and report its errors as `run_stage` does.
+
+    A script calls it before its slow imports (PyTorch takes seconds), so that --help, wrong params and missing files
+    are answered at once.
+    """
+    with _explained_errors():
+        read_inputs()
+
+
+@contextmanager
+def _explained_errors() -> Iterator[None]:
+    """Turn errors that the user can fix into one line on stderr and exit status 1."""
+    try:
+        yield
     except UserError as error:
         _exit(*error.args)
     except OSError as error:  # no permission, no space left, a file where a folder should be

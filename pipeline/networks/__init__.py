@@ -1,1 +1,5 @@
 """torchvision's networks: building, training and running them on packed splits."""
+
+from pipeline.networks.startup import import_torchvision
+
+import_torchvision()  # first, so that importing it in any module of this package is quick

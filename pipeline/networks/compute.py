@@ -33,7 +33,7 @@ def _make_deterministic() -> None:
     https://docs.pytorch.org/docs/stable/notes/randomness.html
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms also imports torch.compile, in a second
     torch.utils.deterministic.fill_uninitialized_memory = False  # slow, and no code here reads uninitialised memory
 
 

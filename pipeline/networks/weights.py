@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 from pipeline.core.errors import UserError, first_line
-from pipeline.core.params import weights_file
+from pipeline.core.params import find_weights
 
 import safetensors.torch
 import torch
@@ -28,7 +28,7 @@ def read_weights(name: str, weights: str) -> dict[str, Tensor]:
 
     Raises UserError if the file is missing, damaged or contains no tensors, or if the download fails.
     """
-    path = weights_file(weights) or _downloaded(name, weights)
+    path = find_weights(name, weights) or _downloaded(name, weights)
     key = f"networks.{name}.weights"
     try:
         content = path.read_bytes()

@@ -7,7 +7,6 @@ from pipeline.core.files import require_file
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
 from sklearn.metrics import log_loss, precision_recall_fscore_support, roc_auc_score
 
 DIGITS = 6  # decimal places of scores in files
@@ -55,6 +54,8 @@ def positive_labels(classes: int) -> Sequence[int]:
 
 def accuracy_interval(correct: int, total: int) -> dict[str, float]:
     """`accuracy_low` and `accuracy_high`, the 95 % interval of an accuracy (Wilson score interval)."""
+    from scipy.stats import binomtest  # here, because it takes half a second
+
     interval = binomtest(correct, total).proportion_ci(confidence_level=0.95, method="wilson")
     return {"accuracy_low": round(interval.low, DIGITS), "accuracy_high": round(interval.high, DIGITS)}
 
