@@ -29,7 +29,7 @@ def training_limit(name: str, params: Params, train: PackedSplit, dtype: torch.d
     criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
     size = recipe.image_size or params.prepare.image_size
     rows = torch.arange(recipe.batch_size, device=device)
-    images, labels = train.images(rows), train.labels[rows]
+    images, labels = train.images(rows.to(train.pixels.device)), train.labels[rows]
     images = images[..., :size, :size].contiguous(memory_format=torch.channels_last)
 
     def step() -> None:
@@ -48,7 +48,7 @@ def inference_limit(name: str, params: Params, train: PackedSplit, dtype: torch.
     """Images per second of evaluate.py's network, BatchNorm folded."""
     device = train.device
     network = ready_to_predict(new_network(name, params, train), params.evaluate.test_time_flip, device).eval()
-    images = train.images(torch.arange(min(INFERENCE_BATCH_SIZE, len(train)), device=device))
+    images = train.images(torch.arange(min(INFERENCE_BATCH_SIZE, len(train)), device=train.pixels.device))
 
     def step() -> None:
         with autocast(device, dtype):

@@ -54,7 +54,7 @@ def main() -> None:
     test = open_split(packed_split("test"), device)
     rows = torch.from_numpy(find_hardest(test))
     print(f"{len(rows)} of {len(test)} test photos", flush=True)
-    images = test.images(rows.to(device))
+    images = test.images(rows.to(test.pixels.device))
     predictions = select_split(read_logits(), "test")
     tensors = {"rows": rows}
     for name in params.networks:

@@ -37,6 +37,7 @@ def read_inputs() -> tuple[str, Params]:
 if __name__ == "__main__":
     check_first(read_inputs)
 
+from pipeline.networks.augmentation import Augmentation
 from pipeline.networks.building import build_network, check_image_size
 from pipeline.networks.checkpoint import Checkpoint
 from pipeline.networks.compute import autocast, set_up
@@ -51,7 +52,6 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, StepLR
-from torchvision.transforms import v2
 from tqdm import tqdm
 
 LOSS_CHECK_INTERVAL = 20  # steps; not every step, because reading the loss stalls a GPU
@@ -175,7 +175,7 @@ class Training:
         """This process's shard of every batch, as rows of train. The order depends only on the seed and the epoch."""
         seed = self.params.seed * 1000 + epoch
         torch.manual_seed(seed)
-        order = torch.randperm(len(self.train)).to(self.train.device)  # the same in every process
+        order = torch.randperm(len(self.train)).to(self.train.pixels.device)  # the same in every process
         self.processes.seed(seed)  # different dropout and augmentation in each process
         batches = order[: self.steps * self.params.batch_size].split(self.params.batch_size)
         return [self.processes.shard(rows) for rows in batches]
@@ -185,9 +185,10 @@ class Training:
         criterion = nn.CrossEntropyLoss(label_smoothing=self.params.label_smoothing)
         total_loss = torch.zeros((), device=self.train.device)
         with tqdm(total=sum(map(len, batches)), desc=title, unit=" images", disable=None) as bar:
-            for step, rows in enumerate(batches, start=1):
+            images_of = self.train.batches(batches, self.augment)
+            for step, (rows, images) in enumerate(zip(batches, images_of, strict=True), start=1):
                 with autocast(self.train.device, self.dtype):
-                    logits = network(self.train.images(rows, self.augment))
+                    logits = network(images)
                 loss = criterion(logits, self.train.labels[rows])
                 self.optimizer.zero_grad()
                 loss.backward()
@@ -264,20 +265,13 @@ def make_scheduler(params: Train, optimizer: torch.optim.Optimizer, steps: int) 
     return StepLR(optimizer, (params.lr_step_size or math.inf) * steps, params.lr_gamma)
 
 
-def make_augmentation(params: Train, prepared_size: int, size: int = 0) -> v2.Transform | None:
-    """The transform from a prepared photo to an image of `size` pixels a side, 0 for the same as before.
-
-    None if the photo is used as is.
-    """
+def make_augmentation(params: Train, prepared_size: int, size: int = 0) -> Augmentation | None:
+    """What makes images of `size` pixels a side (0: as before) from prepared photos; None if they are used as is."""
     size = size or prepared_size
-    transforms: list[v2.Transform] = []
-    if params.augment == "crop_and_flip":
-        transforms.append(v2.RandomResizedCrop(size, scale=(params.crop_scale, 1)))
-    elif size != prepared_size:
-        transforms.append(v2.Resize((size, size)))
-    if params.augment != "none":
-        transforms.append(v2.RandomHorizontalFlip())
-    return v2.Compose(transforms) if transforms else None
+    if params.augment == "none" and size == prepared_size:
+        return None
+    crop_scale = params.crop_scale if params.augment == "crop_and_flip" else 1.0
+    return Augmentation(size, crop_scale, flips=params.augment != "none")
 
 
 def check_batch_size(batch_size: int, train: PackedSplit, processes: Processes) -> None:

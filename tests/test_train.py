@@ -112,12 +112,12 @@ def test_train_uses_images_of_the_size_asked_for(augment: str, small: Project, m
 
 
 def test_train_crops_keep_the_share_of_a_photo_asked_for() -> None:
-    photo = torch.arange(64, dtype=torch.uint8).expand(3, 64, 64)  # each pixel is the number of its column
+    photos = torch.arange(64, dtype=torch.uint8).expand(200, 3, 64, 64)  # each pixel is the number of its column
     params = read_params(REPOSITORY / "params.yaml").train
     for crop_scale in (0.05, 0.9):
         update = {"augment": "crop_and_flip", "crop_scale": crop_scale}
         augment = train.make_augmentation(params.model_copy(update=update), 64)
-        widths = [int(crop.max()) - int(crop.min()) + 1 for crop in (augment(photo) for _ in range(200))]
+        widths = [int(crop.max()) - int(crop.min()) + 1 for crop in augment(photos)]
         least = 64 * (crop_scale * 3 / 4) ** 0.5  # the narrowest crop, with an aspect ratio of 3 to 4
         assert least - 3 < min(widths) < least + 9
 

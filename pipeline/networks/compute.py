@@ -5,6 +5,7 @@ import os
 import re
 import sys
 import tempfile
+from contextlib import suppress
 
 from pipeline.core.errors import UserError
 
@@ -76,6 +77,14 @@ def hardware_name(device: torch.device) -> str:
         return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
     module = torch.get_device_module(device)
     return module.get_device_name(device) if hasattr(module, "get_device_name") else device.type
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on an accelerator; the machine's whole memory on the CPU, and where PyTorch cannot tell."""
+    if device.type != "cpu":
+        with suppress(RuntimeError, NotImplementedError):
+            return torch.accelerator.get_memory_info(device)[0]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def choose_precision(precision: str, device: torch.device) -> torch.dtype:

@@ -1,12 +1,14 @@
-"""Read packed splits and make batches from them."""
+"""Open packed splits and make batches from them."""
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.core.errors import UserError
+from pipeline.networks.compute import free_memory
+from pipeline.networks.reading import read_ahead
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,40 +17,49 @@ from torch import Tensor
 IMAGENET_MEAN = [0.485, 0.456, 0.406]  # of RGB values from 0 to 1, as torchvision's weights expect
 IMAGENET_STD = [0.229, 0.224, 0.225]
 
-Augment = Callable[[Tensor], Tensor]  # from a uint8 image [3, size, size] to another one
+MOST_OF_FREE_MEMORY = 1 / 3  # for one split; the rest is for the other one, the network and its activations
+
+Augment = Callable[[Tensor], Tensor]  # from uint8 images [N, 3, size, size] to others, all of one size
 
 
 @dataclass(frozen=True)
 class PackedSplit:
-    """`pixels` uint8 [N, size, size, 3] and `labels` int64 [N] on one device; `description` as written by `prepare`.
+    """`pixels` uint8 [N, size, size, 3] and `labels` int64 [N]; `description` as written by `prepare`.
 
-    On the CPU the pixels are memory-mapped: opening takes no time, and a batch reads only its own photos.
+    The labels, and the images that are made from the pixels, are on `device`. The pixels are there too unless they are
+    too large (`is_large`). On the CPU they are memory-mapped: opening takes no time, and a batch reads only its own
+    photos. Rows are given as int64 tensors on the pixels' device.
     """
 
     pixels: Tensor
     labels: Tensor
     description: dict
+    is_large: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @property
     def device(self) -> torch.device:
-        return self.pixels.device
+        return self.labels.device
 
-    def images(self, rows: Tensor, augment: Augment | None = None) -> Tensor:
-        """The photos at `rows`, normalised: float32 [len(rows), 3, size, size] in channels_last format.
+    def images(self, rows: Tensor) -> Tensor:
+        """The photos at `rows`, normalised: float32 [len(rows), 3, size, size] in channels_last format."""
+        return next(self.batches([rows]))
 
-        `augment` is applied to each photo; all results must have the same size.
-        """
-        pixels = self.pixels[rows].permute(0, 3, 1, 2)
-        if augment:
-            pixels = torch.stack([augment(image) for image in pixels]).contiguous(memory_format=torch.channels_last)
-        return normalise(pixels)
+    def batches(self, batches: Sequence[Tensor], augment: Augment | None = None) -> Iterator[Tensor]:
+        """As `images`, for the rows in each of `batches`. Large splits are read ahead, with the same results."""
+        if self.is_large:
+            read = read_ahead(self.pixels, batches, self.device)
+        else:
+            read = (self.pixels[rows] for rows in batches)
+        for pixels in read:
+            images = pixels.permute(0, 3, 1, 2)
+            yield normalise(augment(images) if augment else images)
 
     def part(self, rows: slice | Tensor) -> "PackedSplit":
         """The photos in `rows`; a slice does not copy them."""
-        return PackedSplit(self.pixels[rows], self.labels[rows], self.description)
+        return PackedSplit(self.pixels[rows], self.labels[rows], self.description, self.is_large)
 
     def sample(self, count: int) -> "PackedSplit":
         """The first `count` photos, and the first one of each class that is not among them."""
@@ -58,7 +69,7 @@ class PackedSplit:
             found = (labels == label).nonzero()
             if len(found) and found[0, 0] >= count:
                 rows.append(found[0])
-        return self.part(torch.cat(rows).to(self.device)) if len(rows) > 1 else self.part(slice(count))
+        return self.part(torch.cat(rows).to(self.pixels.device)) if len(rows) > 1 else self.part(slice(count))
 
 
 def normalise(pixels: Tensor) -> Tensor:
@@ -74,11 +85,12 @@ def _mean_and_std(device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def open_split(path: Path, device: torch.device) -> PackedSplit:
-    """Open a split written by `prepare`; on a GPU, copy all of it there. Raises UserError if it cannot be read."""
+    """Open a split written by `prepare`; on a GPU, copy it there if it fits. Raises UserError if it cannot be read."""
     try:
         with safe_open(path, framework="pt") as file:
             pixels, labels = file.get_tensor("pixels"), file.get_tensor("labels")
             description = json.loads(file.metadata()["description"])
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); run `dvc repro prepare` to create it") from None
-    return PackedSplit(pixels.to(device), labels.long().to(device), description)
+    is_large = pixels.nbytes > MOST_OF_FREE_MEMORY * free_memory(device)
+    return PackedSplit(pixels if is_large else pixels.to(device), labels.long().to(device), description, is_large)

@@ -65,13 +65,14 @@ def predict_logits(
 ) -> Tensor:
     """Return the logits of every photo, float32 [N, classes] on the CPU. Leaves the network in eval mode.
 
-    `title` labels the progress bar; `augment` is that of `PackedSplit.images`.
+    `title` labels the progress bar; `augment` is that of `PackedSplit.batches`.
     """
     network.eval()
     logits = []
     with tqdm(total=len(packed), desc=title, unit=" images", disable=None, leave=False) as bar:
-        for rows in torch.arange(len(packed), device=packed.device).split(INFERENCE_BATCH_SIZE):
+        batches = torch.arange(len(packed), device=packed.pixels.device).split(INFERENCE_BATCH_SIZE)
+        for images in packed.batches(batches, augment):
             with autocast(packed.device, dtype):
-                logits.append(network(packed.images(rows, augment)).float())
-            bar.update(len(rows))
+                logits.append(network(images).float())
+            bar.update(len(images))
     return torch.cat(logits).cpu()

@@ -1,0 +1,105 @@
+"""Augmentation of whole batches, compared with torchvision's of single photos, and splits that are read ahead."""
+
+from pathlib import Path
+
+import evaluate
+import train
+from pipeline.networks import dataset
+from pipeline.networks.augmentation import Augmentation, crop, crop_together, draw_boxes
+
+import pytest
+import torch
+from projects import Project, copy_of
+from scipy.stats import ks_2samp
+from torch import Tensor
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional
+
+SIDE = 64
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    """Smooth images, as photos are: uint8 [12, 3, SIDE, SIDE] in channels_last format."""
+    noise = torch.rand(12, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    smooth = torch.nn.functional.interpolate(noise, size=(SIDE, SIDE), mode="bicubic").clamp(0, 1)
+    return (255 * smooth).to(torch.uint8).contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("crop_scale", [0.05, 0.35, 0.9])
+def test_boxes_are_distributed_as_those_of_random_resized_crop(crop_scale: float) -> None:
+    torch.manual_seed(1)
+    transform, image = v2.RandomResizedCrop(SIDE, scale=(crop_scale, 1)), torch.zeros(3, SIDE, SIDE)
+    drawn = [transform.make_params([image]) for _ in range(3000)]
+    expected = torch.tensor([[box[key] for key in ("left", "top", "width", "height")] for box in drawn])
+    boxes = draw_boxes(30_000, SIDE, crop_scale)
+    assert boxes[:, :2].min() >= 0
+    assert boxes[:, 2:].min() >= 1
+    assert (boxes[:, :2] + boxes[:, 2:]).max() <= SIDE
+    for measure in (lambda b: b[:, 0], lambda b: b[:, 1], lambda b: b[:, 2] * b[:, 3], lambda b: b[:, 2] / b[:, 3]):
+        assert ks_2samp(measure(boxes).numpy(), measure(expected).numpy()).pvalue > 0.001
+
+
+@pytest.mark.parametrize("size", [24, 64, 80])
+def test_crops_are_those_of_torchvision(images: Tensor, size: int) -> None:
+    torch.manual_seed(1)
+    boxes = draw_boxes(len(images), SIDE, 0.2)
+    mirrored = torch.arange(len(images)) % 3 == 0
+    expected = []
+    for image, (left, top, width, height), flip in zip(images, boxes.tolist(), mirrored.tolist(), strict=True):
+        image = functional.resized_crop(image, top, left, height, width, [size, size], antialias=True)
+        expected.append(functional.horizontal_flip(image) if flip else image)
+    result = crop(images, boxes, mirrored, size)
+    # Mirroring before scaling instead of afterwards may round differently.
+    torch.testing.assert_close(result, torch.stack(expected), rtol=0, atol=1)
+    assert torch.equal(result[~mirrored], torch.stack(expected)[~mirrored])
+    together = crop_together(images, boxes, mirrored, size)  # what a GPU computes
+    torch.testing.assert_close(together, result, rtol=0, atol=1)
+    for images_out in (result, together):
+        assert images_out.dtype == torch.uint8
+        assert images_out.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_each_photo_has_a_box_of_its_own_and_the_same_one_again_from_the_same_seed(images: Tensor) -> None:
+    same = images[:1].repeat(40, 1, 1, 1)
+    augment = Augmentation(SIDE, crop_scale=0.3, flips=True)
+    torch.manual_seed(1)
+    first, second = augment(same), augment(same)
+    torch.manual_seed(1)
+    assert torch.equal(augment(same), first)
+    assert not torch.equal(first, second)
+    assert len({tuple(image.flatten().tolist()) for image in first}) == len(same)
+
+
+def test_without_crops_photos_are_only_scaled_and_half_of_them_mirrored(images: Tensor) -> None:
+    torch.manual_seed(1)
+    same = images[:1].repeat(200, 1, 1, 1)
+    flipped = Augmentation(SIDE, crop_scale=1.0, flips=True)(same)
+    mirrored = [torch.equal(image, images[0].flip(-1)) for image in flipped]
+    assert all(
+        is_mirrored or torch.equal(image, images[0]) for is_mirrored, image in zip(mirrored, flipped, strict=True)
+    )
+    assert 70 < sum(mirrored) < 130
+    plain = Augmentation(SIDE, crop_scale=1.0, flips=False)(images)
+    assert torch.equal(plain, images)
+
+
+def test_splits_too_large_for_memory_give_the_same_results(
+    prepared_small: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = []
+    for share in (dataset.MOST_OF_FREE_MEMORY, 0):
+        project = copy_of(prepared_small, tmp_path / f"share{share > 0}")
+        project.params["networks"] = {"resnet18": {"weights": "none"}}
+        project.params["train"] |= {"augment": "crop_and_flip", "head_width": 8, "epochs": 1}
+        project.write_params()
+        monkeypatch.setattr(dataset, "MOST_OF_FREE_MEMORY", share)
+        monkeypatch.chdir(project.root)
+        monkeypatch.setattr("sys.argv", ["train.py", "resnet18"])
+        train.main()
+        monkeypatch.setattr("sys.argv", ["evaluate.py"])
+        evaluate.main()
+        results.append(project.results())
+    fitted, large = results
+    assert large.keys() == fitted.keys()
+    assert {path for path in fitted if fitted[path] != large[path]} == set()
