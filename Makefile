@@ -38,7 +38,7 @@ audit: .venv/installed-for-audit  ## photos ranked by how likely their label is 
 export: .venv/installed-for-export  ## the networks and the ensemble as ONNX, with a model card, to export/
 	.venv/bin/python tools/export.py
 
-bench: .venv/installed  ## speed compared with a notebook and with the hardware limit, in .bench/
+bench: .venv/installed-for-bench  ## speed compared with the usual alternatives and the hardware limit, in .bench/
 	.venv/bin/python bench/compare.py .bench $(BENCH)
 
 gpu-check: .venv/installed  ## on a GPU: are results identical twice, and how close is the speed to the hardware limit
@@ -46,7 +46,7 @@ gpu-check: .venv/installed  ## on a GPU: are results identical twice, and how cl
 
 lock: .venv/installed-for-test  ## compile requirements*.txt from requirements*.in
 	$(COMPILE) requirements.in --output-file requirements.txt
-	for name in audit export parquet phones s3 serve test; do \
+	for name in audit bench export parquet phones s3 serve test; do \
 		$(COMPILE) requirements/$$name.in --output-file requirements/$$name.txt || exit 1; \
 	done
 

@@ -4,9 +4,11 @@ Usage: python bench/compare.py FOLDER [--photos ARCHIVE] [--split TRAIN VALIDATI
 FOLDER is recreated; nothing outside it is touched. Without --photos, the photos are synthetic and the networks start
 from random weights, which measures only speed; with it, the weights are those in params.yaml.
 
-Each round has a different seed. In each, `dvc repro` and the notebook (notebook.py; also fastai_recipe.py if fastai is
-installed) go from the same archive to the ensemble's accuracy, one after the other, and the hardware limit is measured
-again. The table has medians (means for accuracy).
+Each round has a different seed. In each, `dvc repro`, the notebook (notebook.py) and, if it is installed, fastai
+(fastai_recipe.py) go from the same archive to the ensemble's accuracy with the same recipe, one after the other, and
+the hardware limit is measured again. With --photos, the pipeline, torchvision (torchvision_recipe.py) and fastai
+(fastai_fine_tune.py) also train the first network, each with its own recipe, until its validation accuracy is 0.98.
+The table has medians (means for accuracy).
 """
 
 import argparse
@@ -18,19 +20,15 @@ import os
 import re
 import shutil
 import statistics
-import subprocess
 import sys
-import threading
 import time
 import zipfile
 from collections import defaultdict
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
-import psutil
 import torch
 import yaml
 from PIL import Image
@@ -50,12 +48,14 @@ from pipeline.networks.freezing import set_trainable, set_training
 from pipeline.photos.decoding import UnreadablePhoto
 from pipeline.photos.labels import label_photos
 from pipeline.photos.source import PhotoSource
-from run import clean_environment, commit, copy_pipeline, git, make_folder
+from run import commit, copy_pipeline, git, make_folder
+from watching import seconds_to, watched
 
 PROJECT = Path(__file__).resolve().parents[1]
-SAMPLING_S = 0.5
 DECODE_LIMIT_PHOTOS = 1000
-OURS, NOTEBOOK, FASTAI, LIMIT = "pipeline", "notebook", "fastai", "limit"
+COLUMNS = OURS, NOTEBOOK, FASTAI, TORCHVISION, LIMIT = "pipeline", "notebook", "fastai", "torchvision", "limit"
+GOAL = 0.98  # validation accuracy
+HAS_FASTAI = importlib.util.find_spec("fastai") is not None
 
 RECIPE = {  # as in notebook.py, whatever params.yaml says
     "layers": "batchnorm",
@@ -76,8 +76,8 @@ EXPLANATION = """
 Medians (means for accuracy). In parentheses, the pipeline's value divided by that one: higher is better for rates,
 lower for seconds and memory. The alternatives' rates include decoding, which they repeat in every epoch; the pipeline
 decodes once, in `prepare`. Its memory is that of the stage, without DVC's own process. The limit for decoding is a loop
-that only decodes and scales; for a network, its arithmetic at the rate of one large matrix product in the same
-precision."""
+that only decodes and scales; for `predict`, the networks alone; for a network, its arithmetic at the rate of
+one large matrix product in the same precision."""
 
 Measured = dict[tuple[str, str], list[float]]  # (what, by whom) to one value per round
 
@@ -96,11 +96,14 @@ def main() -> None:
         print(f"round {seed} of {arguments.rounds}", flush=True)
         measure_limits(folder / "photos.zip", pipeline, measured)
         measure_pipeline(pipeline, measured)
-        scripts = {NOTEBOOK: "notebook.py"}
-        if importlib.util.find_spec("fastai"):
-            scripts[FASTAI] = "fastai_recipe.py"
-        for name, script in scripts.items():
-            measure_other(name, script, folder / "photos.zip", others, pipeline, measured)
+        measure_prediction(folder / "photos.zip", pipeline, measured)
+        measure_other(NOTEBOOK, "notebook.py", folder / "photos.zip", others, pipeline, measured)
+        if HAS_FASTAI:
+            measure_other(FASTAI, "fastai_recipe.py", folder / "photos.zip", others, pipeline, measured)
+        if arguments.photos:
+            write_params(pipeline, arguments, classes, seed, recipe={})
+            measure_time_to_goal(folder / "photos.zip", others, pipeline, measured)
+            write_params(pipeline, arguments, classes, seed)
     measure_dvc(pipeline, arguments.rounds, measured)
     print_table(measured, pipeline)
 
@@ -164,15 +167,20 @@ def make_pipeline(folder: Path, arguments: argparse.Namespace, classes: list[str
     commit(folder, "The pipeline")
 
 
-def write_params(folder: Path, arguments: argparse.Namespace, classes: list[str], seed: int) -> None:
+def write_params(
+    folder: Path, arguments: argparse.Namespace, classes: list[str], seed: int, recipe: dict = RECIPE
+) -> None:
+    """Write params.yaml with `recipe`, a section `train`; without one the recipe is the repository's."""
     params = yaml.safe_load((PROJECT / "params.yaml").read_text())
     params["classes"] = classes
     params["prepare"]["source"] = "../photos.zip"
     params["prepare"]["split"] = dict(zip(("train", "validation", "test"), arguments.split, strict=True))
-    params["prepare"]["resize"] = "squeeze"
-    params["lr"] = 0.001
-    params["evaluate"]["test_time_flip"] = False
-    params["train"] |= {**RECIPE, "epochs": arguments.epochs, "seed": seed}
+    params["train"]["seed"] = seed
+    if recipe:
+        params["prepare"]["resize"] = "squeeze"
+        params["lr"] = 0.001
+        params["evaluate"]["test_time_flip"] = False
+        params["train"] |= {**recipe, "epochs": arguments.epochs}
     for network in params["networks"].values():
         if arguments.photos is None:
             network["weights"] = "none"
@@ -199,8 +207,30 @@ def measure_pipeline(folder: Path, measured: Measured) -> None:
     measured["ensemble: test accuracy", OURS].append(ensemble["accuracy"])
 
 
+def measure_prediction(archive: Path, folder: Path, measured: Measured) -> None:
+    """Classify photos of the archive with the trained ensemble, decoding included, and its networks alone."""
+    command = [sys.executable, str(PROJECT / "bench/prediction.py"), str(archive)]
+    result = json.loads(watched(command, folder)[0])
+    measured["ensemble: predict, photos/s", OURS].append(result["rate"])
+    measured["ensemble: predict, photos/s", LIMIT].append(result["limit"])
+
+
 def measure_other(name: str, script: str, archive: Path, folder: Path, pipeline: Path, measured: Measured) -> None:
-    """Run an alternative on the same photos in the same splits, as files in folders. Unpacking them counts."""
+    """Run an alternative on the same photos in the same splits."""
+    unpacking = unpack(archive, folder, pipeline)
+    output, seconds, peaks = watched([sys.executable, str(PROJECT / "bench" / script)], folder)
+    measured["archive to ensemble, s", name].append(unpacking + seconds)
+    measured["peak memory of training, MB", name].append(peaks["all"])
+    for result in map(json.loads, output.splitlines()):
+        network = result["network"]
+        measured[f"{network}: test accuracy", name].append(result["accuracy"])
+        if "train_rate" in result:
+            measured[f"{network}: training, images/s", name].append(result["train_rate"])
+            measured[f"{network}: inference, images/s", name].append(result["inference_rate"])
+
+
+def unpack(archive: Path, folder: Path, pipeline: Path) -> float:
+    """Write the photos to folder/photos/SPLIT/CLASS/, where the alternatives expect them; returns the seconds."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     shutil.copy(pipeline / "params.yaml", folder)
@@ -211,16 +241,20 @@ def measure_other(name: str, script: str, archive: Path, folder: Path, pipeline:
             path = folder / "photos" / row.split / row.label / Path(row.photo).name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(photos.read(f"train/{row.photo}"))
-    unpacking = time.perf_counter() - start
-    output, seconds, peaks = watched([sys.executable, str(PROJECT / "bench" / script)], folder)
-    measured["archive to ensemble, s", name].append(unpacking + seconds)
-    measured["peak memory of training, MB", name].append(peaks["all"])
-    for result in map(json.loads, output.splitlines()):
-        network = result["network"]
-        measured[f"{network}: test accuracy", name].append(result["accuracy"])
-        if "train_rate" in result:
-            measured[f"{network}: training, images/s", name].append(result["train_rate"])
-            measured[f"{network}: inference, images/s", name].append(result["inference_rate"])
+    return time.perf_counter() - start
+
+
+def measure_time_to_goal(archive: Path, folder: Path, pipeline: Path, measured: Measured) -> None:
+    """How long each takes from the archive to the first epoch whose validation accuracy reaches GOAL."""
+    name = next(iter(read_params(pipeline / "params.yaml").networks))
+    what = f"{name}: archive to {GOAL} on validation, s"
+    dvc = [sys.executable, "-m", "dvc", "repro", "--force", "--no-run-cache", f"train_{name}"]
+    measured[what, OURS].append(seconds_to(GOAL, dvc, pipeline))
+    scripts = {TORCHVISION: "torchvision_recipe.py"} | ({FASTAI: "fastai_fine_tune.py"} if HAS_FASTAI else {})
+    for other, script in scripts.items():
+        unpacking = unpack(archive, folder, pipeline)
+        command = [sys.executable, str(PROJECT / "bench" / script)]
+        measured[what, other].append(unpacking + seconds_to(GOAL, command, folder))
 
 
 def measure_limits(archive: Path, pipeline: Path, measured: Measured) -> None:
@@ -288,64 +322,9 @@ def measure_dvc(folder: Path, rounds: int, measured: Measured) -> None:
         measured["`dvc exp run -S lr=…` without its stages, s", OURS].append(seconds)
 
 
-def watched(command: list[str], folder: Path) -> tuple[str, float, dict[str, float]]:
-    """Run `command`; return its output, its seconds, and its peak memory in MB, by stage and in total (`all`)."""
-    start = time.perf_counter()
-    log = folder / "output.log"
-    with log.open("w") as output:
-        process = subprocess.Popen(command, cwd=folder, env=clean_environment(), stdout=output)
-        with peak_memory(process.pid) as peaks:
-            status = process.wait()
-    seconds = time.perf_counter() - start
-    if status:
-        sys.exit(f"error: `{' '.join(command)}` failed in {folder}; see the error above")
-    text = log.read_text()
-    log.unlink()
-    return text, seconds, peaks
-
-
-@contextmanager
-def peak_memory(pid: int) -> Iterator[dict[str, float]]:
-    """Sample the peak memory until the block ends. Cached file pages, which the system can drop, do not count."""
-    peaks: dict[str, float] = defaultdict(float)
-    done = threading.Event()
-
-    def sample() -> None:
-        root = psutil.Process(pid)
-        while not done.wait(SAMPLING_S):
-            now: dict[str, float] = defaultdict(float)
-            try:
-                for process in [root, *root.children(recursive=True)]:
-                    memory = private_memory(process)
-                    now["all"] += memory
-                    if stage := re.search(r"stages/(\w+)\.py", " ".join(process.cmdline())):
-                        now[stage[1]] += memory
-            except (psutil.Error, OSError):  # a process has ended since it was listed
-                continue
-            for key, memory in now.items():
-                peaks[key] = max(peaks[key], memory)
-
-    thread = threading.Thread(target=sample)
-    thread.start()
-    try:
-        yield peaks
-    finally:
-        done.set()
-        thread.join()
-
-
-def private_memory(process: psutil.Process) -> float:
-    """A process's memory in MB, its share of shared memory included; without Linux's /proc, all resident memory."""
-    try:
-        text = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
-    except FileNotFoundError:
-        return process.memory_info().rss / 2**20
-    return sum(int(kilobytes) for kilobytes in re.findall(r"Pss_(?:Anon|Shmem):\s+(\d+)", text)) / 2**10
-
-
 def print_table(measured: Measured, pipeline: Path) -> None:
     """Print medians (means for accuracy), and in parentheses the pipeline's value divided by each other one."""
-    columns = [who for who in (OURS, NOTEBOOK, FASTAI, LIMIT) if any(who == other for _, other in measured)]
+    columns = [who for who in COLUMNS if any(who == other for _, other in measured)]
     rows = []
     for what in dict.fromkeys(what for what, _ in measured):
         row = {"": what}
@@ -353,11 +332,12 @@ def print_table(measured: Measured, pipeline: Path) -> None:
         values = {who: measured[what, who] for who in columns if measured.get((what, who))}
         average = {who: (statistics.mean if is_accuracy else statistics.median)(value) for who, value in values.items()}
         for who in columns:
-            text = "" if who not in average else f"{average[who]:.4f}" if is_accuracy else number(average[who])
-            if who in average and who != OURS and not is_accuracy:
+            row[who] = "" if who not in average else f"{average[who]:.4f}" if is_accuracy else number(average[who])
+            if who in average and math.isinf(average[who]):
+                row[who] = "not reached"
+            elif who in average and who != OURS and not is_accuracy:
                 ratio = average[OURS] / average[who]
-                text += f" ({ratio:.0%})" if who == LIMIT else f" ({ratio:.2f} x)"
-            row[who] = text
+                row[who] += f" ({ratio:.0%})" if who == LIMIT else f" ({ratio:.2f} x)"
         rows.append(row)
     params = yaml.safe_load((pipeline / "params.yaml").read_text())
     split = "/".join(str(count) for count in params["prepare"]["split"].values())

@@ -2,6 +2,8 @@
 
 import functools
 import json
+import struct
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +12,7 @@ from pipeline.core.errors import UserError
 from pipeline.networks.compute import free_memory
 from pipeline.networks.reading import read_ahead
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -87,10 +90,26 @@ def _mean_and_std(device: torch.device) -> tuple[Tensor, Tensor]:
 def open_split(path: Path, device: torch.device) -> PackedSplit:
     """Open a split written by `prepare`; on a GPU, copy it there if it fits. Raises UserError if it cannot be read."""
     try:
-        with safe_open(path, framework="pt") as file:
-            pixels, labels = file.get_tensor("pixels"), file.get_tensor("labels")
-            description = json.loads(file.metadata()["description"])
+        with safe_open(path, framework="numpy") as file:
+            labels, description = file.get_tensor("labels"), json.loads(file.metadata()["description"])
+        pixels = map_pixels(path)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); run `dvc repro prepare` to create it") from None
+    labels = torch.from_numpy(labels).long().to(device)
     is_large = pixels.nbytes > MOST_OF_FREE_MEMORY * free_memory(device)
-    return PackedSplit(pixels if is_large else pixels.to(device), labels.long().to(device), description, is_large)
+    return PackedSplit(pixels if is_large else pixels.to(device), labels, description, is_large)
+
+
+def map_pixels(path: Path) -> Tensor:
+    """The pixels of a packed split, mapped from the file: uint8 [N, size, size, 3]. They must not be written to.
+
+    safetensors maps files so that they can be changed in memory, for which Linux requires as much memory as the file
+    is large. The format: https://huggingface.co/docs/safetensors#format
+    """
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))["pixels"]
+        start = file.tell() + header["data_offsets"][0]
+    pixels = np.memmap(path, np.uint8, "r", start, tuple(header["shape"]))
+    with warnings.catch_warnings(action="ignore"):  # about the array being read-only
+        return torch.from_numpy(pixels)
