@@ -8,6 +8,7 @@ import io
 import json
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -63,19 +64,50 @@ def test_dvc_exp_run_outside_the_workspace_can_be_compared_and_applied(repositor
     assert "Data and pipelines are up to date" in repository.dvc("repro")
 
 
-def test_dvc_queue_tries_one_learning_rate_after_the_other(repository: Repository) -> None:
-    assert repository.dvc("exp", "run", "--queue", "-S", "lr=0.0005,0.001,0.002").count("Queued experiment") == 3
-    repository.dvc("queue", "start")
+# Added to a stage: it waits until two stages run at the same time, and each leaves the name of its GPU.
+MEET = """
+import os
+folder = Path(os.environ["MEETING"])
+(folder / os.environ["CUDA_VISIBLE_DEVICES"]).touch()
+for _ in range(600):
+    if len(list(folder.iterdir())) == 2:
+        break
+    time.sleep(0.1)
+else:
+    sys.exit("the other worker did not come")
+"""
+
+
+def test_dvc_queue_runs_two_experiments_at_once_each_worker_with_its_own_gpu(
+    repository: Repository, tmp_path: Path
+) -> None:
+    script = repository.root / "stages/evaluate.py"
+    script.write_text(script.read_text() + MEET)
+    repository.commit()
+    (tmp_path / "meeting").mkdir()
+    repository.environment |= {"MEETING": str(tmp_path / "meeting")}
+    assert repository.dvc("exp", "run", "--queue", "-S", "lr=0.0005,0.002").count("Queued experiment") == 2
     try:
-        end = time.monotonic() + 120
-        while "Queued" in (status := repository.dvc("queue", "status")) or "Running" in status:
-            assert time.monotonic() < end, status
-            time.sleep(1)
+        for gpu, workers in (("0", 1), ("1", 2)):  # as docs/gpus.md says
+            repository.environment |= {"CUDA_VISIBLE_DEVICES": gpu}
+            repository.dvc("queue", "start", "--jobs", str(workers))
+            wait_for_status(repository, lambda status, number=workers: f"{number} active" in status)
+        status = wait_for_status(repository, lambda status: "Queued" not in status and "Running" not in status)
     finally:
         repository.dvc("queue", "stop", "--kill")
-    assert status.count("Success") == 3
-    assert sorted(shown(repository).values()) == [0.0005, 0.001, 0.002]
+    assert status.count("Success") == 2
+    assert {path.name for path in (tmp_path / "meeting").iterdir()} == {"0", "1"}
+    assert sorted(shown(repository).values()) == [0.0005, 0.002]
     assert repository.git("status", "--porcelain") == ""
+
+
+def wait_for_status(repository: Repository, is_reached: Callable[[str], bool]) -> str:
+    """What `dvc queue status` prints once `is_reached`."""
+    end = time.monotonic() + 120
+    while not is_reached(status := repository.dvc("queue", "status")):
+        assert time.monotonic() < end, status
+        time.sleep(0.5)
+    return status
 
 
 def test_dvc_exp_run_with_an_earlier_learning_rate_trains_nothing(repository: Repository) -> None:

@@ -1,11 +1,15 @@
-"""Augmentation of whole batches, compared with torchvision's of single photos, and splits that are read ahead."""
+"""Batches: augmentation, compared with torchvision's of single photos, and splits that are larger than memory."""
 
+import json
+import os
+import struct
 from pathlib import Path
 
 import evaluate
 import train
 from pipeline.networks import dataset
 from pipeline.networks.augmentation import Augmentation, crop, crop_together, draw_boxes
+from pipeline.networks.compute import free_memory
 
 import pytest
 import torch
@@ -103,3 +107,27 @@ def test_splits_too_large_for_memory_give_the_same_results(
     fitted, large = results
     assert large.keys() == fitted.keys()
     assert {path for path in fitted if fitted[path] != large[path]} == set()
+
+
+def test_a_split_may_be_larger_than_the_machines_memory(tmp_path: Path) -> None:
+    device = torch.device("cpu")
+    photos = 4 * free_memory(device) // (SIDE * SIDE * 3)
+    labels, pixels = 2 * photos, photos * SIDE * SIDE * 3
+    header = json.dumps(
+        {
+            "__metadata__": {"description": json.dumps({"classes": ["cat", "dog"]})},
+            "labels": {"dtype": "U16", "shape": [photos], "data_offsets": [0, labels]},
+            "pixels": {"dtype": "U8", "shape": [photos, SIDE, SIDE, 3], "data_offsets": [labels, labels + pixels]},
+        }
+    ).encode()
+    path = tmp_path / "train.safetensors"
+    with path.open("wb") as file:  # sparse: it takes no disk space
+        file.write(struct.pack("<Q", len(header)) + header)
+        file.truncate(8 + len(header) + labels + pixels)
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\xff")
+    packed = dataset.open_split(path, device)
+    assert packed.is_large
+    assert len(packed) == photos
+    last = packed.images(torch.tensor([0, photos - 1]))
+    assert last[0].max() < 0 < last[1].max()  # black is negative, and the last value is 255
