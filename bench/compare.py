@@ -332,12 +332,16 @@ def print_table(measured: Measured, pipeline: Path) -> None:
         values = {who: measured[what, who] for who in columns if measured.get((what, who))}
         average = {who: (statistics.mean if is_accuracy else statistics.median)(value) for who, value in values.items()}
         for who in columns:
-            row[who] = "" if who not in average else f"{average[who]:.4f}" if is_accuracy else number(average[who])
-            if who in average and math.isinf(average[who]):
+            if who not in average:
+                row[who] = ""
+            elif is_accuracy:
+                row[who] = f"{average[who]:.4f}"
+            elif math.isinf(average[who]):
                 row[who] = "not reached"
-            elif who in average and who != OURS and not is_accuracy:
+            else:
                 ratio = average[OURS] / average[who]
-                row[who] += f" ({ratio:.0%})" if who == LIMIT else f" ({ratio:.2f} x)"
+                shown = "" if who == OURS else f" ({ratio:.0%})" if who == LIMIT else f" ({ratio:.2f} x)"
+                row[who] = number(average[who]) + shown
         rows.append(row)
     params = yaml.safe_load((pipeline / "params.yaml").read_text())
     split = "/".join(str(count) for count in params["prepare"]["split"].values())

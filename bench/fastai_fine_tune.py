@@ -4,10 +4,9 @@ Usage and output are those of torchvision_recipe.py. The first epoch trains only
 """
 
 import os
-from functools import partial
 from pathlib import Path
 
-from fastai_recipe import pretrained
+from fastai_recipe import make_learner
 
 import yaml
 from fastai.vision.all import (
@@ -15,13 +14,9 @@ from fastai.vision.all import (
     ImageDataLoaders,
     Normalize,
     Resize,
-    accuracy,
     imagenet_stats,
-    model_meta,
     set_seed,
-    vision_learner,
 )
-from torchvision import models
 
 
 class PrintAccuracy(Callback):
@@ -48,17 +43,7 @@ def main() -> None:
         batch_tfms=Normalize.from_stats(*imagenet_stats),
         num_workers=os.cpu_count(),
     )
-    meta = model_meta[getattr(models, name)]
-    learner = vision_learner(
-        loaders,
-        partial(pretrained, name, network["weights"]),
-        metrics=accuracy,
-        pretrained=False,  # not loaded by fastai but by `pretrained` above
-        normalize=False,
-        cut=meta["cut"],
-        splitter=meta["split"],
-    )
-    learner.freeze()
+    learner = make_learner(loaders, name, network["weights"])
     with learner.no_bar(), learner.no_logging():
         learner.fine_tune(1, cbs=PrintAccuracy(name))
 

@@ -14,7 +14,9 @@ from pathlib import Path
 import torch
 import yaml
 from fastai.vision.all import (
+    DataLoaders,
     ImageDataLoaders,
+    Learner,
     Normalize,
     Resize,
     ResizeMethod,
@@ -44,19 +46,8 @@ def main() -> None:
             bs=train["batch_size"],
             num_workers=os.cpu_count(),
         )
-        meta = model_meta[getattr(models, name)]
-        learner = vision_learner(
-            loaders,
-            partial(pretrained, name, network["weights"]),
-            metrics=accuracy,
-            pretrained=False,  # not loaded by fastai but by `pretrained` below
-            normalize=False,
-            cut=meta["cut"],
-            splitter=meta["split"],
-            lin_ftrs=[train["head_width"]],
-            ps=train["dropout"],
-        )
-        learner.freeze()
+        head = {"lin_ftrs": [train["head_width"]], "ps": train["dropout"]}
+        learner = make_learner(loaders, name, network["weights"], **head)
         with learner.no_logging(), learner.no_bar():
             start = time.perf_counter()
             learner.fit(train["epochs"], float(params["lr"]))
@@ -78,6 +69,23 @@ def main() -> None:
         print(json.dumps(result), flush=True)
     ensemble = (predictions.argmax(1) == labels).double().mean().item()
     print(json.dumps({"network": "ensemble", "accuracy": ensemble}), file=sys.stdout)
+
+
+def make_learner(loaders: DataLoaders, name: str, weights: str, **head: object) -> Learner:
+    """fastai's vision_learner for torchvision's network, with everything but the head and BatchNorm frozen."""
+    meta = model_meta[getattr(models, name)]
+    learner = vision_learner(
+        loaders,
+        partial(pretrained, name, weights),
+        metrics=accuracy,
+        pretrained=False,  # not loaded by fastai but by `pretrained`
+        normalize=False,
+        cut=meta["cut"],
+        splitter=meta["split"],
+        **head,
+    )
+    learner.freeze()
+    return learner
 
 
 def pretrained(name: str, weights: str, **_: object) -> nn.Module:
