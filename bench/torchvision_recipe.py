@@ -19,7 +19,7 @@ from torchvision import datasets, models
 from torchvision.transforms import v2
 
 EPOCHS, BATCH_SIZE = 5, 32
-LR, MOMENTUM, WEIGHT_DECAY = 0.01, 0.9, 1e-4
+LR, MOMENTUM, WEIGHT_DECAY = 0.001, 0.9, 1e-4
 NORMALIZE = [v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])]
 
 
