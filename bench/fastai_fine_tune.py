@@ -22,6 +22,8 @@ from fastai.vision.all import (
 class PrintAccuracy(Callback):
     """Prints a line after each epoch."""
 
+    order = 60  # after fastai's Recorder, which has 50
+
     def __init__(self, network: str) -> None:
         self.network, self.epochs = network, 0
 
