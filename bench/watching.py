@@ -74,16 +74,14 @@ def private_memory(process: psutil.Process) -> float:
 
 
 def seconds_to(goal: float, command: list[str], folder: Path) -> float:
-    """Seconds until `command` prints a validation accuracy of at least `goal`, then stop it; infinite if none is."""
-    start = time.perf_counter()
+    """Seconds until `command` prints a validation accuracy of at least `goal`; infinite if it never does."""
+    start, seconds = time.perf_counter(), math.inf
     process = subprocess.Popen(command, cwd=folder, env=clean_environment(), stdout=subprocess.PIPE, text=True)
     with process:
         for line in process.stdout:
             accuracy = re.search(r"validation accuracy ([\d.]+)", line)
             if accuracy and float(accuracy[1]) >= goal:
-                seconds = time.perf_counter() - start
-                process.terminate()
-                return seconds
+                seconds = min(seconds, time.perf_counter() - start)
     if process.returncode:
         sys.exit(f"error: `{' '.join(command)}` failed in {folder}; see the error above")
-    return math.inf
+    return seconds

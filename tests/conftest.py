@@ -103,10 +103,15 @@ def small(prepared_small: Project, tmp_path: Path) -> Project:
 
 @pytest.fixture(scope="session")
 def flowers(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project of 36/12/12 photos of three classes, whose networks are trained, scored and combined. Read only."""
+    """A project of 36/12/12 photos of three classes, whose networks are trained, scored and combined. Read only.
+
+    Photos are cropped, not squeezed, and predictions are averaged with those for the mirror images.
+    """
     project = Project(tmp_path_factory.mktemp("flowers"))
     project.photos(flower_files(20))
     project.params["classes"] = "auto"
+    project.params["prepare"]["resize"] = "center_crop"
+    project.params["evaluate"]["test_time_flip"] = True
     project.split(train=36, validation=12, test=12)
     project.params["train"] |= {"layers": "all", "epochs": 3, "batch_size": 6}
     for script in ("prepare.py", "train.py resnet18", "train.py resnet34", "evaluate.py", "ensemble.py"):
