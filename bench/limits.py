@@ -13,7 +13,7 @@ from pipeline.networks.predicting import INFERENCE_BATCH_SIZE, ready_to_predict
 import torch
 from torch import nn
 
-WARM_UP_STEPS, MEASURED_S = 3, 3.0
+WARM_UP_STEPS, MEASURED_S = 3, 2.0
 
 
 def training_limit(name: str, params: Params, train: PackedSplit, dtype: torch.dtype) -> float:

@@ -1,6 +1,6 @@
 """Draw synthetic photos of cats and dogs, for a demo of the pipeline that needs no real photos.
 
-Usage: python demo/draw.py ARCHIVE.zip [--photos 1200] [--seed 1]
+Usage: python demo/draw.py ARCHIVE.zip [--photos 820] [--seed 1]
 Writes a zip in the layout of Kaggle's train.zip: train/cat.0.jpg, ..., train/dog.0.jpg, ..., half cats and half dogs.
 The same seed (and the same Pillow) gives the same bytes.
 
@@ -292,7 +292,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Draw cats and dogs, and write them to a zip like Kaggle's train.zip.")
     parser.add_argument("archive", type=Path, help="the zip to write")
     parser.add_argument(
-        "--photos", type=int, default=1200, help="number of photos, half cats and half dogs (default: %(default)s)"
+        "--photos", type=int, default=820, help="number of photos, half cats and half dogs (default: %(default)s)"
     )
     parser.add_argument(
         "--seed", type=int, default=1, help="a different seed gives different photos (default: %(default)s)"

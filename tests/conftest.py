@@ -5,7 +5,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from run import copy_pipeline
@@ -107,30 +107,26 @@ def flowers(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
     Photos are cropped, not squeezed, and predictions are averaged with those for the mirror images.
     """
-    project = Project(tmp_path_factory.mktemp("flowers"))
-    project.photos(flower_files(20))
-    project.params["classes"] = "auto"
-    project.params["prepare"]["resize"] = "center_crop"
-    project.params["evaluate"]["test_time_flip"] = True
-    project.split(train=36, validation=12, test=12)
-    project.params["train"] |= {"layers": "all", "epochs": 3, "batch_size": 6}
-    for script in ("prepare.py", "train.py resnet18", "train.py resnet34", "evaluate.py", "ensemble.py"):
-        project.succeed(*script.split())
+    with shared(tmp_path_factory, "flowers") as (folder, is_finished):
+        project = Project(folder)
+        project.params["classes"] = "auto"
+        project.params["prepare"]["resize"] = "center_crop"
+        project.params["evaluate"]["test_time_flip"] = True
+        project.split(train=36, validation=12, test=12)
+        project.params["train"] |= {"layers": "all", "epochs": 1, "batch_size": 6}
+        if not is_finished:
+            project.photos(flower_files(20))
+            for script in ("prepare.py", "train.py resnet18", "train.py resnet34", "evaluate.py", "ensemble.py"):
+                project.succeed(*script.split())
     return project
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Repository:
-    """A repository in which `dvc repro` has run and its results are committed. Read only.
-
-    The test processes share it: the first one that asks for it builds it.
-    """
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
-    repository = Repository(folder / "finished")
-    with FileLock(folder / "finished.lock"):
-        if (folder / "finished.done").exists():
+    """A repository in which `dvc repro` has run and its results are committed. Read only."""
+    with shared(tmp_path_factory, "finished") as (folder, is_finished):
+        repository = Repository(folder)
+        if is_finished:
             return repository
         copy_pipeline(repository.root)
         repository.git("init", "--quiet")
@@ -141,8 +137,18 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Repository:
         repository.commit()
         assert repository.stages_run_by("repro") == list(STAGE_NAMES)
         repository.commit()
-        (folder / "finished.done").touch()
     return repository
+
+
+@contextmanager
+def shared(factory: pytest.TempPathFactory, name: str) -> Iterator[tuple[Path, bool]]:
+    """A folder that all test processes share, and whether one of them has filled it; the others wait until it has."""
+    base = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    with FileLock(base / f"{name}.lock"):
+        yield base / name, (base / f"{name}.done").exists()
+        (base / f"{name}.done").touch()
 
 
 @pytest.fixture

@@ -26,9 +26,9 @@ def test_demo_classifies_synthetic_photos_and_changes_nothing_outside_its_folder
 
     ensemble = pd.read_csv(folder / "metrics/ensemble_scores.csv").set_index("split").loc["test"]
     assert ensemble["accuracy"] >= 0.95
-    assert ensemble["total"] == 300
+    assert ensemble["total"] == 200
     shown = done.stdout.split("Updating lock file")[-1]
-    assert re.search(rf"ensemble +{ensemble['accuracy']:.6f} +{ensemble['correct']} +300 ", shown)
+    assert re.search(rf"ensemble +{ensemble['accuracy']:.6f} +{ensemble['correct']} +200 ", shown)
     assert "These scores are on synthetic photos" in shown
     for image in (folder / "data/prepared/contact_sheet.png", folder / "metrics/report.html"):
         assert str(image) in shown

@@ -26,7 +26,7 @@ OTHER_SETTINGS = {"PYTHONHASHSEED": "4711", "TZ": "Asia/Kathmandu", "LC_ALL": "C
 KILLED_AFTER = {
     "Running stage 'prepare'": 1,
     "resnet18: 24 photos": 0.5,
-    "Running stage 'evaluate'": 3,
+    "Running stage 'evaluate'": 2,
     "Running stage 'ensemble'": 1,
     "Running stage 'report'": 1,
 }
