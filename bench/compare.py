@@ -1,6 +1,6 @@
 """Compare the pipeline's speed with the usual alternatives and with the hardware limit.
 
-Usage: python bench/compare.py FOLDER [--photos ARCHIVE] [--split TRAIN VALIDATION TEST] [--epochs 1] [--rounds 3]
+Usage: python bench/compare.py FOLDER [--photos ARCHIVE] [--split TRAIN VALIDATION TEST] [--epochs 1] [--rounds 2]
 FOLDER is recreated; nothing outside it is touched. Without --photos, the photos are synthetic and the networks start
 from random weights, which measures only speed; with it, the weights are those in params.yaml.
 
@@ -122,7 +122,7 @@ def read_arguments() -> argparse.Namespace:
         help="photos in each split (default: 384 128 128)",
     )
     parser.add_argument("--epochs", type=int, default=1, help="epochs of training (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="runs, each with a different seed (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=2, help="runs, each with a different seed (default: %(default)s)")
     return parser.parse_args()
 
 
