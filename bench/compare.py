@@ -43,7 +43,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.params import read_params, weights_file
 from pipeline.core.process import run_stage
 from pipeline.networks.building import build_network
-from pipeline.networks.compute import autocast, set_up
+from pipeline.networks.compute import autocast, dtype_name, set_up
 from pipeline.networks.freezing import set_trainable, set_training
 from pipeline.photos.decoding import UnreadablePhoto
 from pipeline.photos.labels import label_photos
@@ -102,7 +102,7 @@ def main() -> None:
         if HAS_FASTAI:
             measure_other(FASTAI, "fastai_recipe.py", folder / "photos.zip", others, pipeline, measured)
         if arguments.photos:
-            write_params(pipeline, arguments, classes, seed, recipe={})
+            write_params(pipeline, arguments, classes, seed, same_recipe=False)
             measure_time_to_goal(folder / "photos.zip", others, pipeline, measured)
             write_params(pipeline, arguments, classes, seed)
     measure_dvc(pipeline, arguments.rounds, measured)
@@ -169,19 +169,19 @@ def make_pipeline(folder: Path, arguments: argparse.Namespace, classes: list[str
 
 
 def write_params(
-    folder: Path, arguments: argparse.Namespace, classes: list[str], seed: int, recipe: dict = RECIPE
+    folder: Path, arguments: argparse.Namespace, classes: list[str], seed: int, same_recipe: bool = True
 ) -> None:
-    """Write params.yaml with `recipe`, a section `train`; without one the recipe is the repository's."""
+    """Write params.yaml: with the recipe of the alternatives, or with that of the repository's params.yaml."""
     params = yaml.safe_load((PROJECT / "params.yaml").read_text())
     params["classes"] = classes
     params["prepare"]["source"] = "../photos.zip"
     params["prepare"]["split"] = dict(zip(("train", "validation", "test"), arguments.split, strict=True))
     params["train"]["seed"] = seed
-    if recipe:
+    if same_recipe:
         params["prepare"]["resize"] = "squeeze"
         params["lr"] = 0.001
         params["evaluate"]["test_time_flip"] = False
-        params["train"] |= {**recipe, "epochs": arguments.epochs}
+        params["train"] |= {**RECIPE, "epochs": arguments.epochs}
     for network in params["networks"].values():
         if arguments.photos is None:
             network["weights"] = "none"
@@ -251,9 +251,9 @@ def measure_time_to_goal(archive: Path, folder: Path, pipeline: Path, measured: 
     what = f"{name}: archive to {GOAL} on validation, s"
     dvc = [sys.executable, "-m", "dvc", "repro", "--force", "--no-run-cache", f"train_{name}"]
     measured[what, OURS].append(seconds_to(GOAL, dvc, pipeline))
+    unpacking = unpack(archive, folder, pipeline)
     scripts = {TORCHVISION: "torchvision_recipe.py"} | ({FASTAI: "fastai_fine_tune.py"} if HAS_FASTAI else {})
     for other, script in scripts.items():
-        unpacking = unpack(archive, folder, pipeline)
         command = [sys.executable, str(PROJECT / "bench" / script)]
         measured[what, other].append(unpacking + seconds_to(GOAL, command, folder))
 
@@ -348,7 +348,7 @@ def print_table(measured: Measured, pipeline: Path) -> None:
     device, dtype = set_up(params["device"], params["precision"])
     print(
         f"\n{split} photos, epochs: {params['train']['epochs']}, batch size {params['train']['batch_size']}, "
-        f"{str(dtype).removeprefix('torch.')} on {device.type}, {os.cpu_count()} cores, PyTorch {torch.__version__}\n"
+        f"{dtype_name(dtype)} on {device.type}, {os.cpu_count()} cores, PyTorch {torch.__version__}\n"
     )
     print(pd.DataFrame(rows).to_string(index=False, justify="left"))
     print(EXPLANATION)

@@ -8,10 +8,10 @@ import json
 import os
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
-import torch
+from notebook import load_network
+
 import yaml
 from fastai.vision.all import (
     DataLoaders,
@@ -27,7 +27,6 @@ from fastai.vision.all import (
     set_seed,
     vision_learner,
 )
-from torch import nn
 from torchvision import models
 
 
@@ -76,9 +75,9 @@ def make_learner(loaders: DataLoaders, name: str, weights: str, **head: object) 
     meta = model_meta[getattr(models, name)]
     learner = vision_learner(
         loaders,
-        partial(pretrained, name, weights),
+        lambda **_: load_network(name, weights),
         metrics=accuracy,
-        pretrained=False,  # not loaded by fastai but by `pretrained`
+        pretrained=False,  # the weights are loaded by `load_network`
         normalize=False,
         cut=meta["cut"],
         splitter=meta["split"],
@@ -86,15 +85,6 @@ def make_learner(loaders: DataLoaders, name: str, weights: str, **head: object) 
     )
     learner.freeze()
     return learner
-
-
-def pretrained(name: str, weights: str, **_: object) -> nn.Module:
-    """torchvision's network with the `weights` of params.yaml."""
-    if not weights.endswith(".pth"):
-        return models.get_model(name, weights=None if weights == "none" else weights)
-    model = models.get_model(name)
-    model.load_state_dict(torch.load(weights, weights_only=True), strict=False)
-    return model
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from pipeline.core.files import read_json
 from pipeline.core.params import Params, read_params
 from pipeline.core.paths import PARAMS, PREPARE_SUMMARY, packed_split, train_scores
 from pipeline.core.process import run_stage
-from pipeline.networks.compute import hardware_name, set_up
+from pipeline.networks.compute import dtype_name, hardware_name, set_up
 from pipeline.networks.dataset import open_split
 from run import PROJECT, make_folder
 
@@ -128,7 +128,7 @@ def describe(params: Params) -> Iterator[Row]:
     yield "versions", versions + cuda
     summary = read_json(FIRST / PREPARE_SUMMARY)
     yield "photos", f"{'/'.join(str(summary[split]) for split in SHARES)} of {params.prepare.image_size} pixels"
-    yield "training", f"{shown(dtype)}, batches of {params.train.batch_size}, layers: {params.train.layers}"
+    yield "training", f"{dtype_name(dtype)}, batches of {params.train.batch_size}, layers: {params.train.layers}"
 
 
 def summarize(runs: list[Chain]) -> Iterator[Row]:
@@ -153,17 +153,13 @@ def measure_networks(run: Chain, params: Params) -> Iterator[Row]:
             fastest = limit(name, params, train, dtype)
             yield f"{name}: {kind}, images/s", number(rate), f"{number(fastest)} ({rate / fastest:.0%})"
             for other in others:
-                yield f"{name}: {kind} in {shown(other)}, images/s", "", number(limit(name, params, train, other))
+                yield f"{name}: {kind} in {dtype_name(other)}, images/s", "", number(limit(name, params, train, other))
         *_, start, end = (second for second, line in stage.lines if line.startswith(f"{name} epoch "))
         steps_s = len(train) // params.train.batch_size * params.train.batch_size / training
         yield f"{name}: outside of steps", f"{1 - steps_s / (end - start):.0%} of an epoch"
         kept = read_json(FIRST / train_scores(name))["epoch"]
         yield f"{name}: epoch kept", f"{kept} of {EPOCHS}"
         yield f"{name}: peak memory of training", stage.lines[-1][1].removeprefix("peak memory: ")
-
-
-def shown(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def print_table(rows: list[Row]) -> None:

@@ -79,22 +79,32 @@ def main() -> None:
 
 def pretrained(name: str, weights: str, classes: int, head_width: int, dropout: float) -> nn.Module:
     """torchvision's network with a new head; everything else except BatchNorm is frozen."""
-    if weights.endswith(".pth"):
-        model = models.get_model(name)
-        model.load_state_dict(torch.load(weights, weights_only=True), strict=False)
-    else:
-        model = models.get_model(name, weights=None if weights == "none" else weights)
+    model = load_network(name, weights)
     for parameter in model.parameters():
         parameter.requires_grad = False
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.requires_grad_(True)
-    last, linear = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
+    last, linear = last_linear(model)
     head = nn.Sequential(
         nn.Linear(linear.in_features, head_width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(head_width, classes)
     )
     model.set_submodule(last, head)
     return model
+
+
+def load_network(name: str, weights: str) -> nn.Module:
+    """torchvision's network with the `weights` of params.yaml."""
+    if not weights.endswith(".pth"):
+        return models.get_model(name, weights=None if weights == "none" else weights)
+    model = models.get_model(name)
+    model.load_state_dict(torch.load(weights, weights_only=True), strict=False)
+    return model
+
+
+def last_linear(model: nn.Module) -> tuple[str, nn.Linear]:
+    """The name of the output layer, and the layer."""
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
 
 
 def predict(model: nn.Module, loader: DataLoader, device: torch.device) -> tuple[Tensor, Tensor, float]:

@@ -25,12 +25,10 @@ MOST_PHOTOS = 10 * INFERENCE_BATCH_SIZE
 def main() -> None:
     ensemble = load_ensemble()
     with PhotoSource(Path(sys.argv[1])) as source:
-        photos = source.photos()
-        photos = photos[: min(MOST_PHOTOS, len(photos) // INFERENCE_BATCH_SIZE * INFERENCE_BATCH_SIZE or len(photos))]
+        photos = source.photos()[:MOST_PHOTOS]
         questions = [Question(photo.name, partial(source.read, photo)) for photo in photos]
-        images = [decode(question.read(), ensemble.image_size, ensemble.resize) for question in questions]
-        starts = range(0, len(images), INFERENCE_BATCH_SIZE)
-        batches = [np.stack(images[start : start + INFERENCE_BATCH_SIZE]) for start in starts]
+        images = np.stack([decode(question.read(), ensemble.image_size, ensemble.resize) for question in questions])
+        batches = np.split(images, range(INFERENCE_BATCH_SIZE, len(images), INFERENCE_BATCH_SIZE))
         ensemble.probabilities(batches[0])  # a warm-up
 
         start = time.perf_counter()

@@ -9,13 +9,13 @@ random weights. Trains the first network in params.yaml for EPOCHS epochs and pr
 import os
 from pathlib import Path
 
-from notebook import accuracy, predict
+from notebook import accuracy, last_linear, load_network, predict
 
 import torch
 import yaml
 from torch import nn
 from torch.utils.data import DataLoader
-from torchvision import datasets, models
+from torchvision import datasets
 from torchvision.transforms import v2
 
 EPOCHS, BATCH_SIZE = 5, 32
@@ -55,12 +55,8 @@ def make_loader(split: str, transforms: list[nn.Module]) -> DataLoader:
 
 def pretrained(name: str, weights: str, classes: int) -> nn.Module:
     """torchvision's network with its last linear layer replaced."""
-    if weights.endswith(".pth"):
-        model = models.get_model(name)
-        model.load_state_dict(torch.load(weights, weights_only=True), strict=False)
-    else:
-        model = models.get_model(name, weights=None if weights == "none" else weights)
-    last, linear = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
+    model = load_network(name, weights)
+    last, linear = last_linear(model)
     model.set_submodule(last, nn.Linear(linear.in_features, classes))
     return model
 

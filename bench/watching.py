@@ -27,8 +27,7 @@ def watched(command: list[str], folder: Path) -> tuple[str, float, dict[str, flo
         with peak_memory(process.pid) as peaks:
             status = process.wait()
     seconds = time.perf_counter() - start
-    if status:
-        sys.exit(f"error: `{' '.join(command)}` failed in {folder}; see the error above")
+    require_success(status, command, folder)
     text = log.read_text()
     log.unlink()
     return text, seconds, peaks
@@ -82,6 +81,11 @@ def seconds_to(goal: float, command: list[str], folder: Path) -> float:
             accuracy = re.search(r"validation accuracy ([\d.]+)", line)
             if accuracy and float(accuracy[1]) >= goal:
                 seconds = min(seconds, time.perf_counter() - start)
-    if process.returncode:
-        sys.exit(f"error: `{' '.join(command)}` failed in {folder}; see the error above")
+    require_success(process.returncode, command, folder)
     return seconds
+
+
+def require_success(status: int, command: list[str], folder: Path) -> None:
+    """Exit with an error unless `status` is 0."""
+    if status:
+        sys.exit(f"error: `{' '.join(command)}` failed in {folder}; see the error above")
