@@ -10,7 +10,7 @@ from pathlib import Path
 from pipeline.core.files import require_file
 from pipeline.core.params import flatten, read_params, without_folders
 from pipeline.core.paths import ENSEMBLE_PREDICTIONS, PREDICTIONS
-from pipeline.networks.compute import hardware_name, set_up
+from pipeline.networks.compute import dtype_name, hardware_name, set_up
 from pipeline.scores.predictions import LOGIT, PROBABILITY, TEXT, classes_of
 from pipeline.scores.scoring import ENSEMBLE, predicted_labels
 
@@ -31,7 +31,7 @@ def describe() -> dict:
         "made_with": {
             "hardware": hardware_name(device),
             "threads": torch.get_num_threads(),
-            "precision": str(dtype).removeprefix("torch."),
+            "precision": dtype_name(dtype),
             "python": platform.python_version(),
             "platform": platform.platform(terse=True),
             **{package: version(package) for package in PACKAGES},

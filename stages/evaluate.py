@@ -58,7 +58,7 @@ if __name__ == "__main__":
     check_first(read_inputs)
 
 from pipeline.core.split_table import read_split_table
-from pipeline.networks.compute import set_up
+from pipeline.networks.compute import dtype_name, set_up
 from pipeline.networks.dataset import PackedSplit, open_split
 from pipeline.networks.models import load_model
 from pipeline.networks.predicting import predict_logits, ready_to_predict
@@ -86,7 +86,7 @@ def main() -> None:
     photos = read_split_table()
     splits = {split: open_split(packed_split(split), device) for split in ("validation", "test")}
     sizes = " and ".join(f"{len(packed)} {split}" for split, packed in splits.items())
-    print(f"{sizes} photos, {str(dtype).removeprefix('torch.')} on {device.type}", flush=True)
+    print(f"{sizes} photos, {dtype_name(dtype)} on {device.type}", flush=True)
 
     tables = []
     for name in params.networks:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pipeline.core.command_line import read_arguments
 from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_write, read_json, require_file, require_files
-from pipeline.core.params import flatten, read_params, without_folders
+from pipeline.core.params import Params, flatten, read_params, without_folders
 from pipeline.core.paths import (
     COMBINATION,
     CONTACT_SHEET,
@@ -57,15 +57,16 @@ INPUTS = (
 )
 
 
-def check_inputs() -> None:
-    """Raise UserError if the params are wrong, or if another stage's result is missing."""
+def read_inputs() -> Params:
+    """The params. Raises UserError if they are wrong, or if another stage's result is missing."""
     read_arguments(__doc__)
-    read_params()
+    params = read_params()
     require_files(*INPUTS)
+    return params
 
 
 if __name__ == "__main__":
-    check_first(check_inputs)
+    check_first(read_inputs)
 
 from pipeline.core.split_table import describe_classes, read_split_table
 from pipeline.pages import plots
@@ -98,10 +99,10 @@ PlotGroups = Mapping[str, Mapping[str, plots.Plot]]  # by kind, then by name
 
 
 def main() -> None:
-    check_inputs()
+    params = read_inputs()
     results = read_results()
     plot_groups = make_plots(results)
-    page = render_page(results, plot_groups)
+    page = render_page(params, results, plot_groups)
     with atomic_write() as write_to:
         write_to(REPORT).write_text(page, encoding="utf-8")
         for kind, group in plot_groups.items():
@@ -212,10 +213,10 @@ def corner(counts: dict[str, np.ndarray]) -> float:
     return min(1, 1.5 * max(missed) + 0.02)
 
 
-def render_page(results: Results, plot_groups: PlotGroups) -> str:
+def render_page(params: Params, results: Results, plot_groups: PlotGroups) -> str:
     """The report as HTML."""
-    params = dict(flatten(without_folders(read_params()).model_dump()))
-    params = {key: ", ".join(value) if isinstance(value, tuple) else value for key, value in params.items()}
+    values = dict(flatten(without_folders(params).model_dump()))
+    values = {key: ", ".join(value) if isinstance(value, tuple) else value for key, value in values.items()}
     combined = results.probabilities[ENSEMBLE]
     least = confidence_edges(len(results.classes))[0]
     return render(
@@ -243,8 +244,8 @@ def render_page(results: Results, plot_groups: PlotGroups) -> str:
         photos_by_class=describe_classes(results.split_table),
         excluded=name_excluded(results.split_table),
         contact_sheet=jpeg_uri(Image.open(require_file(CONTACT_SHEET))),
-        params=params,
-        steps=read_stages(params),
+        params=values,
+        steps=read_stages(values),
         plots={
             kind: {name: Markup(plots.svg(plot, f"{kind} {name}")) for name, plot in group.items()}
             for kind, group in plot_groups.items()

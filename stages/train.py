@@ -40,7 +40,7 @@ if __name__ == "__main__":
 from pipeline.networks.augmentation import Augmentation
 from pipeline.networks.building import build_network, check_image_size
 from pipeline.networks.checkpoint import Checkpoint
-from pipeline.networks.compute import autocast, set_up
+from pipeline.networks.compute import autocast, dtype_name, set_up
 from pipeline.networks.dataset import PackedSplit, open_split
 from pipeline.networks.distributed import Processes, process_group
 from pipeline.networks.fitting import fit_head
@@ -81,7 +81,7 @@ def train_network(name: str, params: Params, device: torch.device, dtype: torch.
     }
     processes.check_agreement([name, settings, train.description])
     processes.report(
-        f"{name}: {len(train)} photos, epochs: {params.train.epochs}, {str(dtype).removeprefix('torch.')} on "
+        f"{name}: {len(train)} photos, epochs: {params.train.epochs}, {dtype_name(dtype)} on "
         f"{device.type}" + (f", {processes.count} processes" if processes.count > 1 else "")
     )
     if settings["weights"] == "none" and (params.train.layers, params.train.batchnorm_statistics) != ("all", "updated"):

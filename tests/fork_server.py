@@ -30,7 +30,7 @@ IMPORTS = (
     *("dvc.cli.parser", "dvc.repo.reproduce", "dvc.repo.experiments.queue.celery", "dvc.repo.plots", "dvc_http"),
 )
 TORCH_IMPORTS = (
-    *("torch", "torch._dynamo", "torch.distributed", "torch.fx.experimental.optimization", "torchvision.transforms.v2"),
+    *("torch", "torch._dynamo", "torch.distributed", "torch.fx.experimental.optimization", "torchvision"),
     *("safetensors.torch", "captum.attr"),
 )
 

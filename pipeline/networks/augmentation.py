@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-TRIES = 10  # boxes drawn for each photo until one lies inside it
+TRIES = 10  # boxes drawn for each photo; the first one inside it counts
 LARGEST_RATIO = 4 / 3  # of a box's sides
 
 
@@ -59,7 +59,7 @@ def crop(images: Tensor, boxes: Tensor, mirrored: Tensor, size: int) -> Tensor:
 
 
 def crop_one_by_one(images: Tensor, boxes: Tensor, mirrored: Tensor, size: int) -> Tensor:
-    """PyTorch's integer arithmetic on the CPU is several times faster than the products of `crop_together`."""
+    """`crop` with PyTorch's integer arithmetic for the CPU, which is many times as fast there as `crop_together`."""
     scaled = []
     for image, (left, top, width, height), flip in zip(images.split(1), boxes.tolist(), mirrored.tolist(), strict=True):
         box = image[..., top : top + height, left : left + width]
@@ -69,7 +69,7 @@ def crop_one_by_one(images: Tensor, boxes: Tensor, mirrored: Tensor, size: int) 
 
 
 def crop_together(images: Tensor, boxes: Tensor, mirrored: Tensor, size: int) -> Tensor:
-    """Two batched matrix products: on a GPU, cropping one by one would take longer than a training step."""
+    """`crop` with two batched matrix products, because a GPU would need longer for single photos than for a step."""
     left, top, width, height = boxes.unbind(1)
     side = images.shape[-1]
     down = _scaling(top, height, side, size)
@@ -78,9 +78,8 @@ def crop_together(images: Tensor, boxes: Tensor, mirrored: Tensor, size: int) ->
     rows = images.permute(0, 2, 3, 1).float().flatten(2)  # [N, side, side * 3]
     rows = torch.bmm(down, rows).unflatten(2, (side, 3)).transpose(1, 2).flatten(2)  # [N, side, size * 3]
     scaled = torch.bmm(across, rows).unflatten(2, (size, 3))  # [N, across, down, 3]
-    return (
-        scaled.round().clamp(0, 255).to(torch.uint8).permute(0, 3, 2, 1).contiguous(memory_format=torch.channels_last)
-    )
+    scaled = scaled.round().clamp(0, 255).to(torch.uint8).permute(0, 3, 2, 1)
+    return scaled.contiguous(memory_format=torch.channels_last)
 
 
 def _scaling(start: Tensor, length: Tensor, side: int, size: int) -> Tensor:

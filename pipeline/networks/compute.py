@@ -82,7 +82,7 @@ def hardware_name(device: torch.device) -> str:
 def free_memory(device: torch.device) -> int:
     """Bytes that are free on an accelerator; the machine's whole memory on the CPU, and where PyTorch cannot tell."""
     if device.type != "cpu":
-        with suppress(RuntimeError, NotImplementedError):
+        with suppress(RuntimeError):
             return torch.accelerator.get_memory_info(device)[0]
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
@@ -134,6 +134,11 @@ def _bfloat16_kernel() -> str:
         lines = captured.read().decode()
     found = re.search(r"exec,cpu,matmul,([^,]+),", lines)
     return found[1] if found else ""
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """`bfloat16` or `float32`."""
+    return str(dtype).removeprefix("torch.")
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:

@@ -50,12 +50,12 @@ class PackedSplit:
         """The photos at `rows`, normalised: float32 [len(rows), 3, size, size] in channels_last format."""
         return next(self.batches([rows]))
 
-    def batches(self, batches: Sequence[Tensor], augment: Augment | None = None) -> Iterator[Tensor]:
-        """As `images`, for the rows in each of `batches`. Large splits are read ahead, with the same results."""
+    def batches(self, rows_of: Sequence[Tensor], augment: Augment | None = None) -> Iterator[Tensor]:
+        """As `images`, a batch for each of `rows_of`. Large splits are read ahead, with the same results."""
         if self.is_large:
-            read = read_ahead(self.pixels, batches, self.device)
+            read = read_ahead(self.pixels, rows_of, self.device)
         else:
-            read = (self.pixels[rows] for rows in batches)
+            read = (self.pixels[rows] for rows in rows_of)
         for pixels in read:
             images = pixels.permute(0, 3, 1, 2)
             yield normalise(augment(images) if augment else images)

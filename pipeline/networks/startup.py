@@ -12,7 +12,7 @@ NEEDED = "torch._dynamo.utils"
 
 
 class _Postponed(ModuleType):
-    """Stands for a module until one of its functions is called, and imports it then."""
+    """A stand-in for a module, which imports it when one of its functions is called."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # the import system asks for some of these
