@@ -157,7 +157,7 @@ def measure_networks(run: Chain, params: Params) -> Iterator[Row]:
         *_, start, end = (second for second, line in stage.lines if line.startswith(f"{name} epoch "))
         steps_s = len(train) // params.train.batch_size * params.train.batch_size / training
         yield f"{name}: outside of steps", f"{1 - steps_s / (end - start):.0%} of an epoch"
-        kept = read_json(FIRST / train_scores(name))["epoch"]
+        kept = read_json(FIRST / train_scores(name))["kept_epoch"]
         yield f"{name}: epoch kept", f"{kept} of {EPOCHS}"
         yield f"{name}: peak memory of training", stage.lines[-1][1].removeprefix("peak memory: ")
 

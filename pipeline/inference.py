@@ -63,7 +63,8 @@ class Answer:
 class Ensemble:
     """The trained networks of params.yaml, combined as metrics/combination.json says.
 
-    `networks` are ready to predict on `device`; `classes` are in the order of their outputs. Raises UserError if a
+    `networks` are ready to predict on `device`; `classes` are in the order of their outputs; `kept_epochs` are the
+    epochs that the networks are from, 0 for a fitted head and None in models of earlier versions. Raises UserError if a
     model or combination.json is missing, or if the models were not trained with the same classes, image size, resize
     and split.
     """
@@ -84,6 +85,9 @@ class Ensemble:
                     f"{' and '.join(names)} were not all trained with the same {key.removesuffix('_id')}; run `dvc "
                     "repro` to fix this"
                 )
+        self.kept_epochs = {
+            name: description.get("kept_epoch") for name, description in zip(names, descriptions, strict=True)
+        }
         self._photos = {key: first[key] for key in SAME_PHOTOS}
         self.classes: list[str] = first["classes"]
         self.combination = read_combination(names, self.classes)

@@ -7,7 +7,9 @@ are read; nothing is checked out or run.
 import functools
 import hashlib
 import io
+import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from pipeline.core import WORKSPACE
 from pipeline.core.errors import UserError, first_line
 from pipeline.core.files import require_file
 from pipeline.core.params import flatten
-from pipeline.core.paths import ENSEMBLE_PREDICTIONS, PARAMS, PREDICTIONS, SPLIT_TABLE
+from pipeline.core.paths import ENSEMBLE_PREDICTIONS, PARAMS, PREDICTIONS, SPLIT_TABLE, network_metrics
 from pipeline.scores.predictions import (
     LOGIT,
     PROBABILITY,
@@ -61,6 +63,8 @@ class Run:
     code: dict[str, str]  # the hash of each script and room that a stage depends on
     photos: pd.DataFrame  # photo, label and sha256, sorted by sha256
     answers: dict[str, Answers]  # by network; and the ensemble's, unless it was fitted to these photos
+    models: dict[str, str]  # by network: the hash of its model
+    kept_epochs: dict[str, int]  # by network, if the run says it: the epoch whose weights it has; 0: the fitted head
 
     @property
     def seed(self) -> Any:
@@ -90,7 +94,9 @@ def read_run(name: str, split: str) -> Run:
         for dependency in stage["deps"]
         if dependency["path"].startswith(("stages/", "pipeline/"))
     }
-    return Run(name, commit, params, code, photos, answers)
+    networks = [network for network in answers if network != ENSEMBLE]
+    models = {network: stages[f"train_{network}"]["outs"][0]["md5"] for network in networks}
+    return Run(name, commit, params, code, photos, answers, models, read_kept_epochs(networks, read))
 
 
 def open_run(name: str) -> tuple[str, Callable[[Path], bytes]]:
@@ -196,6 +202,15 @@ def read_table(
             "be compared"
         )
     return table
+
+
+def read_kept_epochs(networks: Sequence[str], read: Callable[[Path], bytes]) -> dict[str, int]:
+    """The epochs that `train` kept; runs of earlier versions do not say it."""
+    found = {}
+    for network in networks:
+        with suppress(UserError):
+            found[network] = json.loads(read(network_metrics(network))).get("kept_epoch")
+    return {network: epoch for network, epoch in found.items() if epoch is not None}
 
 
 def answer(name: str, path: Path, photos: pd.DataFrame, rows: pd.DataFrame) -> Answers:

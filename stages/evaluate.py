@@ -88,17 +88,18 @@ def main() -> None:
     sizes = " and ".join(f"{len(packed)} {split}" for split, packed in splits.items())
     print(f"{sizes} photos, {dtype_name(dtype)} on {device.type}", flush=True)
 
-    tables = []
+    tables, kept_epochs = [], {}
     for name in params.networks:
-        network = ready_to_predict(read_network(name, splits), params.evaluate.test_time_flip, device)
+        trained, kept_epochs[name] = read_network(name, splits)
+        network = ready_to_predict(trained, params.evaluate.test_time_flip, device)
         start = time.perf_counter()
         tables.append(predict(name, network, splits, photos, dtype))
         print(f"{name}: {len(tables[-1]) / (time.perf_counter() - start):.1f} images/s", flush=True)
-    write_results(pd.concat(tables))
+    write_results(pd.concat(tables), kept_epochs)
 
 
-def read_network(name: str, splits: dict[str, PackedSplit]) -> nn.Module:
-    """Load a trained network.
+def read_network(name: str, splits: dict[str, PackedSplit]) -> tuple[nn.Module, int | None]:
+    """Load a trained network, and the epoch that `train` kept (None in models of earlier versions).
 
     Raises UserError if the file contains another network, or one that was trained with other classes or a different
     image size, resize or split, whose training photos may include these test photos.
@@ -118,7 +119,7 @@ def read_network(name: str, splits: dict[str, PackedSplit]) -> nn.Module:
             raise UserError(
                 f"{model(name)} was trained with a different {key} than {packed_split(split)} has; run `dvc repro`"
             )
-    return network
+    return network, description.get("kept_epoch")
 
 
 def predict(
@@ -134,7 +135,7 @@ def predict(
     return pd.concat(tables)
 
 
-def write_results(logits: pd.DataFrame) -> None:
+def write_results(logits: pd.DataFrame, kept_epochs: dict[str, int | None]) -> None:
     """Score every network, write the logits and the scores, and print the main ones."""
     validation, test = (select_split(logits, split) for split in ("validation", "test"))
     scores = {
@@ -150,7 +151,7 @@ def write_results(logits: pd.DataFrame) -> None:
         write_scores(write_to(NETWORK_SCORES), scores)
         write_class_scores(write_to(NETWORK_CLASS_SCORES), class_scores)
         for name, probabilities in test.probabilities.items():
-            write_json(write_to(network_metrics(name)), headline(**scores[name]))
+            write_json(write_to(network_metrics(name)), {**headline(**scores[name]), "kept_epoch": kept_epochs[name]})
             matrix = confusion(probabilities, test.labels, test.classes)
             matrix.to_csv(write_to(confusion_file(name)), index=False)  # one file per DVC plot
     for path in NETWORK_METRICS.glob("*.json"):

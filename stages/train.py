@@ -47,6 +47,7 @@ from pipeline.networks.fitting import fit_head
 from pipeline.networks.freezing import set_trainable, set_training
 from pipeline.networks.models import save_model
 from pipeline.networks.predicting import fold_batchnorm, predict_logits
+from pipeline.networks.selection import best_epoch, calibrated_loss, explain_choice, find_trouble
 
 import pandas as pd
 import torch
@@ -95,11 +96,13 @@ def train_network(name: str, params: Params, device: torch.device, dtype: torch.
         training.load_state_dict(state)
         processes.report(f"{name}: resuming after epoch {training.last_epoch}")
     fits_head = params.train.head_init == "fitted" and not state
+    start = time.perf_counter()
     if fits_head:
+        processes.report(f"{name}: fitting the head to the pretrained network's features")
         loss = training.fit_head() if processes.is_first else None
     parallel = processes.parallel(training.network, device)  # copies rank 0's head to the other processes
     if fits_head:
-        training.finish_epoch(0, lr=0.0, loss=processes.broadcast(loss))
+        training.finish_epoch(0, start, lr=0.0, loss=processes.broadcast(loss))
     for epoch in range(training.last_epoch + 1, params.train.epochs + 1):
         training.run_epoch(epoch, parallel)
         if processes.is_first:
@@ -107,6 +110,8 @@ def train_network(name: str, params: Params, device: torch.device, dtype: torch.
     if processes.is_first:
         write_results(training)
         checkpoint.delete()
+    choice = explain_choice(training.curve, len(train.description["classes"]), params.train, params.lr)
+    processes.report(f"{name}: {choice}")
 
 
 class Training:
@@ -152,19 +157,24 @@ class Training:
         loss = self.processes.all_gather(torch.tensor([loss])).mean().item()
         rate = self.steps * self.params.batch_size / (time.perf_counter() - start)
         self.processes.broadcast_buffers(self.network)
-        self.finish_epoch(epoch, lr, loss, f", {rate:.1f} images/s")
+        self.finish_epoch(epoch, start, lr, loss, f"{rate:.1f} images/s, ")
 
-    def finish_epoch(self, epoch: int, lr: float, loss: float, rate: str = "") -> None:
-        """Validate, and keep the weights if they are the best so far."""
+    def finish_epoch(self, epoch: int, start: float, lr: float, loss: float, rate: str = "") -> None:
+        """Validate, keep the weights if they are the best so far, and print the scores; `start` is the epoch's."""
         scores = {"epoch": epoch, "lr": lr, "train_loss": round(loss, 6), **self.validate()}
         self.curve.append(scores)
         if best_epoch(self.curve, self.params) is scores:
             self.best_weights = {key: tensor.cpu().clone() for key, tensor in self.network.state_dict().items()}
+        seconds = time.perf_counter() - start
+        left = (self.params.epochs - epoch) * seconds if epoch else 0
         self.processes.report(
             f"{self.name} epoch {epoch}/{self.params.epochs}: train loss {scores['train_loss']:.4f}, "
-            f"validation loss {scores['validation_loss']:.4f}, "
-            f"validation accuracy {scores['validation_accuracy']:.6f}{rate}"
+            f"validation loss {scores['validation_loss']:.4f} ({scores['validation_calibrated_loss']:.4f} calibrated), "
+            f"validation accuracy {scores['validation_accuracy']:.6f}, {rate}{describe_duration(seconds)}"
+            + (f", about {describe_duration(left)} left" if left else "")
         )
+        if trouble := find_trouble(self.curve, len(self.train.description["classes"])):
+            self.processes.report(f"warning: {self.name} epoch {epoch}: {trouble}")
 
     @property
     def last_epoch(self) -> int:
@@ -202,8 +212,9 @@ class Training:
         return mean_loss
 
     def validate(self) -> dict:
-        """Return `validation_loss` (log loss, in nats) and `validation_accuracy` (0 to 1), over all processes' shards.
+        """Return the network's losses and accuracy on validation, over all processes' shards, by the curve's columns.
 
+        `validation_loss` is the log loss and `validation_calibrated_loss` that of `calibrated_loss`, both in nats.
         Leaves the network in eval mode. Raises UserError if the loss is not finite.
         """
         title = f"{self.name} validation"
@@ -212,7 +223,11 @@ class Training:
         logits, labels = self.processes.all_gather(logits), self.validation.labels.cpu()
         loss = require_finite(nn.functional.cross_entropy(logits, labels).item(), title)
         accuracy = (logits.argmax(1) == labels).double().mean().item()
-        return {"validation_loss": round(loss, 6), "validation_accuracy": round(accuracy, 6)}
+        return {
+            "validation_loss": round(loss, 6),
+            "validation_calibrated_loss": round(calibrated_loss(logits, labels), 6),
+            "validation_accuracy": round(accuracy, 6),
+        }
 
     def state_dict(self) -> dict:
         parts = {key: getattr(self, key).state_dict() for key in ("network", "optimizer", "scheduler")}
@@ -295,14 +310,9 @@ def require_finite(loss: float, where: str) -> float:
     return loss
 
 
-def best_epoch(curve: list[dict], params: Train) -> dict | None:
-    """The scores of the epoch with the lowest validation loss, which is less noisy than accuracy.
-
-    With one_cycle only the fitted head and the last epoch count: in between the rate is high and scores are noise.
-    """
-    if params.lr_schedule == "one_cycle":
-        curve = [scores for scores in curve if scores["epoch"] in (0, params.epochs)]
-    return min(curve, key=lambda scores: scores["validation_loss"], default=None)
+def describe_duration(seconds: float) -> str:
+    """`43 s`, or `12 min` from two minutes on."""
+    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
 
 
 def write_results(training: Training) -> None:
@@ -313,13 +323,17 @@ def write_results(training: Training) -> None:
     curve = [{**scores, "kept": scores is best} for scores in training.curve]
     description = {
         "network": name,
+        "kept_epoch": best["epoch"],
         "head_width": training.params.head_width,
         "dropout": training.params.dropout,
         **training.train.description,
     }
     with atomic_write() as write_to:
         pd.DataFrame(curve).to_csv(write_to(learning_curve(name)), index=False)
-        write_json(write_to(train_scores(name)), {key: value for key, value in best.items() if key != "lr"})
+        write_json(
+            write_to(train_scores(name)),
+            {"kept_epoch" if key == "epoch" else key: value for key, value in best.items() if key != "lr"},
+        )
         save_model(write_to(model(name)), training.best_weights, description)
 
 

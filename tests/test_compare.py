@@ -178,7 +178,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Repository:
         for out in (*stage["outs"], *stage.get("metrics", [])):
             name = out if isinstance(out, str) else next(iter(out))
             write(repository, {name if Path(name).suffix else f"{name}/content.json": b"{}"})
-    write(repository, results(HEAD_WRONG))
+    write(repository, results(HEAD_WRONG) | {"metrics/networks/resnet34.json": b'{"kept_epoch": 0}'})
     repository.dvc("commit", "--force")
     repository.commit()
 
@@ -211,6 +211,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Repository:
         "not-evaluated": lambda stages: stages.pop("evaluate"),
         "mixed": lambda stages: stages["train_resnet34"]["params"]["params.yaml"].update(lr=0.5),
         "new-code": lambda stages: stages["evaluate"]["deps"][-1].update(md5="0" * 32 + ".dir"),
+        "retrained": lambda stages: stages["train_resnet18"]["outs"][0].update(md5="0" * 32),
         "half-run": lambda stages: next(of for of in stages["ensemble"]["deps"] if of["path"] == PREDICTIONS).update(
             md5="0" * 32
         ),
@@ -296,7 +297,7 @@ def test_compare_prints_paired_differences_of_two_runs(stored: Repository, print
         f"{interval.high:+.4f} over photos",
         "Within chance; about 4,100 photos would be needed to see a difference this small.",
     ]
-    assert block(printed, "resnet34")[-1] == "The same: the predictions are identical."
+    assert block(printed, "resnet34")[-1] == "The same model: the fitted head, because no training improved on it."
     assert before.sum() == 180 and (after & ~before).sum() == 6
 
 
@@ -345,10 +346,16 @@ def test_compare_says_that_identical_predictions_are_the_same(stored: Repository
     assert "; the same params; different code: stages/evaluate.py\n" in printed
     assert "; train.launcher python3 instead of python\n" in printed
     assert "\n  workspace  the same params\n" in printed
-    for network in (*NETWORKS, "ensemble"):
+    same = {
+        "resnet18": "The same model.",
+        "resnet34": "The same model: the fitted head, because no training improved on it.",
+        "ensemble": "The same: the predictions are identical.",
+    }
+    for network, sentence in same.items():
         lines = block(printed, network)
-        assert lines[2] == lines[4] == lines[6] == "The same: the predictions are identical."
+        assert lines[2] == lines[4] == lines[6] == sentence
         assert len(lines) == 7
+    assert block(printed_by(stored, "HEAD", "retrained"), "resnet18")[-1] == "The same: the predictions are identical."
 
 
 def test_compare_says_what_could_be_seen_if_accuracy_is_the_same(stored: Repository, printed_by: Compare) -> None:

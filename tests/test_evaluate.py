@@ -34,10 +34,12 @@ def evaluated(prepared_small: Project, tmp_path_factory: pytest.TempPathFactory)
 
 def test_train_writes_the_model_its_curve_and_its_best_epoch(evaluated: Project) -> None:
     curves = pd.read_csv(evaluated.root / "metrics/curves/resnet18.csv")
-    assert list(curves) == ["epoch", "lr", "train_loss", "validation_loss", "validation_accuracy", "kept"]
+    losses = ["train_loss", "validation_loss", "validation_calibrated_loss"]
+    assert list(curves) == ["epoch", "lr", *losses, "validation_accuracy", "kept"]
     assert list(curves["epoch"]) == [1, 2, 3]
     best = evaluated.read_json("metrics/train_resnet18.json")
-    assert best == curves.loc[curves["validation_loss"].idxmin()].drop(["lr", "kept"]).to_dict()
+    kept = curves.sort_values(["validation_calibrated_loss", "validation_loss"]).iloc[0]
+    assert best == kept.drop(["lr", "kept"]).rename({"epoch": "kept_epoch"}).to_dict()
     assert load_file(evaluated.root / "models/resnet18.safetensors")["fc.0.weight"].shape == (512, 512)
 
 
@@ -66,7 +68,9 @@ def test_evaluate_leaves_the_five_main_scores_to_dvc(evaluated: Project) -> None
     for name in ("resnet18", "mobilenet_v2"):
         written = evaluated.read_json(f"metrics/networks/{name}.json")
         test, validation = scores.loc[(name, "test")], scores.loc[(name, "validation")]
-        assert list(written) == ["accuracy", "log_loss", "roc_auc", "validation_accuracy", "validation_log_loss"]
+        main = ["accuracy", "log_loss", "roc_auc", "validation_accuracy", "validation_log_loss"]
+        assert list(written) == [*main, "kept_epoch"]
+        assert written["kept_epoch"] == evaluated.read_json(f"metrics/train_{name}.json")["kept_epoch"]
         assert {key: written[key] for key in ("accuracy", "log_loss", "roc_auc")} == test[
             ["accuracy", "log_loss", "roc_auc"]
         ].to_dict()
@@ -196,7 +200,7 @@ def test_evaluate_scores_three_unequal_classes_whose_names_look_like_numbers(pro
     class_scores = pd.read_csv(project.root / "metrics/class_scores.csv", dtype={"class": str}, keep_default_na=False)
     assert class_scores[["class", "photos"]].to_numpy().tolist() == [["10", 6], ["9", 4], ["nan", 2]]
     ensemble = project.read_json("metrics/ensemble.json")  # of the one network
-    assert ensemble == project.read_json("metrics/networks/resnet18.json")
+    assert {**ensemble, "kept_epoch": 2} == project.read_json("metrics/networks/resnet18.json")
 
 
 def test_curves_of_three_classes_agree_with_the_scores() -> None:

@@ -107,6 +107,7 @@ def predict(project: Project, classes: list[str], random: np.random.Generator) -
             "lr": 0.1,
             "train_loss": 2.0,
             "validation_loss": 1.0,
+            "validation_calibrated_loss": 0.9,
             "validation_accuracy": 0.5,
             "kept": True,
         }

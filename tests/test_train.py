@@ -1,5 +1,6 @@
 """The train stage, on synthetic photos."""
 
+import math
 import re
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import train
 from pipeline.core.params import read_params
 from pipeline.networks.building import build_network
 from pipeline.networks.dataset import PackedSplit
+from pipeline.networks.selection import calibrated_loss, explain_choice, find_trouble
 
 import pandas as pd
 import pytest
@@ -31,13 +33,18 @@ def test_train_gives_the_same_bytes_again_and_others_with_another_seed(small: Pr
     assert trained()[0] != first[0]
 
 
+def scripted(loss: float) -> dict:
+    """What `validate` returns, if the network is as confident as it should be."""
+    return {"validation_loss": loss, "validation_calibrated_loss": loss, "validation_accuracy": 0.5}
+
+
 @pytest.mark.slow
 def test_train_keeps_the_best_epoch_unchanged(small: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     states, losses = [], iter([0.5, 0.1, 0.4])
 
     def scripted_validation(training: train.Training) -> dict:
         states.append({key: tensor.clone() for key, tensor in training.network.state_dict().items()})
-        return {"validation_loss": next(losses), "validation_accuracy": 0.5}
+        return scripted(next(losses))
 
     monkeypatch.setattr(train.Training, "validate", scripted_validation)
     monkeypatch.setattr("sys.argv", ["train.py", "resnet18"])
@@ -48,7 +55,7 @@ def test_train_keeps_the_best_epoch_unchanged(small: Project, monkeypatch: pytes
     assert kept.keys() == states[1].keys()
     assert all(torch.equal(kept[key], states[1][key]) for key in kept)
     assert not torch.equal(kept["conv1.weight"], states[2]["conv1.weight"])
-    assert small.read_json("metrics/train_resnet18.json")["epoch"] == 2
+    assert small.read_json("metrics/train_resnet18.json")["kept_epoch"] == 2
 
 
 @pytest.mark.slow
@@ -182,10 +189,86 @@ def test_train_keeps_the_fitted_head_if_training_makes_it_worse(small: Project) 
     small.params |= {"lr": 1.0}
     curve = fit(small)
     assert curve.loc[1, "validation_loss"] > curve.loc[0, "validation_loss"]
-    assert small.read_json("metrics/train_resnet18.json")["epoch"] == 0
+    assert small.read_json("metrics/train_resnet18.json")["kept_epoch"] == 0
+    *_, warning, last = small.last_run.stdout.splitlines()
+    assert re.fullmatch(
+        r"warning: resnet18 epoch 1: the loss \(.*\) is far above that of guessing \(0.6931\); lr is too high", warning
+    )
+    assert last.startswith("resnet18: kept the fitted head (epoch 0), and no training: validation loss ")
+    assert last.endswith(f"{curve.loc[1, 'validation_calibrated_loss']:.4f} after the last epoch); try lr=0.1")
     before = torch.load(small.root / small.params["networks"]["resnet18"]["weights"], weights_only=True)
     after = load_file(small.root / "models/resnet18.safetensors")
     assert torch.equal(before["layer4.1.conv2.weight"], after["layer4.1.conv2.weight"])
+
+
+@pytest.mark.slow
+def test_train_does_not_prefer_a_network_because_it_is_more_confident(
+    small: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """As with label smoothing: training corrects all mistakes of the fitted head, and lowers the confidence."""
+    margins = iter([torch.tensor([4.0] * 21 + [-1.0] * 3), torch.full((24,), 0.2)])
+
+    def scripted_logits(network: torch.nn.Module, packed: PackedSplit, *_: object) -> torch.Tensor:
+        signed = next(margins) * (2 * packed.labels - 1)
+        return torch.stack([-signed, signed], dim=1)
+
+    monkeypatch.setattr(train, "predict_logits", scripted_logits)
+    monkeypatch.setattr(train.Training, "fit_head", lambda _: 0.1)
+    monkeypatch.setattr("sys.argv", ["train.py", "resnet18"])
+    monkeypatch.chdir(small.root)
+    small.params["train"] |= {"head_init": "fitted", "head_width": 0, "layers": "head", "epochs": 1}
+    small.params["train"]["label_smoothing"] = 0.1
+    small.write_params()
+    train.main()
+    curve = pd.read_csv("metrics/curves/resnet18.csv")
+    assert curve.loc[1, "validation_loss"] > curve.loc[0, "validation_loss"]
+    assert curve.loc[1, "validation_calibrated_loss"] < curve.loc[0, "validation_calibrated_loss"]
+    assert small.read_json("metrics/train_resnet18.json")["kept_epoch"] == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2] == "resnet18: fitting the head to the pretrained network's features"
+    assert re.fullmatch(r"resnet18 epoch 0/1: .*, \d+ s", lines[3])
+    assert lines[-1].startswith("resnet18: kept epoch 1 of 1: validation loss 0.5130, validation accuracy 1.000000")
+
+
+def test_the_calibrated_loss_is_the_lowest_of_all_temperatures() -> None:
+    random = torch.Generator().manual_seed(1)
+    logits = torch.randn(300, 4, generator=random, dtype=torch.float64)
+    labels = torch.where(torch.rand(300, generator=random) < 0.3, torch.randint(4, (300,)), logits.argmax(1))
+    losses = [torch.nn.functional.cross_entropy(scale * logits, labels).item() for scale in torch.logspace(-2, 1, 3000)]
+    for confidence in (0.05, 1, 20):  # in the network, which must not matter
+        assert calibrated_loss((confidence * logits).float(), labels) == pytest.approx(min(losses), abs=1e-6)
+    assert calibrated_loss(logits, (logits.argmax(1) + 1) % 4) == pytest.approx(math.log(4), abs=1e-3)  # all wrong
+    assert calibrated_loss(10 * torch.eye(4), torch.arange(4)) == 0
+
+
+def curve_of(*epochs: tuple[float, float]) -> list[dict]:
+    """A learning curve of train losses and validation losses; the first is that of the fitted head."""
+    return [{"epoch": epoch, "train_loss": train, **scripted(loss)} for epoch, (train, loss) in enumerate(epochs)]
+
+
+@pytest.mark.parametrize(
+    ("curve", "trouble"),
+    [
+        (curve_of((0.05, 0.08)), ""),
+        (curve_of((0.05, 0.08), (0.2, 0.4)), ""),  # the rate is high, and the head's train loss no measure
+        (curve_of((0.05, 0.08), (0.2, 9.26)), r"the loss \(9.26\) is far above that of guessing .*; lr is too high"),
+        (curve_of((0.05, 0.08), (3.5, 0.4)), r"the loss \(3.5\) is far above that of guessing .*; lr is too high"),
+        (curve_of((0.05, 0.08), (0.2, 0.1), (0.1, 0.09)), ""),
+        (curve_of((0.05, 0.08), (0.2, 0.1), (0.3, 0.2)), "the train loss has risen from 0.2000; lr may be too high"),
+        (curve_of((0.05, 0.08), (0.2, 0.1), (0.1, 0.13)), "the calibrated validation loss has risen from 0.1000 to .*"),
+    ],
+)
+def test_train_names_what_goes_wrong(curve: list[dict], trouble: str) -> None:
+    assert re.fullmatch(trouble, find_trouble(curve, classes=2))
+
+
+def test_train_says_why_it_kept_an_epoch_before_the_last_one() -> None:
+    params = read_params(REPOSITORY / "params.yaml").train.model_copy(update={"epochs": 3, "lr_schedule": "step"})
+    curve = curve_of((0.05, 0.3), (0.2, 0.2), (0.1, 0.1), (0.05, 0.15))
+    assert explain_choice(curve, 2, params, lr=0.001) == (
+        "kept epoch 2 of 3: validation loss 0.1000, validation accuracy 0.500000; its calibrated validation loss is "
+        "the lowest (0.1000, and 0.1500 after the last epoch); try train.epochs=2"
+    )
 
 
 @pytest.mark.slow
@@ -206,16 +289,14 @@ def test_train_with_one_cycle_keeps_the_last_epoch_whatever_luck_another_one_had
     small: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = iter([0.5, 0.1, 0.4])
-    monkeypatch.setattr(
-        train.Training, "validate", lambda _: {"validation_loss": next(losses), "validation_accuracy": 0.5}
-    )
+    monkeypatch.setattr(train.Training, "validate", lambda _: scripted(next(losses)))
     small.params["train"] |= {"layers": "head", "lr_schedule": "one_cycle", "epochs": 3}
     small.write_params()
     monkeypatch.setattr("sys.argv", ["train.py", "resnet18"])
     monkeypatch.chdir(small.root)
     train.main()
     assert pd.read_csv("metrics/curves/resnet18.csv")["kept"].tolist() == [False, False, True]
-    assert small.read_json("metrics/train_resnet18.json")["epoch"] == 3
+    assert small.read_json("metrics/train_resnet18.json")["kept_epoch"] == 3
 
 
 @pytest.mark.slow

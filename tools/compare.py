@@ -130,13 +130,21 @@ class Comparison:
     def pooled(self) -> bool:
         return len(self.before.runs) + len(self.after.runs) > 2
 
+    @property
+    def _runs(self) -> list[Run]:
+        return [*self.before.runs, *self.after.runs]
+
     def is_identical(self) -> bool:
         """Whether all runs give every photo the same probabilities."""
-        first, *others = [run.answers[self.network] for recipe in (self.before, self.after) for run in recipe.runs]
+        first, *others = [run.answers[self.network] for run in self._runs]
         return all(
             first.classes == other.classes and np.array_equal(first.probabilities, other.probabilities)
             for other in others
         )
+
+    def is_same_model(self) -> bool:
+        """Whether all runs have the same model, byte for byte."""
+        return len({run.models.get(self.network, run.name) for run in self._runs}) == 1
 
     def facts(self) -> dict[str, str]:
         """The numbers, as text."""
@@ -160,7 +168,10 @@ class Comparison:
     def sentence(self) -> str:
         """What it all means: better, worse or within chance."""
         if self.is_identical():
-            return "The same: the predictions are identical."
+            if not self.is_same_model():
+                return "The same: the predictions are identical."
+            is_head = all(run.kept_epochs.get(self.network) == 0 for run in self._runs)
+            return "The same model" + (": the fitted head, because no training improved on it." if is_head else ".")
         verdict = "Better" if self.accuracy.mean > 0 else "Worse"
         if self.p["accuracy"] < SIGNIFICANT:
             if self.same_recipe:

@@ -263,6 +263,7 @@ def model_card(
         photos_by_class=describe_classes(read_split_table()),
         weights=", ".join(f"{name}: {network.weights}" for name, network in params.networks.items()),
         settings=", ".join(f"{key}: {value}" for key, value in settings.items()),
+        kept_epochs=ensemble.kept_epochs,
         scores=scores_on_test(),
     )
 

@@ -27,6 +27,7 @@ MOST_LETTERS = 24  # of class names along its width; more are turned upright
 INK = "#1a1a1a"
 SERIES = ("#0b62a4", "#c2410c", "#0f766e", "#9d174d", "#6d28d9", "#5f6b1c")  # one per network; INK for the ensemble
 MARKERS = "osD^vP"  # one per network, for readers who cannot tell the colours apart
+KEPT = {"color": INK, "linestyle": "none", "marker": "o", "markersize": 13, "markerfacecolor": "none"}  # the kept epoch
 PERCENT = FuncFormatter(lambda share, _: f"{100 * share:.4g} %")
 PAGE_COLOURS = {INK: "currentColor"} | {colour: f"var(--series-{n})" for n, colour in enumerate(SERIES, start=1)}
 
@@ -101,12 +102,14 @@ def accuracies(scores: dict[str, dict], networks: Sequence[str]) -> Plot:
 
 
 def losses(name: str, curve: pd.DataFrame, networks: Sequence[str]) -> Plot:
-    """A network's train and validation loss by epoch."""
+    """A network's train and validation loss by epoch; a circle marks the epoch that was kept."""
 
     def draw(panel: Axes) -> None:
         style = style_of(name, networks)
         panel.plot(curve["epoch"], curve["train_loss"], **style, linestyle="--", markerfacecolor="none", label="train")
         panel.plot(curve["epoch"], curve["validation_loss"], **style, label="validation")
+        kept = curve[curve["kept"]]
+        panel.plot(kept["epoch"], kept["validation_loss"], **KEPT, label="kept")
         panel.set_title(f"{name}: loss")
         panel.set_ylim(bottom=0)
         label_epochs(panel)

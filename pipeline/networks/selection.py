@@ -1,0 +1,95 @@
+"""Choose the epoch whose weights are kept, say why, and name what goes wrong on the way.
+
+A learning curve is a list of the epochs so far, each a dict with `epoch` (0: the fitted head, before any step),
+`train_loss`, `validation_loss`, `validation_calibrated_loss` (all in nats) and `validation_accuracy`.
+"""
+
+import math
+
+from pipeline.core.params import Train
+
+from torch import Tensor, nn
+
+LOWEST_SCALE, HIGHEST_SCALE = 1e-3, 1e3  # of logits; without any mistake, the best scale would be infinite
+BISECTIONS = 40  # of the logarithm of the scale; more would not change the loss
+NOTABLE = 1.2  # a loss has risen if it is larger by a fifth; less may be noise
+DIVERGED = 2  # times the loss of guessing
+
+
+def calibrated_loss(logits: Tensor, labels: Tensor) -> float:
+    """The log loss after temperature scaling: the lowest one that multiplying all logits by a number can give, in nats.
+
+    `logits` is [N, classes], `labels` int [N]. Unlike the log loss, it does not depend on how confident a network is,
+    which label smoothing and long training change. Guo et al., "On Calibration of Modern Neural Networks", 2017,
+    https://arxiv.org/abs/1706.04599. The loss is convex in the scale, so the best scale is where the slope is 0.
+    """
+    logits = logits.double()
+    mean_of_labels = logits.gather(1, labels[:, None]).mean()
+    low, high = math.log(LOWEST_SCALE), math.log(HIGHEST_SCALE)
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        slope = (logits * (logits * math.exp(middle)).softmax(1)).sum(1).mean() - mean_of_labels
+        low, high = (low, middle) if slope > 0 else (middle, high)
+    return nn.functional.cross_entropy(logits * math.exp(low), labels).item()
+
+
+def best_epoch(curve: list[dict], params: Train) -> dict | None:
+    """The epoch with the lowest calibrated loss on validation, of equals the one with the lowest loss.
+
+    None if none counts: with one_cycle only the fitted head and the last epoch do, because in between the rate is high
+    and scores are noise.
+    """
+    if params.lr_schedule == "one_cycle":
+        curve = [scores for scores in curve if scores["epoch"] in (0, params.epochs)]
+    return min(
+        curve, key=lambda scores: (scores["validation_calibrated_loss"], scores["validation_loss"]), default=None
+    )
+
+
+def find_trouble(curve: list[dict], classes: int) -> str:
+    """What the last epoch of the curve shows to be going wrong, and what to do about it; empty if nothing is."""
+    *before, last = curve
+    if is_diverging(curve, classes):
+        loss = max(last["train_loss"], last["validation_loss"])
+        return f"the loss ({loss:.4g}) is far above that of guessing ({math.log(classes):.4g}); lr is too high"
+    if not before or before[-1]["epoch"] == 0:  # the fitted head's train loss is of photos that it was fitted to
+        return ""
+    previous = before[-1]
+    if last["train_loss"] > NOTABLE * previous["train_loss"]:
+        return f"the train loss has risen from {previous['train_loss']:.4f}; lr may be too high"
+    if last["validation_calibrated_loss"] > NOTABLE * previous["validation_calibrated_loss"]:
+        return (
+            f"the calibrated validation loss has risen from {previous['validation_calibrated_loss']:.4f} to "
+            f"{last['validation_calibrated_loss']:.4f}, but the train loss has not: the network overfits; use fewer "
+            "epochs, more photos or stronger augmentation"
+        )
+    return ""
+
+
+def is_diverging(curve: list[dict], classes: int) -> bool:
+    """Whether the loss of the curve's last epoch is far above that of guessing, and training is what made it so."""
+    *before, last = curve
+    far_above = DIVERGED * math.log(classes)
+    was_lower = any(scores["validation_loss"] < far_above for scores in before)
+    return last["epoch"] > 0 and (last["train_loss"] > far_above or (was_lower and last["validation_loss"] > far_above))
+
+
+def explain_choice(curve: list[dict], classes: int, params: Train, lr: float) -> str:
+    """Which epoch was kept, its scores and, unless it is the last one, why, and which param to try."""
+    best, last = best_epoch(curve, params), curve[-1]
+    scores = f"validation loss {best['validation_loss']:.4f}, validation accuracy {best['validation_accuracy']:.6f}"
+    if best is last:
+        return f"kept epoch {best['epoch']} of {params.epochs}: {scores}"
+    losses = (
+        f"{best['validation_calibrated_loss']:.4f}, and {last['validation_calibrated_loss']:.4f} after the last epoch"
+    )
+    if best["epoch"] > 0:
+        return (
+            f"kept epoch {best['epoch']} of {params.epochs}: {scores}; its calibrated validation loss is the lowest "
+            f"({losses}); try train.epochs={best['epoch']}"
+        )
+    diverged = any(is_diverging(curve[: epochs + 1], classes) for epochs in range(len(curve)))
+    return (
+        f"kept the fitted head (epoch 0), and no training: {scores}; its calibrated validation loss is lower "
+        f"({losses}); try lr={lr / (10 if diverged else 3):.1g}"
+    )
