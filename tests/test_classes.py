@@ -184,3 +184,57 @@ def test_prepare_takes_a_hundred_classes(flowers: Project) -> None:
     _, labels, description = flowers.packed("test")
     assert description["classes"] == sorted(names)
     assert sorted(labels.tolist()) == list(range(100))
+
+
+# --- proportions
+
+
+BROKEN = b"no photo"
+
+
+@pytest.mark.parametrize(
+    ("folders", "more", "corrections", "cats"),
+    [
+        ({"cat": 16, "dog": 16}, {f"photos/cat/bad{n}.png": BROKEN for n in range(5)}, [], 16),
+        (
+            {"cat": 24, "dog": 8},
+            {f"photos/{name}/both{n}.png": photo(100 + n) for name in ("cat", "dog") for n in range(8)},
+            [],
+            24,
+        ),
+        ({"cat": 26, "dog": 16}, {}, [f"cat/{n}.png: leave out" for n in range(10)], 16),
+        ({"cat": 26, "dog": 6}, {}, [f"cat/{n}.png: dog" for n in range(10)], 16),
+    ],
+    ids=["damaged", "under both labels", "left out", "relabelled"],
+)
+def test_prepare_fills_the_splits_if_enough_photos_can_be_used(
+    folders: dict[str, int], more: dict[str, bytes], corrections: list[str], cats: int, project: Project
+) -> None:
+    """There are 32 places and 32 photos, `cats` of them of cats."""
+    project.photos(class_folders(folders) | more)
+    project.correct(*corrections)
+    project.split(train=16, validation=8, test=8)
+    project.prepare()
+    assert counts(project) == {
+        split: {"cat": cats // part, "dog": (32 - cats) // part}
+        for split, part in {"train": 2, "validation": 4, "test": 4}.items()
+    }
+
+
+def test_prepare_rounds_so_that_all_photos_fit(flowers: Project) -> None:
+    flowers.photos(class_folders({"daisy": 11, "rose": 11, "tulip": 10}))
+    flowers.split(train=16, validation=8, test=8)
+    flowers.prepare()
+    assert counts(flowers) == {
+        "train": {"daisy": 5, "rose": 5, "tulip": 6},
+        "validation": {"daisy": 3, "rose": 3, "tulip": 2},
+        "test": {"daisy": 3, "rose": 3, "tulip": 2},
+    }
+
+
+@pytest.mark.parametrize("corrections", [[], [f"cat/bad{n}.png: leave out" for n in range(20)]])
+def test_prepare_takes_the_proportion_of_the_photos_that_can_be_read(corrections: list[str], project: Project) -> None:
+    project.photos(class_folders({"cat": 20, "dog": 20}) | {f"photos/cat/bad{n}.png": BROKEN for n in range(20)})
+    project.correct(*corrections)
+    project.prepare()
+    assert counts(project)["train"] == {"cat": 4, "dog": 4}

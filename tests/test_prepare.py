@@ -588,11 +588,11 @@ def test_prepare_shrinks_train_by_at_most_one_percent_with_a_warning(project: Pr
     summary = project.read_json("metrics/prepare.json")
     assert (summary["train"], sum(summary["excluded"].values())) == (198, 2)
 
-    (project.root / "photos/train/cat.1.jpg").write_bytes(b"no photo")
-    result = project.run("prepare.py")
-    text = error_line(result)
-    assert text.startswith("too few photos: photos: of 208 photos, train got 196 of 200, validation got 4 of 4")
-    assert f"2 excluded: {NO_PHOTO}" in text
+    for number in (1, 2):
+        (project.root / f"photos/train/cat.{number}.jpg").write_bytes(b"no photo")
+    text = error_line(project.run("prepare.py"))
+    assert text.startswith("too few photos: photos: of 208 photos, train got 197 of 200, validation got 4 of 4")
+    assert f"3 excluded: {NO_PHOTO}" in text
     assert "found 104 cat, 104 dog; fix the excluded photos or lower prepare.split" in text
     assert project.prepared_bytes() == before  # so no *.partial either
     assert project.read_json("metrics/prepare.json") == summary

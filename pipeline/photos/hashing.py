@@ -20,9 +20,10 @@ def hash_photos(source: PhotoSource, photos: list[Photo], pool: ThreadPoolExecut
             try:
                 content = source.read(photo)
                 photo.sha256 = hashlib.sha256(content).hexdigest()
-                if photo.label is not None and not photo.excluded:  # others are in no split, copies or not
+                if photo.label is not None:  # others are in no split, readable or not
                     photo.looks = perceptual_hash(content)
             except UnreadablePhoto as reason:
+                photo.readable = False
                 photo.excluded = photo.excluded or str(reason)
         return len(some)
 

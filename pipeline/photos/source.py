@@ -25,6 +25,7 @@ class Photo:
     label: int | None = None  # the number of its class; None if nothing says one
     found_label: int | None = None  # the same, before corrections
     misnamed: bool = False  # its file name says another class than its folder, which decides
+    readable: bool = True  # False once it could not be decoded
     sha256: str = ""  # of its bytes
     looks: bytes = b""  # its perceptual hash
     copy_of: str = ""  # the name of the first photo of which it is a copy, of those that are in order

@@ -32,7 +32,6 @@ CONFLICTING = "the same photo stands under different labels"
 COPY = "a copy of a photo in validation or test"
 LEFT_OVER = "left over, to keep the classes in proportion"
 NOT_NEEDED = "not needed"
-READABLE = frozenset({"", NO_CLASS, CONFLICTING, COPY, LEFT_OVER, NOT_NEEDED})  # other reasons: it cannot be read
 
 Group = list[Photo]  # copies of one photo
 
@@ -98,8 +97,9 @@ class Plan:
 
     A split that names a folder or a split of the table takes those photos; the others draw from the photos that no
     split names or, if train is named, from train's. `quotas` has their number of photos per class; None means all of
-    those named. A number of photos is divided in the proportion of the classes in the source, whatever is excluded or
-    corrected later; a share is one of the groups of copies that can be used.
+    those named. A share is one of the groups of copies that can be used. A number of photos is divided in the
+    proportion of the readable photos in the source, whatever is corrected; or, if a class then has too few because of
+    copies, corrections or rounding, in the proportion of the groups that can be used.
     """
 
     def __init__(self, split: Split, photos: list[Photo], groups: list[Group], classes: Sequence[str]) -> None:
@@ -111,27 +111,54 @@ class Plan:
                     f"params.yaml: prepare.split.{name} is {value!r}; expected a number, a share such as 0.2, or the "
                     f"name of a folder or of a split in the table; there are {_name_splits(groups)}"
                 )
-        self.quotas = self._make_quotas(photos, groups, len(classes))
-        self._room = {name: list(quotas) for name, quotas in self.quotas.items() if quotas is not None}
-
-    def _make_quotas(self, photos: list[Photo], groups: list[Group], classes: int) -> dict[str, list[int] | None]:
-        found = Counter(photo.found_label for photo in photos if self._may_be_drawn([photo]))
+        readable = Counter(photo.found_label for photo in photos if photo.readable and self._may_be_drawn([photo]))
         usable = Counter(group[0].label for group in groups if self._may_be_drawn(group))
-        in_source, in_groups = ([count[label] for label in range(classes)] for count in (found, usable))
-        left = in_groups
+        in_source, in_groups = ([count[label] for label in range(len(classes))] for count in (readable, usable))
+        self.quotas = self._divide(in_source, in_groups)
+        if self._falls_short(groups):
+            self.quotas = self._divide(in_groups, in_groups, is_limited=True)
+        self._room = self._all_room()
+
+    def _divide(self, weights: list[int], usable: list[int], is_limited: bool = False) -> dict[str, list[int] | None]:
+        """Divide numbers of photos in the proportion of `weights`, and shares in that of `usable`, groups per class.
+
+        If it is limited, a number takes no more of a class than the splits before it have left.
+        """
+        left = usable
         quotas: dict[str, list[int] | None] = dict.fromkeys(FILL_ORDER)
         share, taken = 0.0, 0  # of all splits so far
         for name in FILL_ORDER:
             size = self._sizes[name]
+            if isinstance(size, str):
+                continue
             if isinstance(size, int):
-                quotas[name] = apportion(size, in_source)
-            elif isinstance(size, float):
+                quotas[name] = apportion(size, weights, left if is_limited else None)
+            else:
                 share += size
-                total = int(share * usable.total() + ROUNDING) - taken
-                quotas[name] = apportion(total, in_groups, left)
-                left = [before - part for before, part in zip(left, quotas[name], strict=True)]
+                total = int(share * sum(usable) + ROUNDING) - taken
+                quotas[name] = apportion(total, usable, left)
                 taken += total
+            if is_limited or isinstance(size, float):
+                left = [before - part for before, part in zip(left, quotas[name], strict=True)]
         return quotas
+
+    def _falls_short(self, groups: list[Group]) -> bool:
+        """Whether the groups are too few for a number of photos, or more than slightly too few for train's."""
+        self._room = self._all_room()
+        for group in groups:
+            if split := self.choose(group):
+                self.take(group, split)
+        for name, size in self._sizes.items():
+            if isinstance(size, int):
+                parts = [*zip(self.quotas[name], self._room[name], strict=True)]
+                filled = min(((quota - room) / quota for quota, room in parts if quota), default=0)
+                held = sum(int(filled * quota + ROUNDING) for quota, _ in parts)  # as SplitWriter keeps the proportion
+                if held < size * (LEAST_TRAIN_SHARE if name == "train" else 1):
+                    return True
+        return False
+
+    def _all_room(self) -> dict[str, list[int]]:
+        return {name: list(quotas) for name, quotas in self.quotas.items() if quotas is not None}
 
     def choose(self, group: Group) -> str | None:
         """The first split that may have the group and has room for it; None if there is none."""
@@ -232,6 +259,7 @@ def fill_splits(
                 bar.update(len(group))
                 for photo in group:
                     if isinstance(decoded[photo.sha256], UnreadablePhoto):
+                        photo.readable = False
                         photo.excluded = str(decoded[photo.sha256])
                 readable = [photo for photo in group if not photo.excluded]
                 if not readable or not (split := plan.choose(readable)):
@@ -276,7 +304,7 @@ def require_sizes(photos: list[Photo], classes: Sequence[str], params: Params) -
     found = f"found {describe_found(photos, classes)}"
     slightly = short.keys() <= {"train"} and short.get("train", 0) >= LEAST_TRAIN_SHARE * asked.get("train", 0)
     if not slightly:
-        unreadable = any(photo.excluded not in READABLE for photo in photos)
+        unreadable = not all(photo.readable for photo in photos)
         advice = "fix the excluded photos or lower" if unreadable else "add photos or lower"
         raise UserError(f"too few photos: {text}{excluded}; {found}; {advice} prepare.split")
     if split := next((split for split in SPLITS if lacking[split]), None):
