@@ -139,7 +139,7 @@ def write_photos(archive: Path, source: Path | None, split: list[int]) -> list[s
     params = read_params(PROJECT / "params.yaml")
     with PhotoSource(source) as photos, zipfile.ZipFile(archive, "w") as subset:
         labelled = photos.photos()
-        classes = label_photos(labelled, params.classes, params.prepare.split)
+        classes, _ = label_photos(labelled, params.classes, params.prepare.split)
         needed = count_needed(split, len(classes))
         for label, name in enumerate(classes):
             taken = 0

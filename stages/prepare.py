@@ -67,7 +67,7 @@ def main() -> None:
     with PhotoSource(Path(prepare.source)) as source, ThreadPoolExecutor(os.cpu_count()) as pool:
         photos = source.photos()
         apply_table(photos, Path(prepare.labels))
-        classes = label_photos(photos, params.classes, prepare.split)
+        classes, notes = label_photos(photos, params.classes, prepare.split)
         correct(photos, classes)
         require_enough(photos, classes, source, params)
         hash_photos(source, photos, pool)
@@ -91,7 +91,7 @@ def main() -> None:
             write_contact_sheet(write_to(CONTACT_SHEET), files)
             summary = summarize(photos, classes, source)
             write_json(write_to(PREPARE_SUMMARY), summary)
-    print_notes(photos, prepare)
+    print_notes(notes, photos, prepare)
     print_summary(summary, seconds=time.perf_counter() - start)
 
 
@@ -139,8 +139,12 @@ def summarize(photos: list[Photo], classes: Sequence[str], source: PhotoSource) 
     }
 
 
-def print_notes(photos: list[Photo], prepare: Prepare) -> None:
-    """Say what may surprise: names that contradict their folders, and given splits that are not used."""
+def print_notes(notes: list[str], photos: list[Photo], prepare: Prepare) -> None:
+    """Say what may surprise: classes that `auto` merged or took from a folder named like a split (`notes`), names that
+    contradict their folders, and given splits that are not used.
+    """
+    for note in notes:
+        print(note)
     if misnamed := [photo.path for photo in photos if photo.misnamed]:
         examples = ", ".join(misnamed[:NAMED]) + (", ..." if len(misnamed) > NAMED else "")
         print(f"note: {len(misnamed)} photos are named for another class than their folder, which decides: {examples}")

@@ -1,7 +1,10 @@
 """Any classes: what `python stages/prepare.py` makes of lists, folders and tables of two to a hundred classes."""
 
 import io
+import unicodedata
 from collections import Counter
+
+from pipeline.core.split_table import describe_classes
 
 import numpy as np
 import pandas as pd
@@ -145,7 +148,11 @@ def test_prepare_takes_the_classes_from_a_table(flowers: Project) -> None:
         ({f"photos/{number}.png": photo(number) for number in range(12)}, "0 folders that can name a class;"),
         (
             class_folders({"only": 12}, "a/train") | class_folders({"only": 3}, "a/test", 20),
-            "1 folders that can name a class (only);",
+            "1 folder that can name a class (only);",
+        ),
+        (
+            class_folders({"valid": 6, "test": 6}),
+            "0 folders that can name a class, apart from names of splits (test, valid);",
         ),
     ],
 )
@@ -176,13 +183,13 @@ def test_prepare_keeps_the_proportion_of_the_source_whatever_is_corrected(projec
 
 
 def test_prepare_takes_a_hundred_classes(flowers: Project) -> None:
-    names = [f"a class with a longer name, number {number}" for number in range(100)]
+    names = [f"a class with a longer name, number {number}" for number in range(100)]  # 2 comes before 10
     flowers.photos(class_folders(dict.fromkeys(names, 5)))
     printed = flowers.prepare().stdout
     assert printed.startswith("500 photos: 300 train, 100 validation, 100 test (5 a class")
     assert "... (100 in all)" in printed
     _, labels, description = flowers.packed("test")
-    assert description["classes"] == sorted(names)
+    assert description["classes"] == names
     assert sorted(labels.tolist()) == list(range(100))
 
 
@@ -238,3 +245,167 @@ def test_prepare_takes_the_proportion_of_the_photos_that_can_be_read(corrections
     project.correct(*corrections)
     project.prepare()
     assert counts(project)["train"] == {"cat": 4, "dog": 4}
+
+
+# --- spellings
+
+
+COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+
+
+@pytest.mark.parametrize(
+    ("folders", "classes"),
+    [
+        ({"Cat": 4, "cat": 6, "dog": 9}, {"cat": 10, "dog": 9}),
+        ({"Tulips": 6, "tulip": 4, "daisy": 9}, {"Tulips": 10, "daisy": 9}),
+        (
+            {"golden_retriever": 4, "Golden Retriever ": 5, "golden-retrievers": 3, "pug": 9},
+            {"Golden Retriever": 12, "pug": 9},
+        ),
+        ({"STRASSE": 4, "Straße": 5, "\uff57eg": 5, "weg": 4}, {"Straße": 9, "\uff57eg": 9}),
+        ({"KEDİ": 4, "kedi": 5, "KAPI": 4, "kap\u0131": 5}, {"kap\u0131": 9, "kedi": 9}),
+    ],
+)
+def test_prepare_makes_one_class_of_the_spellings_of_a_name_and_says_so(
+    folders: dict[str, int], classes: dict[str, int], flowers: Project
+) -> None:
+    flowers.photos(class_folders(folders), "folder")
+    printed = flowers.prepare().stdout
+    assert flowers.read_json("metrics/prepare.json")["classes"] == classes
+    assert printed.startswith("note: spellings of one name are one class: ")
+    merged = [name.strip() for name in folders if name not in ("daisy", "dog", "pug")]
+    assert all(name in printed.splitlines()[0] for name in merged)
+
+
+def test_prepare_reads_a_name_alike_however_its_accents_are_encoded(flowers: Project) -> None:
+    """In folders, the table, a list, corrections, and prepare.split."""
+    tests = {f"photos/{DECOMPOSED}/test {COMPOSED}/{n}.png": photo(50 + n) for n in range(4)}
+    tests |= {f"photos/bar/Test {DECOMPOSED}/{n}.png": photo(60 + n) for n in range(4)}
+    flowers.photos(
+        class_folders({COMPOSED: 5, DECOMPOSED: 4, "bar": 9}) | tests | {"photos/x.png": photo(80)}, "folder"
+    )
+    flowers.params["prepare"]["split"]["test"] = f"TEST {DECOMPOSED}"
+    flowers.correct(f"{COMPOSED}/test {DECOMPOSED}/3.png: BARS", f"bar/0.png: {DECOMPOSED.upper()}")
+    flowers.write_params()
+    (flowers.root / "data/labels.csv").write_text(f"photo,label\nx.png,{DECOMPOSED}s\n", encoding="utf-8")
+    assert flowers.prepare().stdout.startswith(
+        f"note: spellings of one name are one class: {COMPOSED} and {COMPOSED}s;"
+    )
+    as_auto = flowers.prepared_bytes()
+    assert counts(flowers)["test"] == {COMPOSED: 3, "bar": 5}
+    assert flowers.row_of("x.png")["label"] == COMPOSED
+    flowers.params["classes"] = ["bar", COMPOSED]
+    flowers.prepare()
+    assert flowers.prepared_bytes() == as_auto
+
+
+def test_prepare_keeps_names_apart_that_only_look_alike(flowers: Project) -> None:
+    folders = {"-1": 3, "1": 4, "C": 5, "Cs": 6, "glas": 7, "glass": 8}  # an s makes no plural of a letter or of an s
+    flowers.photos(class_folders(folders))
+    assert not flowers.prepare().stdout.startswith("note")
+    assert flowers.read_json("metrics/prepare.json")["classes"] == folders
+    flowers.params["classes"] = [*folders]
+    flowers.prepare()
+    assert flowers.read_json("metrics/prepare.json")["classes"] == folders
+
+
+def test_prepare_refuses_a_list_with_two_spellings_of_a_name(project: Project) -> None:
+    project.photos(class_folders({"golden retriever": 9, "pug": 9}))
+    project.params["classes"] = ["golden retriever", "pug", "Golden-Retriever"]
+    project.write_params()
+    assert error_line(project.run("prepare.py")).endswith(
+        "expected auto, or a list of at least two different names; golden retriever and Golden-Retriever are spellings "
+        "of one name"
+    )
+
+
+def test_prepare_sorts_classes_by_the_numbers_in_their_names(flowers: Project) -> None:
+    names = ["-10", "-2", "0.25", "0.5", "1", "2", "10", "B 2", "B 10", "a"]
+    flowers.photos(class_folders(dict.fromkeys(names, 5)))
+    flowers.prepare()
+    assert list(flowers.read_json("metrics/prepare.json")["classes"]) == names
+    table = pd.DataFrame({"split": "test", "label": ["10", "2", "2", "1"]})
+    assert describe_classes(table).endswith("; test: 1 1, 2 2, 1 10")
+
+
+# --- classes named like splits
+
+
+@pytest.mark.parametrize(
+    ("folders", "classes"),
+    [
+        ({"car": 8, "bus": 9, "train": 10}, {"bus": 9, "car": 8, "train": 10}),
+        ({"valid": 8, "invalid": 9}, {"invalid": 9, "valid": 8}),
+        ({"train/car": 8, "train/train": 9, "val/car": 3, "val/train": 4}, {"car": 11, "train": 13}),
+        ({"train/car": 8, "train/train": 9, "val/train": 4}, {"car": 8, "train": 13}),
+        ({"car/train": 8, "car/test": 3, "train/train": 9, "train/test": 4}, {"car": 11, "train": 13}),
+        # splits
+        ({"cat": 8, "dog": 9, "test/cat": 4, "test/dog": 3}, {"cat": 12, "dog": 12}),
+        ({"cat/train": 8, "cat/test": 3, "dog/train": 9, "dog/test": 4}, {"cat": 11, "dog": 13}),
+        ({"train/cat": 8, "train/dog": 9, "test": 5}, {"cat": 8, "dog": 9}),
+    ],
+    ids=lambda value: " ".join(value),
+)
+@pytest.mark.parametrize("is_auto", [True, False], ids=["auto", "list"])
+def test_prepare_tells_classes_from_splits_by_where_their_folders_stand(
+    is_auto: bool, folders: dict[str, int], classes: dict[str, int], flowers: Project
+) -> None:
+    flowers.photos(class_folders(folders))
+    if not is_auto:
+        flowers.params["classes"] = [*classes]
+    printed = flowers.prepare().stdout
+    assert flowers.read_json("metrics/prepare.json")["classes"] == classes
+    named_like_splits = {"train", "valid"} & classes.keys()
+    assert ("is a class, not a split" in printed) == (is_auto and bool(named_like_splits))
+
+
+def test_prepare_takes_the_split_of_a_photo_from_a_folder_that_is_not_its_class(flowers: Project) -> None:
+    flowers.photos(
+        class_folders({"car": 10, "train": 15, "val": 5}, "photos/train")
+        | class_folders({"car": 4, "train": 3, "val": 2}, "photos/val", 50)
+    )
+    flowers.split(train="train", validation=0.2, test="val")
+    flowers.prepare()
+    assert counts(flowers) == {
+        "train": {"car": 8, "train": 12, "val": 4},
+        "validation": {"car": 2, "train": 3, "val": 1},
+        "test": {"car": 4, "train": 3, "val": 2},
+    }
+
+
+def test_prepare_labels_by_file_names_in_a_split_with_the_name_of_a_class(project: Project) -> None:
+    names = [f"photos/train/{name}.{number}.png" for name in ("car", "train") for number in range(8)]
+    project.photos({name: photo(number) for number, name in enumerate(names)})
+    project.params["classes"] = ["car", "train"]
+    project.prepare()
+    assert project.read_json("metrics/prepare.json")["classes"] == {"car": 8, "train": 8}
+
+
+@pytest.mark.parametrize(
+    ("folders", "classes"),
+    [
+        ({"train": 8, "test": 9}, {"train": 8, "test": 9}),
+        ({"train/steam": 8, "plane/jet": 9}, {"train": 8, "plane": 9}),  # steam is no class, so train is one
+        ({"train/car": 8, "train/train": 9, "train/bike": 5}, {"train": 9, "car": 8}),  # a bike is no train
+    ],
+)
+def test_prepare_finds_the_classes_of_a_list_that_are_named_like_splits(
+    folders: dict[str, int], classes: dict[str, int], project: Project
+) -> None:
+    project.photos(class_folders(folders))
+    project.params["classes"] = [*classes]
+    project.split(train=0.6, validation=0.2, test=0.2)
+    project.prepare()
+    assert project.read_json("metrics/prepare.json")["classes"] == classes
+
+
+@pytest.mark.parametrize("classes", ["auto", ["car", "bus", "train"]])
+def test_prepare_refuses_a_class_as_a_split(classes: str | list[str], flowers: Project) -> None:
+    flowers.photos(class_folders({"car": 8, "bus": 9, "train": 10}))
+    flowers.params["classes"] = classes
+    flowers.split(train="train", validation=0.2, test=0.2)
+    flowers.write_params()
+    assert error_line(flowers.run("prepare.py")) == (
+        "params.yaml: prepare.split.train is 'train'; expected a number, a share such as 0.2, or the name of a folder "
+        "or of a split in the table; the folder train is the class train"
+    )

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from pipeline.networks.models import load_model, save_model
+from submission import dog_of
 
 import numpy as np
 import pandas as pd
@@ -187,6 +188,11 @@ def test_submission_is_in_kaggles_order_and_clipped_as_validation_suggests(repos
     write_zip(repository.root / "data/raw/test1.zip", {"test1/first.jpg": files["test1/1.jpg"]})
     assert "contains test1/first.jpg; expected Kaggle's names" in error_line(repository.run("submission.py"))
     assert len(pd.read_csv(repository.root / "submission.csv")) == 11  # unchanged
+
+
+@pytest.mark.parametrize("classes", [["Cat", "Dog"], ["dogs", "cats"]])
+def test_submission_takes_any_spelling_of_cat_and_dog(classes: list[str]) -> None:
+    assert dog_of(classes).lower().startswith("dog")
 
 
 def test_submission_is_for_cats_and_dogs_only(flowers: Project, tmp_path: Path) -> None:

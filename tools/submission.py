@@ -46,6 +46,7 @@ if __name__ == "__main__":
     check_first(read_archive)
 
 from pipeline.inference import Question, load_ensemble
+from pipeline.photos.labels import ClassNames
 from pipeline.photos.source import Photo, PhotoSource
 from pipeline.scores.predictions import PROBABILITY, classes_of, read_ensemble_predictions
 
@@ -53,7 +54,6 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import log_loss
 
-CLASSES = {"cat", "dog"}
 CLIPS = np.logspace(-7, -1, 241)  # candidates for the lowest probability
 
 
@@ -65,7 +65,8 @@ def main() -> None:
         ensemble = load_ensemble()
         answers = list(ensemble.answer(questions, keep_pixels=False, reject=False))
 
-    probabilities = np.array([0.5 if answer.unreadable else answer.ensemble["dog"] for answer in answers])
+    dog = dog_of(ensemble.classes)
+    probabilities = np.array([0.5 if answer.unreadable else answer.ensemble[dog] for answer in answers])
     submission = pd.DataFrame({"id": list(photos), "label": probabilities.clip(clip, 1 - clip)})
     with atomic_write() as write_to:
         submission.to_csv(write_to(SUBMISSION), index=False, float_format="%.7f")
@@ -76,7 +77,7 @@ def main() -> None:
         print(
             "warning: majority_vote gives shares of votes, not probabilities; expect a worse log loss", file=sys.stderr
         )
-    dogs = sum(answer.label == "dog" for answer in answers)
+    dogs = sum(answer.label == dog for answer in answers)
     print(
         f"{SUBMISSION}: {len(submission)} photos, {dogs} classified as dogs; "
         f"probabilities clipped to [{clip:.2g}, {1 - clip:.7g}], which gives a log loss of {loss:.6f} on validation "
@@ -105,17 +106,24 @@ def choose_clip() -> tuple[float, float, float]:
     A clip c limits probabilities to [c, 1 - c]. Raises UserError if the ensemble has other classes than cat and dog.
     """
     predictions = read_ensemble_predictions()
-    classes = classes_of(predictions, PROBABILITY)
-    if set(classes) != CLASSES:
+    dog = dog_of(classes_of(predictions, PROBABILITY))
+    validation = predictions[predictions["split"] == "validation"]
+    probabilities, labels = validation[f"{PROBABILITY}{dog}"].to_numpy(), validation["label"] == dog
+    losses = [log_loss(labels, probabilities.clip(clip, 1 - clip)) for clip in CLIPS]
+    best = int(np.argmin(losses))
+    return float(CLIPS[best]), losses[best], log_loss(labels, probabilities)
+
+
+def dog_of(classes: list[str]) -> str:
+    """The class that is dog, such as `Dogs`. Raises UserError if the classes are others than cat and dog."""
+    names = ClassNames(classes)
+    cat, dog = names.label("cat"), names.label("dog")
+    if len(classes) != 2 or cat is None or dog is None:
         raise UserError(
             f"the classes are {list_some(classes)}; a submission needs cat and dog; set classes in params.yaml and run "
             "`dvc repro`"
         )
-    validation = predictions[predictions["split"] == "validation"]
-    probabilities, labels = validation[f"{PROBABILITY}dog"].to_numpy(), validation["label"] == "dog"
-    losses = [log_loss(labels, probabilities.clip(clip, 1 - clip)) for clip in CLIPS]
-    best = int(np.argmin(losses))
-    return float(CLIPS[best]), losses[best], log_loss(labels, probabilities)
+    return classes[dog]
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from pipeline.core.class_names import normal_form
 from pipeline.core.errors import UserError
 from pipeline.core.paths import PARAMS
 
@@ -29,8 +30,14 @@ def _classes(value: Any) -> Any:
     names = [str(name).strip() for name in values]
     if any(isinstance(name, bool) for name in values):
         raise ValueError("expected names; YAML reads yes, no, on and off as true and false, so put them in quotes")
-    if len(names) < 2 or not all(names) or len({name.lower() for name in names}) < len(names):
-        raise ValueError("expected auto, or a list of at least two different names, such as [cat, dog]")
+    expected = "expected auto, or a list of at least two different names"
+    if len(names) < 2 or not all(names):
+        raise ValueError(f"{expected}, such as [cat, dog]")
+    first: dict[str, str] = {}
+    for name in names:
+        if (form := normal_form(name)) in first:
+            raise ValueError(f"{expected}; {first[form]} and {name} are spellings of one name")
+        first[form] = name
     return names
 
 
@@ -186,7 +193,7 @@ def _check_together(params: Params) -> None:
     train, prepare = params.train, params.prepare
     names = [(name, value) for name, value in prepare.split if isinstance(value, str)]
     for (one, value), (other, its_value) in itertools.combinations(names, 2):
-        if value == its_value:
+        if normal_form(value) == normal_form(its_value):
             raise UserError(
                 f"params.yaml: prepare.split.{one} and prepare.split.{other} are both {value!r}; expected different "
                 "photos"

@@ -1,6 +1,7 @@
 """Read data/prepared/split.csv: which photo is in which split, and why others are excluded."""
 
 from pipeline.core import SPLITS
+from pipeline.core.class_names import natural_key
 from pipeline.core.files import require_file
 from pipeline.core.paths import SPLIT_TABLE
 
@@ -17,7 +18,8 @@ def read_split_table() -> pd.DataFrame:
 def describe_classes(table: pd.DataFrame) -> str:
     """Say how many photos of each class the splits hold, for people."""
     held = table[table["split"] != ""]
-    counts = pd.crosstab(held["split"], held["label"]).reindex(index=list(SPLITS), fill_value=0)
+    classes = sorted(set(held["label"]), key=natural_key)
+    counts = pd.crosstab(held["split"], held["label"]).reindex(index=list(SPLITS), columns=classes, fill_value=0)
     if (counts.nunique(axis=1) == 1).all():
         names = " and ".join(counts) if len(counts.columns) == 2 else f"each of the {len(counts.columns)} classes"
         return f"each split has equally many photos of {names}"

@@ -1,80 +1,121 @@
 """Tell the label of each photo: from the table, its container, its folders or its file name."""
 
 import re
+import unicodedata
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
+from pipeline.core.class_names import natural_key, normal_form
 from pipeline.core.errors import UserError, list_some
 from pipeline.core.params import AUTO, Split
-from pipeline.photos.source import Photo
+from pipeline.photos.source import Photo, printable
 
 SPLIT_WORDS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("valid", "validation", "val", "dev"), "validation"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-LOOKS_LIKE_SPLIT = re.compile(
-    rf"({'|'.join(SPLIT_WORDS)})([ ._-]*\d.*|[ ._-](set|split|data|images|photos))?", re.IGNORECASE
-)
+LOOKS_LIKE_SPLIT = re.compile(rf"({'|'.join(SPLIT_WORDS)})([ .]*\d.*|[ .](set|split|data|images|photos))?")
+
+Folder = tuple[str, ...]  # the names of the folders in its path
 
 
 class ClassNames:
-    """Finds the class that a text names: in any case, singular or plural, with `_` or `-` for a space."""
+    """Finds the class that a text names: in its normal form, singular or plural."""
 
     def __init__(self, classes: Sequence[str]) -> None:
-        self._labels = {_normalised(name): label for label, name in enumerate(classes)}
+        self._labels = {normal_form(name): label for label, name in enumerate(classes)}
         for name, label in [*self._labels.items()]:
-            self._labels.setdefault(f"{name}s", label)
-            self._labels.setdefault(name.removesuffix("s"), label)
+            for either in _singular_and_plural(name):
+                self._labels.setdefault(either, label)
         names = sorted(map(re.escape, self._labels), key=len, reverse=True)
         # cat.0.jpg, CAT.1.JPG, cat (1).jpg, cat_1.jpg, cat-1.jpg, cat1.jpg
         self._numbered = re.compile(rf"({'|'.join(names)})((?<=\D)[ .]*|[ .]+)\(?\d+\)?")
 
     def label(self, text: str) -> int | None:
         """The label that a text names; None if it is no class."""
-        return self._labels.get(_normalised(text))
+        return self._labels.get(normal_form(text))
 
-    def label_of_file(self, path: str) -> tuple[int | None, bool]:
-        """A photo's label by its path, and whether its file name says another one.
-
-        The innermost folder that names a class decides: `cats/siamese/1.jpg`, `Cat/1.jpg`. Moving a photo to another
-        folder is how labels are repaired, so the folder wins over the file name, which counts if no folder does.
-        """
-        file = PurePosixPath(path)
-        labels = (self.label(folder) for folder in reversed(file.parts[:-1]))
-        by_folder = next((label for label in labels if label is not None), None)
-        numbered = self._numbered.fullmatch(_normalised(file.stem))
-        by_name = self._labels[numbered[1]] if numbered else None
-        if by_folder is None:
-            return by_name, False
-        return by_folder, by_name not in (None, by_folder)
+    def label_of_file(self, stem: str) -> int | None:
+        """The label in a photo's name without its suffix, a class and a number; None if there is none."""
+        numbered = self._numbered.fullmatch(normal_form(stem))
+        return self._labels[numbered[1]] if numbered else None
 
 
-def label_photos(photos: list[Photo], classes: tuple[str, ...] | str, split: Split) -> tuple[str, ...]:
-    """Set each photo's label, an index into the classes, and return the classes.
+class FolderRoles:
+    """Tells folders of classes from folders of splits.
+
+    A folder is a split's if it is named like a split, or in prepare.split. But it is a class if it stands beside a
+    folder with another name and has no class inside, such as `train` in `bus/ car/ train/`; then the same name is a
+    class wherever no class is inside it. `named_like_splits` are the names of such classes. Without the `names` of the
+    classes, every folder with another name may be one.
+    """
+
+    def __init__(self, photos: Sequence[Photo], split: Split, names: ClassNames | None) -> None:
+        self._split_names = {normal_form(value) for _, value in split if isinstance(value, str)}
+        holders = {folder_of(photo) for photo in photos if not photo.given_label}
+        folders = {folder[:depth] for folder in holders for depth in range(1, len(folder) + 1)}
+        others = {folder for folder in folders if not self.is_like_split(folder[-1])}
+        beside_others = {folder[:-1] for folder in others}
+        classes = {folder for folder in others if names is None or names.label(folder[-1]) is not None}
+        self._above_classes = {folder[:depth] for folder in classes for depth in range(len(folder))}
+        self.named_like_splits = {
+            normal_form(folder[-1]) for folder in folders - others - self._above_classes if folder[:-1] in beside_others
+        }
+
+    def is_like_split(self, name: str) -> bool:
+        """Whether a folder is named like a split, or in prepare.split."""
+        return normal_form(name) in self._split_names or split_named(name) is not None
+
+    def has_classes(self, folder: Folder) -> bool:
+        """Whether a folder that is a class, and not named like a split, is inside."""
+        return folder in self._above_classes
+
+    def classes_in(self, folder: Folder) -> list[int]:
+        """Which folders of a path may be a class: 0 is the outermost."""
+        return [
+            depth
+            for depth, name in enumerate(folder)
+            if not self.is_like_split(name)
+            or (normal_form(name) in self.named_like_splits and not self.has_classes(folder[: depth + 1]))
+        ]
+
+
+def label_photos(
+    photos: list[Photo], classes: tuple[str, ...] | str, split: Split
+) -> tuple[tuple[str, ...], list[str]]:
+    """Set each photo's label, an index into the classes; return the classes, and notes on what was decided for them.
 
     What the table or the container says wins over folders and file names. If `classes` is `auto`, the classes are the
-    labels that these give and the names of the folders, sorted. Raises UserError for a label that is no class, and if
-    `auto` finds fewer than two classes.
+    labels that these give and the names of the folders, in natural order. Raises UserError for a label that is no
+    class, and if `auto` finds fewer than two classes.
     """
+    notes: list[str] = []
     if classes == AUTO:
-        classes = _find_classes(photos, split)
+        classes, notes = _find_classes(photos, FolderRoles(photos, split, names=None))
     else:
         names = ClassNames(classes)
+        roles = FolderRoles(photos, split, names)
         for photo in photos:
             if photo.given_label:
                 photo.label = _given_label(photo, names, classes)
             else:
-                photo.label, photo.misnamed = names.label_of_file(photo.path)
+                _label_by_path(photo, names, roles)
     for photo in photos:
         photo.found_label = photo.label
-    return classes
+    return classes, notes
 
 
-def split_named(folder: str) -> str | None:
-    """Return the split that a folder is named after, such as validation for `val`, or None."""
-    match = LOOKS_LIKE_SPLIT.fullmatch(folder)
-    return SPLIT_WORDS[match[1].lower()] if match else None
+def split_named(name: str) -> str | None:
+    """Return the split that a folder, or a split in a table, is named after, such as validation for `Val`, or None."""
+    match = LOOKS_LIKE_SPLIT.fullmatch(normal_form(name))
+    return SPLIT_WORDS[match[1]] if match else None
+
+
+def folder_of(photo: Photo) -> Folder:
+    """The folders of a photo's path in the source, outermost first."""
+    return PurePosixPath(photo.path).parts[:-1]
 
 
 def _given_label(photo: Photo, names: ClassNames, classes: Sequence[str]) -> int | None:
@@ -90,29 +131,80 @@ def _given_label(photo: Photo, names: ClassNames, classes: Sequence[str]) -> int
     return label
 
 
-def _find_classes(photos: list[Photo], split: Split) -> tuple[str, ...]:
-    """Label the photos by what is given, or by their first folder that is no split, and return the classes."""
-    split_names = {value for _, value in split if isinstance(value, str)}
+def _label_by_path(photo: Photo, names: ClassNames, roles: FolderRoles) -> None:
+    """Label a photo by the innermost folder that names a class, else by its file name.
 
-    def name_of(photo: Photo) -> str | None:
-        folders = PurePosixPath(photo.name).parts[:-1]
-        own = (folder for folder in folders if folder not in split_names and not split_named(folder))
-        return photo.given_label or next(own, None)
-
-    names = [name_of(photo) for photo in photos]
-    found = {name for name in names if name}
-    if len(found) < 2:
-        raise UserError(
-            f"classes in params.yaml is auto, but the photos are in {len(found)} folders that can name a class"
-            f"{''.join(f' ({name})' for name in found)}; put each class into a folder of its own, list the photos in "
-            "prepare.labels, or set classes to a list of names"
-        )
-    classes = tuple(sorted(found))
-    numbers = {name: number for number, name in enumerate(classes)}
-    for photo, name in zip(photos, names, strict=True):
-        photo.label = numbers.get(name)
-    return classes
+    So moving a photo to another folder repairs its label. A folder that is named like a split comes after others; if
+    nothing says that it is a class, it counts after the file name: `train/car.0.jpg` is a car.
+    """
+    folder = folder_of(photo)
+    by_name = names.label_of_file(PurePosixPath(photo.path).stem)
+    depths = roles.classes_in(folder)
+    for depth in sorted(depths, key=lambda depth: (roles.is_like_split(folder[depth]), -depth)):
+        if (label := names.label(folder[depth])) is not None:
+            photo.label, photo.class_depth = label, depth
+            photo.misnamed = by_name not in (None, label)
+            return
+    photo.label = by_name
+    if by_name is None and folder and not roles.has_classes(folder):
+        photo.label = names.label(folder[-1])
+        photo.class_depth = None if photo.label is None else len(folder) - 1
 
 
-def _normalised(text: str) -> str:
-    return re.sub(r"[ _-]+", " ", text).strip().lower()
+def _find_classes(photos: list[Photo], roles: FolderRoles) -> tuple[tuple[str, ...], list[str]]:
+    """Label the photos by what is given, or by their first folder that is a class; return as `label_photos` does.
+
+    Spellings of one name are one class, which takes the most frequent one.
+    """
+    spellings: dict[str, Counter[str]] = defaultdict(Counter)  # by what they have in common
+    found: dict[Photo, str] = {}
+    for photo in photos:
+        name = photo.given_label
+        if not name:
+            folder = folder_of(photo)
+            shared = len(folder) - len(PurePosixPath(photo.name).parts[:-1])  # the folders that contain all photos
+            photo.class_depth = next((depth for depth in roles.classes_in(folder) if depth >= shared), None)
+            name = "" if photo.class_depth is None else folder[photo.class_depth]
+        if name:
+            found[photo] = _singular_and_plural(normal_form(name))[0]
+            spellings[found[photo]][printable(" ".join(unicodedata.normalize("NFC", name).split()))] += 1
+    chosen = {common: max(sorted(names), key=names.get) for common, names in spellings.items()}
+    classes = tuple(sorted(chosen.values(), key=natural_key))
+    if len(classes) < 2:
+        raise UserError(_describe_too_few(photos, classes, roles))
+    for photo, common in found.items():
+        photo.label = classes.index(chosen[common])
+    return classes, [*_describe_spellings(spellings), *_describe_like_splits(classes, roles)]
+
+
+def _describe_spellings(spellings: dict[str, Counter[str]]) -> list[str]:
+    merged = [" and ".join(sorted(names)) for names in spellings.values() if len(names) > 1]
+    if not merged:
+        return []
+    return [f"note: spellings of one name are one class: {list_some(merged, most=12)}; if that is wrong, rename one"]
+
+
+def _describe_like_splits(classes: Sequence[str], roles: FolderRoles) -> list[str]:
+    return [
+        f"note: the folder {name} is a class, not a split, because it stands beside other classes; if it is none, set "
+        "classes in params.yaml to a list without it"
+        for name in classes
+        if normal_form(name) in roles.named_like_splits
+    ]
+
+
+def _describe_too_few(photos: list[Photo], classes: Sequence[str], roles: FolderRoles) -> str:
+    named_like = {folder[-1] for photo in photos if (folder := folder_of(photo)) and roles.is_like_split(folder[-1])}
+    folders = "1 folder" if len(classes) == 1 else f"{len(classes)} folders"
+    splits = f", apart from names of splits ({list_some(sorted(named_like))})" if named_like else ""
+    return (
+        f"classes in params.yaml is auto, but the photos are in {folders} that can name a class"
+        f"{''.join(f' ({name})' for name in classes)}{splits}; put each class into a folder of its own, list the "
+        "photos in prepare.labels, or set classes to a list of names"
+    )
+
+
+def _singular_and_plural(name: str) -> tuple[str, ...]:
+    """`cat` and `cats` for either; only the name if it seems to have no plural with an s (`glass`, or a letter)."""
+    singular = name.removesuffix("s")
+    return (name,) if len(singular) < 2 or singular.endswith("s") else (singular, f"{singular}s")

@@ -24,6 +24,7 @@ class Photo:
     given_in: str = ""  # the table and the line, for messages
     label: int | None = None  # the number of its class; None if nothing says one
     found_label: int | None = None  # the same, before corrections
+    class_depth: int | None = None  # which folder of its path is its class, if one is: 0 is the outermost
     misnamed: bool = False  # its file name says another class than its folder, which decides
     readable: bool = True  # False once it could not be decoded
     sha256: str = ""  # of its bytes

@@ -10,14 +10,14 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from pathlib import PurePosixPath
 
 from pipeline.core import SPLITS
+from pipeline.core.class_names import normal_form
 from pipeline.core.errors import UserError, list_some
 from pipeline.core.params import AUTO, ROUNDING, Params, Prepare, Split
 from pipeline.photos.copies import group_copies
 from pipeline.photos.decoding import UnreadablePhoto, decode
-from pipeline.photos.labels import split_named
+from pipeline.photos.labels import folder_of, split_named
 from pipeline.photos.packing import SplitWriter
 from pipeline.photos.source import Photo, PhotoSource, describe_skipped
 
@@ -107,10 +107,7 @@ class Plan:
         self._names = {name: value for name, value in split if isinstance(value, str)}
         for name, value in self._names.items():
             if not any(is_named(photo, value) for group in groups for photo in group):
-                raise UserError(
-                    f"params.yaml: prepare.split.{name} is {value!r}; expected a number, a share such as 0.2, or the "
-                    f"name of a folder or of a split in the table; there are {_name_splits(groups)}"
-                )
+                raise UserError(_describe_wrong_name(name, value, groups, classes))
         readable = Counter(photo.found_label for photo in photos if photo.readable and self._may_be_drawn([photo]))
         usable = Counter(group[0].label for group in groups if self._may_be_drawn(group))
         in_source, in_groups = ([count[label] for label in range(len(classes))] for count in (readable, usable))
@@ -221,8 +218,8 @@ def apportion(total: int, weights: Sequence[int], most: Sequence[int] | None = N
 
 
 def is_named(photo: Photo, name: str) -> bool:
-    """Whether a folder of the photo's path has this name, or the table gives it this split."""
-    return name == photo.given_split if photo.given_split else name in PurePosixPath(photo.path).parts[:-1]
+    """Whether the photo is in a folder of this name that is not its class, or the table gives it this split."""
+    return normal_form(name) in map(normal_form, _given_splits(photo))
 
 
 def fill_splits(
@@ -343,12 +340,22 @@ def split_id(photos: list[Photo]) -> str:
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()[:16]
 
 
-def _given_splits(photo: Photo) -> Sequence[str]:
-    """The split that the table gives the photo, or else all of its folders."""
-    return [photo.given_split] if photo.given_split else PurePosixPath(photo.path).parts[:-1]
+def _given_splits(photo: Photo) -> list[str]:
+    """The split that the table gives the photo, or else all of its folders except the one that is its class."""
+    if photo.given_split:
+        return [photo.given_split]
+    return [name for depth, name in enumerate(folder_of(photo)) if depth != photo.class_depth]
 
 
-def _name_splits(groups: list[Group]) -> str:
-    """The folders and given splits of the photos, for a message."""
-    names = {name for group in groups for photo in group for name in _given_splits(photo)}
-    return list_some(sorted(names), most=12) or "no folders"
+def _describe_wrong_name(split: str, value: str, groups: list[Group], classes: Sequence[str]) -> str:
+    """Say why a name in prepare.split does not name a split, and what would."""
+    photos = [photo for group in groups for photo in group]
+    names = {name for photo in photos for name in _given_splits(photo)}
+    there = f"there are {list_some(sorted(names), most=12) or 'no folders'}"
+    for photo in photos:
+        if photo.class_depth is not None and normal_form(folder_of(photo)[photo.class_depth]) == normal_form(value):
+            there = f"the folder {value} is the class {classes[photo.found_label]}"
+    return (
+        f"params.yaml: prepare.split.{split} is {value!r}; expected a number, a share such as 0.2, or the name of a "
+        f"folder or of a split in the table; {there}"
+    )
