@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from chain import Chain, compare_bytes, run_chain
 from draw import write_archive
-from limits import inference_limit, training_limit
+from limits import difference_of_graph, inference_limit, training_limit
 from measuring import inference_rate, number, training_rates
 from pipeline.core.command_line import ArgumentParser
 from pipeline.core.errors import UserError
@@ -154,6 +154,12 @@ def measure_networks(run: Chain, params: Params) -> Iterator[Row]:
             yield f"{name}: {kind}, images/s", number(rate), f"{number(fastest)} ({rate / fastest:.0%})"
             for other in others:
                 yield f"{name}: {kind} in {dtype_name(other)}, images/s", "", number(limit(name, params, train, other))
+        if device.type == "cuda":
+            difference = difference_of_graph(name, params, train, dtype)
+            yield (
+                f"{name}: graph and single kernels",
+                "the same weights" if difference == 0 else f"differ by {difference}",
+            )
         *_, start, end = (second for second, line in stage.lines if line.startswith(f"{name} epoch "))
         steps_s = len(train) // params.train.batch_size * params.train.batch_size / training
         yield f"{name}: outside of steps", f"{1 - steps_s / (end - start):.0%} of an epoch"

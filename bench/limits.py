@@ -7,40 +7,59 @@ from pipeline.core.params import Params
 from pipeline.networks.building import build_network
 from pipeline.networks.compute import autocast
 from pipeline.networks.dataset import PackedSplit
-from pipeline.networks.freezing import set_trainable, set_training
+from pipeline.networks.folding import fold_frozen_batchnorm
+from pipeline.networks.freezing import set_training
 from pipeline.networks.predicting import INFERENCE_BATCH_SIZE, ready_to_predict
+from pipeline.networks.stepping import TrainingStep, make_optimizer, make_scheduler
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-WARM_UP_STEPS, MEASURED_S = 3, 2.0
+WARM_UP_STEPS, MEASURED_S = 5, 2.0
+MOST_STEPS = 1_000_000  # more than are measured
+COMPARED_STEPS = 20
 
 
 def training_limit(name: str, params: Params, train: PackedSplit, dtype: torch.dtype) -> float:
     """Images per second of train.py's training step, without augmentation."""
-    recipe, device = params.train, train.device
-    network = new_network(name, params, train).to(device, memory_format=torch.channels_last)
-    head, body = set_trainable(network, recipe.layers)
+    network = new_network(name, params, train)
+    step = training_step(network, name, params, train, dtype, as_graph=train.device.type == "cuda")
+    images, labels = training_batch(params, train)
+    return len(images) * repeat(lambda: step(images, labels), train.device)
+
+
+def difference_of_graph(name: str, params: Params, train: PackedSplit, dtype: torch.dtype) -> float:
+    """The largest difference between the weights after a few steps as a CUDA graph and kernel by kernel; usually 0."""
+    weights = []
+    for as_graph in (True, False):
+        torch.manual_seed(1)  # for dropout
+        network = new_network(name, params, train)
+        step = training_step(network, name, params, train, dtype, as_graph)
+        for _ in range(COMPARED_STEPS):
+            step(*training_batch(params, train))
+        weights.append([tensor.double() for tensor in network.state_dict().values()])
+    return max((one - other).abs().max().item() for one, other in zip(*weights, strict=True))
+
+
+def training_step(
+    network: nn.Module, name: str, params: Params, train: PackedSplit, dtype: torch.dtype, as_graph: bool
+) -> TrainingStep:
+    """train.py's training step; only on a CUDA GPU can it be run `as_graph`."""
+    recipe, on_cuda = params.train, train.device.type == "cuda"
+    network.to(train.device, memory_format=torch.channels_last)
+    optimizer = make_optimizer(network, name, params, as_graph=on_cuda)
+    scheduler = make_scheduler(recipe, optimizer, MOST_STEPS)
     set_training(network, recipe.layers, recipe.batchnorm_statistics)
-    if recipe.optimizer == "adam":
-        optimizer = torch.optim.Adam(head + body, params.lr)
-    else:
-        optimizer = torch.optim.SGD(head + body, params.lr, recipe.momentum)
-    criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
-    size = recipe.image_size or params.prepare.image_size
-    rows = torch.arange(recipe.batch_size, device=device)
-    images, labels = train.images(rows.to(train.pixels.device)), train.labels[rows]
-    images = images[..., :size, :size].contiguous(memory_format=torch.channels_last)
+    trained = fold_frozen_batchnorm(network) if on_cuda else network
+    return TrainingStep(trained, optimizer, scheduler, recipe.label_smoothing, dtype, as_graph)
 
-    def step() -> None:
-        with autocast(device, dtype):
-            logits = network(images)
-        loss = criterion(logits, labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
 
-    return len(images) * repeat(step, device)
+def training_batch(params: Params, train: PackedSplit) -> tuple[Tensor, Tensor]:
+    """Images of the size that train.py trains with, and their labels, on train's device."""
+    size = params.train.image_size or params.prepare.image_size
+    rows = torch.arange(params.train.batch_size, device=train.device)
+    images = train.images(rows.to(train.pixels.device))[..., :size, :size]
+    return images.contiguous(memory_format=torch.channels_last), train.labels[rows]
 
 
 @torch.inference_mode()

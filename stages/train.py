@@ -40,22 +40,24 @@ if __name__ == "__main__":
 from pipeline.networks.augmentation import Augmentation
 from pipeline.networks.building import build_network, check_image_size
 from pipeline.networks.checkpoint import Checkpoint
-from pipeline.networks.compute import autocast, dtype_name, set_up
+from pipeline.networks.compute import dtype_name, set_up
 from pipeline.networks.dataset import PackedSplit, open_split
 from pipeline.networks.distributed import Processes, process_group
 from pipeline.networks.fitting import fit_head
-from pipeline.networks.freezing import set_trainable, set_training
+from pipeline.networks.folding import fold_batchnorm, fold_frozen_batchnorm
+from pipeline.networks.freezing import set_training
 from pipeline.networks.models import save_model
-from pipeline.networks.predicting import fold_batchnorm, predict_logits
+from pipeline.networks.predicting import predict_logits
 from pipeline.networks.selection import best_epoch, calibrated_loss, explain_choice, find_trouble
+from pipeline.networks.stepping import TrainingStep, keep_rate_tensors, make_optimizer, make_scheduler
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, StepLR
 from tqdm import tqdm
 
-LOSS_CHECK_INTERVAL = 20  # steps; not every step, because reading the loss stalls a GPU
+LOSS_CHECK_INTERVAL = 20  # steps on a CPU, and ...
+LOSS_CHECK_INTERVAL_ON_GPU = 200  # ... on a GPU, which has nothing to do while its loss is read
 
 
 def main() -> None:
@@ -100,11 +102,11 @@ def train_network(name: str, params: Params, device: torch.device, dtype: torch.
     if fits_head:
         processes.report(f"{name}: fitting the head to the pretrained network's features")
         loss = training.fit_head() if processes.is_first else None
-    parallel = processes.parallel(training.network, device)  # copies rank 0's head to the other processes
+    step = training.make_step()  # copies rank 0's head to the other processes
     if fits_head:
         training.finish_epoch(0, start, lr=0.0, loss=processes.broadcast(loss))
     for epoch in range(training.last_epoch + 1, params.train.epochs + 1):
-        training.run_epoch(epoch, parallel)
+        training.run_epoch(epoch, step)
         if processes.is_first:
             checkpoint.save(training.state_dict())
     if processes.is_first:
@@ -133,7 +135,8 @@ class Training:
         self.train, self.validation = train, validation
         self.dtype, self.processes = dtype, processes
         self.network = make_network(name, params, train, processes)
-        self.optimizer = make_optimizer(self.network, name, params)
+        self.as_graph = train.device.type == "cuda" and processes.count == 1
+        self.optimizer = make_optimizer(self.network, name, params, self.as_graph)
         self.steps = len(train) // self.params.batch_size  # in an epoch; the last partial batch is dropped
         self.scheduler = make_scheduler(self.params, self.optimizer, self.steps)
         self.augment = make_augmentation(self.params, train.description["image_size"], self.params.image_size)
@@ -146,14 +149,25 @@ class Training:
         augment = make_augmentation(self.params, self.train.description["image_size"])
         return fit_head(self.network, self.train, augment, self.dtype, f"{self.name} features")
 
-    def run_epoch(self, epoch: int, parallel: nn.Module) -> None:
-        """Train one epoch and finish it. `parallel` wraps the network."""
+    def make_step(self) -> TrainingStep:
+        """What trains a batch, in all processes together. Call it once the network has its first weights."""
+        set_training(self.network, self.params.layers, self.params.batchnorm_statistics)
+        if self.as_graph:
+            network = fold_frozen_batchnorm(self.network)
+        else:
+            network = self.processes.parallel(self.network, self.train.device)
+        return TrainingStep(
+            network, self.optimizer, self.scheduler, self.params.label_smoothing, self.dtype, self.as_graph
+        )
+
+    def run_epoch(self, epoch: int, step: TrainingStep) -> None:
+        """Train one epoch and finish it."""
         title = f"{self.name} epoch {epoch}"
         batches = self.shuffle(epoch)
-        lr = self.scheduler.get_last_lr()[0]  # the head's
+        lr = float(self.scheduler.get_last_lr()[0])  # the head's
         set_training(self.network, self.params.layers, self.params.batchnorm_statistics)
         start = time.perf_counter()
-        loss = self.train_batches(parallel, batches, title)
+        loss = self.train_batches(step, batches, title)
         loss = self.processes.all_gather(torch.tensor([loss])).mean().item()
         rate = self.steps * self.params.batch_size / (time.perf_counter() - start)
         self.processes.broadcast_buffers(self.network)
@@ -164,7 +178,7 @@ class Training:
         scores = {"epoch": epoch, "lr": lr, "train_loss": round(loss, 6), **self.validate()}
         self.curve.append(scores)
         if best_epoch(self.curve, self.params) is scores:
-            self.best_weights = {key: tensor.cpu().clone() for key, tensor in self.network.state_dict().items()}
+            self.best_weights = {key: tensor.clone() for key, tensor in self.network.state_dict().items()}
         seconds = time.perf_counter() - start
         left = (self.params.epochs - epoch) * seconds if epoch else 0
         self.processes.report(
@@ -190,23 +204,16 @@ class Training:
         batches = order[: self.steps * self.params.batch_size].split(self.params.batch_size)
         return [self.processes.shard(rows) for rows in batches]
 
-    def train_batches(self, network: nn.Module, batches: list[Tensor], title: str) -> float:
+    def train_batches(self, step: TrainingStep, batches: list[Tensor], title: str) -> float:
         """Take one step per batch and return the mean loss. Raises UserError if the loss is not finite."""
-        criterion = nn.CrossEntropyLoss(label_smoothing=self.params.label_smoothing)
-        total_loss = torch.zeros((), device=self.train.device)
+        interval = LOSS_CHECK_INTERVAL if self.train.device.type == "cpu" else LOSS_CHECK_INTERVAL_ON_GPU
+        step.reset_loss()
         with tqdm(total=sum(map(len, batches)), desc=title, unit=" images", disable=None) as bar:
             images_of = self.train.batches(batches, self.augment)
-            for step, (rows, images) in enumerate(zip(batches, images_of, strict=True), start=1):
-                with autocast(self.train.device, self.dtype):
-                    logits = network(images)
-                loss = criterion(logits, self.train.labels[rows])
-                self.optimizer.zero_grad()
-                loss.backward()
-                self.optimizer.step()
-                self.scheduler.step()
-                total_loss += loss.detach()
-                if step % LOSS_CHECK_INTERVAL == 0 or step == len(batches):
-                    mean_loss = require_finite(total_loss.item() / step, f"{title}, step {step}")
+            for number, (rows, images) in enumerate(zip(batches, images_of, strict=True), start=1):
+                step(images, self.train.labels[rows])
+                if number % interval == 0 or number == len(batches):
+                    mean_loss = require_finite(step.read_loss() / number, f"{title}, step {number}")
                     bar.set_postfix(loss=f"{mean_loss:.4f}")
                 bar.update(len(rows))
         return mean_loss
@@ -234,8 +241,10 @@ class Training:
         return {**parts, "curve": self.curve, "best_weights": self.best_weights}
 
     def load_state_dict(self, state: dict) -> None:
+        rates = [group["lr"] for group in self.optimizer.param_groups]
         for key in ("network", "optimizer", "scheduler"):
             getattr(self, key).load_state_dict(state[key])
+        keep_rate_tensors(self.optimizer, rates)
         self.curve, self.best_weights = state["curve"], state["best_weights"]
 
 
@@ -251,33 +260,6 @@ def make_network(name: str, params: Params, train: PackedSplit, processes: Proce
     check_image_size(network, name, prepared_size, "prepare.image_size")
     check_image_size(network, name, params.train.image_size or prepared_size, "train.image_size")
     return network.to(train.device, memory_format=torch.channels_last)
-
-
-def make_optimizer(network: nn.Module, name: str, params: Params) -> torch.optim.Optimizer:
-    """Freeze everything except the head and train.layers. The head trains at lr, the body at lr * train.body_lr_factor.
-
-    Raises UserError if train.layers is batchnorm and the network has no BatchNorm layers.
-    """
-    head, body = set_trainable(network, params.train.layers)
-    if params.train.layers == "batchnorm" and not body:
-        raise UserError(
-            f"params.yaml: train.layers is batchnorm, but {name} has no BatchNorm layers; expected head, last_half "
-            "or all"
-        )
-    groups = [{"params": head, "lr": params.lr}, {"params": body, "lr": params.lr * params.train.body_lr_factor}]
-    if params.train.optimizer == "adam":
-        return torch.optim.Adam(groups)
-    return torch.optim.SGD(groups, momentum=params.train.momentum)
-
-
-def make_scheduler(params: Train, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:
-    """The learning rate schedule: step it once per batch; `steps` is the number of batches per epoch."""
-    if params.lr_schedule == "one_cycle":
-        peaks = [group["lr"] for group in optimizer.param_groups]
-        # + 1 because total_steps counts learning rates: one before the first step, and one after each step.
-        return OneCycleLR(optimizer, peaks, total_steps=params.epochs * steps + 1, cycle_momentum=False)
-    # With lr_step_size 0 the step size is infinite, so the learning rate never changes.
-    return StepLR(optimizer, (params.lr_step_size or math.inf) * steps, params.lr_gamma)
 
 
 def make_augmentation(params: Train, prepared_size: int, size: int = 0) -> Augmentation | None:
@@ -334,7 +316,8 @@ def write_results(training: Training) -> None:
             write_to(train_scores(name)),
             {"kept_epoch" if key == "epoch" else key: value for key, value in best.items() if key != "lr"},
         )
-        save_model(write_to(model(name)), training.best_weights, description)
+        weights = {key: tensor.cpu() for key, tensor in training.best_weights.items()}
+        save_model(write_to(model(name)), weights, description)
 
 
 if __name__ == "__main__":

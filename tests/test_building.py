@@ -8,9 +8,9 @@ from pathlib import Path
 
 from pipeline.core.errors import UserError
 from pipeline.networks.building import Head, build_network
+from pipeline.networks.folding import fold_batchnorm, fold_frozen_batchnorm
 from pipeline.networks.freezing import set_trainable, set_training
 from pipeline.networks.models import load_model, save_model
-from pipeline.networks.predicting import fold_batchnorm
 
 import pytest
 import torch
@@ -40,6 +40,37 @@ def test_fold_batchnorm_changes_neither_the_logits_nor_the_network() -> None:
     assert any(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules())
     with torch.inference_mode():
         torch.testing.assert_close(folded(photos), network.eval()(photos), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "efficientnet_b0"])
+def test_fold_frozen_batchnorm_trains_the_same_weights(name: str) -> None:
+    trained = []
+    for fold in (False, True):
+        network = build_network(name, "none", 2, 0, 0.5, seed=1)
+        head, body = set_trainable(network, "last_half")
+        set_training(network, "last_half", "fixed")
+        folded = fold_frozen_batchnorm(network) if fold else network
+        optimizer = torch.optim.SGD(head + body, lr=0.1)
+        layers = [module for module in folded.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+        if fold:  # only the trained ones are left
+            assert layers == [layer for layer in layers if layer.weight.requires_grad]
+            assert len(layers) < sum(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules())
+        torch.manual_seed(1)  # for the photos, dropout and stochastic depth
+        for _ in range(2):
+            loss = torch.nn.functional.cross_entropy(folded(torch.randn(4, 3, 64, 64)), torch.tensor([0, 1, 0, 1]))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        trained.append(network.state_dict())
+    before, after = trained
+    torch.testing.assert_close(before, after, rtol=1e-3, atol=1e-4)
+
+
+def test_fold_frozen_batchnorm_keeps_a_network_without_frozen_layers_or_batchnorm() -> None:
+    for name in ("resnet18", "squeezenet1_1"):
+        network = build_network(name, "none", 2, 0, 0.5, seed=1)
+        assert fold_frozen_batchnorm(network) is network
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of torchvision, on GoogLeNet's initial weights

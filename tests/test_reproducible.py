@@ -109,9 +109,14 @@ def test_checkpoint_is_loaded_only_by_the_same_training(tmp_path: Path, monkeypa
     def checkpoint(lr: float = 0.001) -> Checkpoint:
         return Checkpoint(path, {"lr": lr}, [photos], torch.device("cpu"))
 
+    def save(state: dict) -> None:
+        saving = checkpoint()
+        saving.save(state)
+        saving.wait()
+
     assert checkpoint().load() is None
     state = {"weights": torch.arange(3.0), "curves": [{"epoch": 1, "loss": 0.5}]}
-    checkpoint().save(state)
+    save(state)
     loaded = checkpoint().load()
     assert torch.equal(loaded["weights"], state["weights"])
     assert loaded["curves"] == state["curves"]
@@ -125,7 +130,7 @@ def test_checkpoint_is_loaded_only_by_the_same_training(tmp_path: Path, monkeypa
     for damaged in (whole[:100], b"", whole[:-200] + bytes([whole[-200] ^ 1]) + whole[-199:]):
         path.write_bytes(damaged)
         assert checkpoint().load() is None
-    checkpoint().save(state)
+    save(state)
     os.utime(photos, ns=(0, 0))
     assert checkpoint().load() is None
 

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import sys
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from pipeline.core.files import atomic_write
@@ -25,6 +26,8 @@ class Checkpoint:
 
     def __init__(self, path: Path, settings: dict, files: list[Path], device: torch.device) -> None:
         self._path = path
+        self._writer = ThreadPoolExecutor(1)
+        self._writing: Future | None = None
         identity = {
             "settings": settings,
             "files": [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files],
@@ -53,10 +56,26 @@ class Checkpoint:
         return None
 
     def save(self, state: dict) -> None:
-        """Save `state`: lists and dicts of tensors, numbers and strings. If the disk is full, warn and continue."""
+        """Save `state`: lists and dicts of tensors, numbers and strings. The file is written while training goes on.
+
+        If the disk is full, warn and continue.
+        """
         buffer = io.BytesIO()
         torch.save({"training": self._training, "state": state}, buffer)
-        content = buffer.getbuffer()
+        self.wait()
+        self._writing = self._writer.submit(self._write, buffer.getbuffer())
+
+    def delete(self) -> None:
+        """Delete the file, if there is one."""
+        self.wait()
+        self._path.unlink(missing_ok=True)
+
+    def wait(self) -> None:
+        """Wait until the last state is saved."""
+        if self._writing:
+            self._writing.result()
+
+    def _write(self, content: memoryview) -> None:
         try:
             with atomic_write() as write_to, write_to(self._path).open("wb") as file:
                 file.write(hashlib.sha256(content).digest())
@@ -66,9 +85,6 @@ class Checkpoint:
                 f"warning: {self._path}: {error.strerror}; an interrupted training run will start from scratch",
                 file=sys.stderr,
             )
-
-    def delete(self) -> None:
-        self._path.unlink(missing_ok=True)
 
 
 def _code_files() -> list[Path]:

@@ -1,27 +1,15 @@
-"""Inference: fold BatchNorm, apply test-time flip, and run a network over a split."""
+"""Inference: apply test-time flip, and run a network over a split."""
 
-from pipeline.networks.building import Head, head_name
+from pipeline.networks.building import head_name
 from pipeline.networks.compute import autocast
 from pipeline.networks.dataset import Augment, PackedSplit
+from pipeline.networks.folding import fold_batchnorm
 
 import torch
-from torch import Tensor, fx, nn
-from torch.fx.experimental.optimization import fuse
+from torch import Tensor, nn
 from tqdm import tqdm
 
 INFERENCE_BATCH_SIZE = 64
-
-
-def fold_batchnorm(network: nn.Module) -> nn.Module:
-    """Return a copy of `network` in eval mode with each BatchNorm folded into the convolution before it.
-
-    The output is the same up to rounding. A network without nn.BatchNorm2d is returned as is. Also sets `network`
-    itself to eval mode.
-    """
-    network.eval()
-    if not any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
-        return network
-    return fuse(fx.GraphModule(network, _HeadAsLeaf().trace(network)), no_trace=True)
 
 
 class TestTimeFlip(nn.Module):
@@ -39,11 +27,6 @@ def ready_to_predict(network: nn.Module, test_time_flip: bool, device: torch.dev
     """Make a trained network ready for inference: BatchNorm folded, on `device`, with test-time flip if asked for."""
     network = fold_batchnorm(network).to(device, memory_format=torch.channels_last)
     return TestTimeFlip(network) if test_time_flip else network
-
-
-class _HeadAsLeaf(fx.Tracer):
-    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, Head) or super().is_leaf_module(module, name)  # autocast cannot be traced
 
 
 def predict_features(

@@ -14,7 +14,8 @@ from pipeline.core.errors import UserError, first_line
 from pipeline.networks.building import bare_network, head_name, replace_output, with_version
 from pipeline.networks.compute import autocast
 from pipeline.networks.dataset import PackedSplit
-from pipeline.networks.predicting import fold_batchnorm, predict_features
+from pipeline.networks.folding import fold_batchnorm
+from pipeline.networks.predicting import predict_features
 
 import torch
 from safetensors import SafetensorError, safe_open

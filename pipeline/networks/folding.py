@@ -1,0 +1,59 @@
+"""Fold BatchNorm into the convolutions before it, where its statistics and weights no longer change."""
+
+from pipeline.networks.building import Head
+
+from torch import fx, nn
+from torch.fx.experimental.optimization import fuse
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+
+def fold_batchnorm(network: nn.Module) -> nn.Module:
+    """Return a copy of `network` in eval mode with each BatchNorm folded into the convolution before it.
+
+    The output is the same up to rounding. A network without nn.BatchNorm2d is returned as is. Also sets `network`
+    itself to eval mode.
+    """
+    network.eval()
+    if not any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
+        return network
+    return fuse(_trace(network), no_trace=True)
+
+
+def fold_frozen_batchnorm(network: nn.Module) -> nn.Module:
+    """Return `network` with BatchNorm folded where neither it nor the convolution before it is trained.
+
+    Call it after `set_training`. The result shares all other layers with `network`, so training the one trains the
+    other. The output is the same up to rounding. A network with nothing to fold is returned as is.
+    """
+    if not any(_is_fixed(module) for module in network.modules() if isinstance(module, nn.BatchNorm2d)):
+        return network
+    folded = _trace(network)
+    layers = dict(folded.named_modules())
+    for node in list(folded.graph.nodes):
+        before = node.args[0] if node.op == "call_module" else None
+        if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) > 1:
+            continue
+        convolution, batchnorm = layers[before.target], layers[node.target]
+        is_pair = isinstance(convolution, nn.Conv2d) and isinstance(batchnorm, nn.BatchNorm2d)
+        if is_pair and _is_fixed(convolution) and _is_fixed(batchnorm):
+            folded.set_submodule(before.target, fuse_conv_bn_eval(convolution.eval(), batchnorm))
+            node.replace_all_uses_with(before)
+            folded.graph.erase_node(node)
+    folded.delete_all_unused_submodules()
+    folded.recompile()
+    return folded
+
+
+def _is_fixed(layer: nn.Module) -> bool:
+    """Whether training changes nothing about the layer."""
+    is_trained = any(parameter.requires_grad for parameter in layer.parameters())
+    return not is_trained and not (layer.training and isinstance(layer, nn.BatchNorm2d))
+
+
+def _trace(network: nn.Module) -> fx.GraphModule:
+    return fx.GraphModule(network, _HeadAsLeaf().trace(network))
+
+
+class _HeadAsLeaf(fx.Tracer):
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return isinstance(module, Head) or super().is_leaf_module(module, name)  # autocast cannot be traced

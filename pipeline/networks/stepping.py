@@ -1,0 +1,133 @@
+"""The training step: forward, loss, backward, optimizer and learning rate; on a CUDA GPU as a graph."""
+
+import math
+import warnings
+from collections.abc import Sequence
+
+from pipeline.core.errors import UserError
+from pipeline.core.params import Params, Train
+from pipeline.networks.compute import autocast
+from pipeline.networks.freezing import set_trainable
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, StepLR
+
+WARM_UP_STEPS = 3  # before a step is captured, so that the optimizer and the libraries have allocated what they need
+
+
+class TrainingStep:
+    """Trains a network with one batch at a time, always of the same shape.
+
+    With `as_graph` the first steps run kernel by kernel, and from then on a CUDA graph of the whole step is replayed,
+    with the same results: small kernels take longer to launch than to run. It follows
+    https://docs.pytorch.org/docs/stable/notes/cuda.html#whole-network-capture
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scheduler: LRScheduler,
+        label_smoothing: float,
+        dtype: torch.dtype,
+        as_graph: bool,
+    ) -> None:
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self._network, self._dtype = network, dtype
+        self._criterion = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+        self._device = next(network.parameters()).device
+        self._total_loss = torch.zeros((), device=self._device)  # a graph adds to this tensor in each replay
+        self._as_graph, self._warm_up_steps = as_graph, WARM_UP_STEPS
+        self._warm_up_stream = torch.cuda.Stream() if as_graph else None
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, images: Tensor, labels: Tensor) -> None:
+        """Take one step with float32 images [N, 3, size, size] and int64 labels [N] on the network's device."""
+        if not self._as_graph:
+            self._compute(images, labels)
+        elif self._warm_up_steps:
+            self._warm_up_steps -= 1
+            self._warm_up(images, labels)
+        else:
+            self._replay(images, labels)
+        self.scheduler.step()
+
+    def read_loss(self) -> float:
+        """The sum of the losses since `reset_loss`; waits until the device has computed them."""
+        return self._total_loss.item()
+
+    def reset_loss(self) -> None:
+        self._total_loss.zero_()
+
+    def _compute(self, images: Tensor, labels: Tensor) -> None:
+        with autocast(self._device, self._dtype):
+            logits = self._network(images)
+        loss = self._criterion(logits, labels)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self._total_loss += loss.detach()
+
+    def _warm_up(self, images: Tensor, labels: Tensor) -> None:
+        """Compute on another stream, like a capture: autograd remembers on which stream it made a gradient."""
+        current = torch.cuda.current_stream()
+        self._warm_up_stream.wait_stream(current)
+        with torch.cuda.stream(self._warm_up_stream), warnings.catch_warnings(action="ignore"):
+            self._compute(images, labels)  # PyTorch warns that a `capturable` optimizer is slower without a graph
+        current.wait_stream(self._warm_up_stream)
+
+    def _replay(self, images: Tensor, labels: Tensor) -> None:
+        if self._graph is None:
+            self._capture(images, labels)
+        self._images.copy_(images)
+        self._labels.copy_(labels)
+        self._graph.replay()
+
+    def _capture(self, images: Tensor, labels: Tensor) -> None:
+        """Record a step, which does not run it. A replay reads its batch from `_images` and `_labels`."""
+        self._images, self._labels = torch.empty_like(images), torch.empty_like(labels)
+        self._graph = torch.cuda.CUDAGraph()
+        self.optimizer.zero_grad()  # the gradients of the warm-up are not part of the graph
+        # thread_local, because another thread may be reading photos ahead and allocate memory for them.
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            self._compute(self._images, self._labels)
+
+
+def make_optimizer(network: nn.Module, name: str, params: Params, as_graph: bool) -> torch.optim.Optimizer:
+    """Freeze everything except the head and train.layers. The head trains at lr, the body at lr * train.body_lr_factor.
+
+    `as_graph` is that of TrainingStep. Raises UserError if train.layers is batchnorm and the network has no BatchNorm
+    layers.
+    """
+    head, body = set_trainable(network, params.train.layers)
+    if params.train.layers == "batchnorm" and not body:
+        raise UserError(
+            f"params.yaml: train.layers is batchnorm, but {name} has no BatchNorm layers; expected head, last_half "
+            "or all"
+        )
+    groups = [{"params": head, "lr": params.lr}, {"params": body, "lr": params.lr * params.train.body_lr_factor}]
+    device = head[0].device
+    if as_graph:  # it reads the rates from these tensors
+        groups = [{**group, "lr": torch.tensor(group["lr"], device=device)} for group in groups]
+    fused = True if device.type == "cuda" else None
+    if params.train.optimizer == "adam":
+        return torch.optim.Adam(groups, fused=fused, capturable=as_graph)
+    return torch.optim.SGD(groups, momentum=params.train.momentum, fused=fused)
+
+
+def keep_rate_tensors(optimizer: torch.optim.Optimizer, rates: Sequence[float | Tensor]) -> None:
+    """After an optimizer has loaded a state, keep its former tensors of learning rates, which are on its device."""
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        if isinstance(rate, Tensor):
+            group["lr"] = rate.copy_(group["lr"])
+
+
+def make_scheduler(params: Train, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:
+    """The learning rate schedule: step it once per batch; `steps` is the number of batches per epoch."""
+    if params.lr_schedule == "one_cycle":
+        peaks = [float(group["lr"]) for group in optimizer.param_groups]
+        # + 1 because total_steps counts learning rates: one before the first step, and one after each step.
+        return OneCycleLR(optimizer, peaks, total_steps=params.epochs * steps + 1, cycle_momentum=False)
+    # With lr_step_size 0 the step size is infinite, so the learning rate never changes.
+    return StepLR(optimizer, (params.lr_step_size or math.inf) * steps, params.lr_gamma)
