@@ -17,7 +17,7 @@ from pipeline.networks.models import load_model
 from pipeline.networks.predicting import INFERENCE_BATCH_SIZE, ready_to_predict
 from pipeline.networks.rejection import Rejection, load_rejection
 from pipeline.photos.decoding import UnreadablePhoto, decode, silence_pillow
-from pipeline.scores.combining import read_combination
+from pipeline.scores.combining import read_combination, repeats_member
 from pipeline.scores.scoring import predicted_labels
 
 import numpy as np
@@ -94,6 +94,12 @@ class Ensemble:
         self.reject_share = params.reject.share
         self.image_size: int = first["image_size"]
         self.resize: str = first["resize"]
+
+    @property
+    def shown_members(self) -> list[str]:
+        """The networks to show beside the ensemble: none if it gives the same answers as its only one."""
+        names = list(self.networks)
+        return [] if repeats_member(self.combination.method, names) else names
 
     @torch.inference_mode()
     def logits(self, pixels: np.ndarray) -> dict[str, np.ndarray]:

@@ -37,7 +37,8 @@ def read_inputs() -> Params:
 if __name__ == "__main__":
     check_first(read_inputs)
 
-from pipeline.scores.combining import Combination, fit_weights
+from pipeline.core.class_sizes import are_unequal
+from pipeline.scores.combining import Combination, fit_weights, repeats_member
 from pipeline.scores.predictions import Predictions, probability_columns, read_logits, select_split
 from pipeline.scores.scoring import (
     ENSEMBLE,
@@ -81,12 +82,17 @@ def main() -> None:
         pd.concat(tables).to_csv(write_to(ENSEMBLE_PREDICTIONS), index=False, float_format="%.9f")
 
     member_scores = {name: score(probabilities, test.labels) for name, probabilities in test.probabilities.items()}
-    print(scores_table({**member_scores, f"{ENSEMBLE} ({method})": scores["test"]}))
-    if len(member_scores) > 1:
-        print(
-            f"compared with {best_member}, its best member on validation: {comparison['corrected']} mistakes "
-            f"corrected, {comparison['broken']} added (McNemar's exact test: p = {comparison['mcnemar_p']:.3g})"
-        )
+    unequal = are_unequal(test.photos_by_class.values())
+    if repeats_member(method, list(member_scores)):
+        print(scores_table(member_scores, unequal))
+        print(f"{best_member} is the only network, so the ensemble gives the same answers")
+        return
+    print(scores_table({**member_scores, f"{ENSEMBLE} ({method})": scores["test"]}, unequal))
+    member = f"{best_member}, its best member on validation" if len(member_scores) > 1 else f"{best_member} alone"
+    print(
+        f"compared with {member}: {comparison['corrected']} mistakes corrected, {comparison['broken']} added "
+        f"(McNemar's exact test: p = {comparison['mcnemar_p']:.3g})"
+    )
 
 
 def make_combination(method: str, validation: Predictions) -> Combination:

@@ -57,12 +57,13 @@ def require_models(names: set[str]) -> None:
 if __name__ == "__main__":
     check_first(read_inputs)
 
+from pipeline.core.class_sizes import are_unequal, describe_few, few_to_test_on
 from pipeline.core.split_table import read_split_table
 from pipeline.networks.compute import dtype_name, set_up
 from pipeline.networks.dataset import PackedSplit, open_split
 from pipeline.networks.models import load_model
 from pipeline.networks.predicting import predict_logits, ready_to_predict
-from pipeline.scores.predictions import logit_columns, select_split
+from pipeline.scores.predictions import Predictions, logit_columns, select_split
 from pipeline.scores.scoring import (
     confusion,
     headline,
@@ -77,6 +78,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+FEW_LISTED = 5  # classes with few test photos whose recall is printed
 LOGIT_DIGITS = 6  # decimal places; rounded before scoring, so that predictions.csv gives the same scores
 
 
@@ -157,7 +159,23 @@ def write_results(logits: pd.DataFrame, kept_epochs: dict[str, int | None]) -> N
     for path in NETWORK_METRICS.glob("*.json"):
         if path.stem not in scores:
             path.unlink()  # left over from a removed network
-    print(scores_table({name: by_split["test"] for name, by_split in scores.items()}))
+    unequal = are_unequal(test.photos_by_class.values())
+    print(scores_table({name: by_split["test"] for name, by_split in scores.items()}, unequal))
+    print_few(test, class_scores)
+
+
+def print_few(test: Predictions, class_scores: dict[str, pd.DataFrame]) -> None:
+    """Name the classes with few test photos, and show how little their recall says."""
+    if not (few := few_to_test_on(test.photos_by_class)):
+        return
+    shown = list(few)[:FEW_LISTED]
+    table = pd.DataFrame({"class": shown, "photos": [few[name] for name in shown]})
+    for network, rows in class_scores.items():
+        recalls = rows.set_index("class").loc[shown, ["recall", "recall_low", "recall_high"]].to_numpy()
+        table[f"recall of {network}"] = [f"{recall:.2f} ({low:.2f} to {high:.2f})" for recall, low, high in recalls]
+    others = f"; all classes are in {NETWORK_CLASS_SCORES}" if len(few) > len(shown) else ""
+    print(f"note: {describe_few(few)}; the 95 % intervals show how little their recall says{others}:")
+    print(table.to_string(index=False))
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ def read_inputs() -> Params:
 if __name__ == "__main__":
     check_first(read_inputs)
 
+from pipeline.core.class_sizes import describe_few
 from pipeline.photos.contact_sheet import write_contact_sheet
 from pipeline.photos.corrections import correct
 from pipeline.photos.decoding import silence_pillow
@@ -91,7 +92,7 @@ def main() -> None:
             write_contact_sheet(write_to(CONTACT_SHEET), files)
             summary = summarize(photos, classes, source)
             write_json(write_to(PREPARE_SUMMARY), summary)
-    print_notes(notes, photos, prepare)
+    print_notes(notes, photos, classes, prepare)
     print_summary(summary, seconds=time.perf_counter() - start)
 
 
@@ -139,9 +140,9 @@ def summarize(photos: list[Photo], classes: Sequence[str], source: PhotoSource) 
     }
 
 
-def print_notes(notes: list[str], photos: list[Photo], prepare: Prepare) -> None:
+def print_notes(notes: list[str], photos: list[Photo], classes: Sequence[str], prepare: Prepare) -> None:
     """Say what may surprise: classes that `auto` merged or took from a folder named like a split (`notes`), names that
-    contradict their folders, and given splits that are not used.
+    contradict their folders, given splits that are not used, and classes with few test photos.
     """
     for note in notes:
         print(note)
@@ -150,6 +151,9 @@ def print_notes(notes: list[str], photos: list[Photo], prepare: Prepare) -> None
         print(f"note: {len(misnamed)} photos are named for another class than their folder, which decides: {examples}")
     if redraw := describe_redraw(photos, prepare.split):
         print(redraw)
+    tested = Counter(photo.label for photo in photos if photo.split == "test")
+    if few := describe_few({name: tested[label] for label, name in enumerate(classes)}):
+        print(f"note: {few}; their recall will say little: add photos of them, or put more into test")
 
 
 def print_summary(summary: dict, seconds: float) -> None:

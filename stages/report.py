@@ -1,7 +1,8 @@
 """Show all results on one HTML page that opens offline, and write its plots as PNG and tables for DVC's plots.
 
 Reads metrics/, data/prepared/, params.yaml and dvc.yaml, and runs no network; writes metrics/report.html,
-metrics/plots/ (PNG), metrics/roc/ and metrics/reliability/ (one table per network, and one for the ensemble).
+metrics/plots/ (PNG), metrics/roc/ and metrics/reliability/ (one table per network, and one for the ensemble, unless it
+only repeats a single network).
 """
 
 import sys
@@ -68,11 +69,13 @@ def read_inputs() -> Params:
 if __name__ == "__main__":
     check_first(read_inputs)
 
+from pipeline.core.class_sizes import are_unequal, describe_few
 from pipeline.core.split_table import describe_classes, read_split_table
 from pipeline.pages import plots
 from pipeline.pages.graph import read_stages
 from pipeline.pages.rendering import heat_uri, jpeg_uri, render, thumbnail
-from pipeline.scores.curves import confidence_edges, count_correct, reliability_table, roc_table
+from pipeline.scores.combining import repeats_member
+from pipeline.scores.curves import calibration, confidence_edges, count_correct, reliability_table, roc_table
 from pipeline.scores.hardest import WORST, hardest, least_confident, worst_mistakes
 from pipeline.scores.predictions import (
     TEXT,
@@ -116,10 +119,16 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class Results:
-    """The results of the other stages. Dicts are by network and, unless noted, start with the ensemble."""
+    """The results of the other stages.
+
+    Dicts are by network and, unless noted, start with the ensemble if it is shown: one that only repeats a single
+    network is not. `main` is what comes first, and what the page is about.
+    """
 
     classes: list[str]
     networks: list[str]
+    main: str  # the ensemble, or the only network
+    combination: dict  # the content of combination.json
     scores: dict[str, dict]  # on test
     validation: dict[str, dict]  # scores; without the ensemble if its weights were fitted on validation
     class_scores: dict[str, list[dict]]  # on test
@@ -137,15 +146,24 @@ class Results:
 
 def read_results() -> Results:
     """Read the other stages' results. Raises UserError if some are missing or do not belong together."""
-    scores = read_scores(ENSEMBLE_SCORES, NETWORK_SCORES)
-    class_scores = read_scores(ENSEMBLE_CLASS_SCORES, NETWORK_CLASS_SCORES)
     split_table = read_split_table()
     predictions = select_split(read_logits(), "test")
-    networks, labels = list(predictions.logits), predictions.labels
-    probabilities = {ENSEMBLE: read_combined(predictions, split_table), **predictions.probabilities}
+    networks, labels, combination = list(predictions.logits), predictions.labels, read_json(COMBINATION)
+    combined = read_combined(predictions, split_table)
+    main = networks[0] if repeats_member(combination["method"], networks) else ENSEMBLE
+    probabilities = {main: combined} | {name: p for name, p in predictions.probabilities.items() if name != main}
+    scores, class_scores = (
+        table[table["network"].isin(list(probabilities))]
+        for table in (
+            read_scores(ENSEMBLE_SCORES, NETWORK_SCORES),
+            read_scores(ENSEMBLE_CLASS_SCORES, NETWORK_CLASS_SCORES),
+        )
+    )
     return Results(
         classes=predictions.classes,
         networks=networks,
+        main=main,
+        combination=combination,
         scores={name: row for name, [row] in by_network(scores[scores["split"] == "test"]).items()},
         validation={name: row for name, [row] in by_network(scores[scores["split"] == "validation"]).items()},
         class_scores=by_network(class_scores),
@@ -161,7 +179,7 @@ def read_results() -> Results:
         roc={name: roc_table(values, labels) for name, values in probabilities.items()},
         reliability={name: reliability_table(values, labels) for name, values in probabilities.items()},
         rejection=read_rejection(predictions.photos["photo"]),
-        heat_maps=read_heat_maps(hardest(probabilities[ENSEMBLE], labels)),
+        heat_maps=read_heat_maps(hardest(combined, labels)),
     )
 
 
@@ -217,26 +235,32 @@ def render_page(params: Params, results: Results, plot_groups: PlotGroups) -> st
     """The report as HTML."""
     values = dict(flatten(without_folders(params).model_dump()))
     values = {key: ", ".join(value) if isinstance(value, tuple) else value for key, value in values.items()}
-    combined = results.probabilities[ENSEMBLE]
+    combined = results.probabilities[results.main]
+    photos_by_class = {row["class"]: row["photos"] for row in results.class_scores[results.main]}
     least = confidence_edges(len(results.classes))[0]
     return render(
         "report.html.jinja",
+        main=results.main,
+        has_ensemble=results.main == ENSEMBLE,
         scores=results.scores,
         validation=results.validation,
         class_scores=results.class_scores,
-        combination=read_json(COMBINATION),
+        unequal=are_unequal(photos_by_class.values()),
+        few_photos=describe_few(photos_by_class),
+        combination=results.combination,
         networks=results.networks,
         classes=results.classes,
         agreement=count_agreement(results),
         few_classes=FEW_CLASSES,
         counts=results.counts,
-        confusions=list_confusions(results.counts[ENSEMBLE], results.classes),
+        confusions=list_confusions(results.counts[results.main], results.classes),
         mistakes=show(worst_mistakes(combined, results.labels), results),
         least_confident=show(least_confident(combined), results),
         looked=list(results.heat_maps),
         rejected=count_rejected(results.rejection) if len(results.rejection) else None,
         rejected_photos=show(least_similar(results.rejection), results, looked=False),
         reliability={name: table.to_dict("records") for name, table in results.reliability.items()},
+        calibration=calibration,
         by_confidence=[count_correct(combined, results.labels, edge, 1) for edge in sorted({least, *CONFIDENCES})],
         curves={name: curve.to_dict("records") for name, curve in results.curves.items()},
         kept_epochs={name: kept_epoch(curve) for name, curve in results.curves.items()},
@@ -260,7 +284,7 @@ def count_agreement(results: Results) -> dict:
     """
     predicted = np.stack([predicted_labels(results.probabilities[name]) for name in results.networks])
     differ = (predicted != predicted[0]).any(axis=0)
-    combined = predicted_labels(results.probabilities[ENSEMBLE])
+    combined = predicted_labels(results.probabilities[results.main])
     return {
         "all_wrong": int((predicted != results.labels).all(axis=0).sum()),
         "differ": int(differ.sum()),

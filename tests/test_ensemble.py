@@ -26,7 +26,7 @@ VALIDATION_MARGINS = [
     ("cat", {"first": -2.0, "second": -0.2, "third": 0.2}),
 ]
 SCORES = ["accuracy", "correct", "total", "accuracy_low", "accuracy_high"]
-SCORES += ["log_loss", "roc_auc", "balanced_accuracy", "macro_f1"]
+SCORES += ["log_loss", "roc_auc", "balanced_accuracy", "balanced_accuracy_low", "balanced_accuracy_high", "macro_f1"]
 
 
 def write_predictions(root: Path, **splits: list[tuple[str, dict]]) -> None:
@@ -63,7 +63,7 @@ def scores_on(project: Project, split: str) -> dict:
 
 def class_scores(project: Project) -> pd.DataFrame:
     table = pd.read_csv(project.root / "metrics/ensemble_class_scores.csv")
-    assert list(table) == ["network", "class", "photos", "precision", "recall", "f1"]
+    assert list(table) == ["network", "class", "photos", "precision", "recall", "recall_low", "recall_high", "f1"]
     return table.set_index("class")
 
 
@@ -256,16 +256,16 @@ def test_ensemble_scores_three_unequal_classes_as_scikit_learn_does(project: Pro
     assert confusion["predicted"].tolist() == [classes[label] for label in predicted]
 
 
-def test_ensemble_leaves_the_five_main_scores_to_dvc(project: Project) -> None:
+def test_ensemble_leaves_the_main_scores_to_dvc(project: Project) -> None:
     combine(project, "mean_logits")
     test, validation = scores_on(project, "test"), scores_on(project, "validation")
-    main = {name: test[name] for name in ("accuracy", "log_loss", "roc_auc")}
+    main = {name: test[name] for name in ("accuracy", "balanced_accuracy", "log_loss", "roc_auc")}
     on_validation = {f"validation_{name}": validation[name] for name in ("accuracy", "log_loss")}
     written = project.read_json("metrics/ensemble.json")
     assert written == main | on_validation
-    assert list(written) == ["accuracy", "log_loss", "roc_auc", "validation_accuracy", "validation_log_loss"]
+    assert list(written) == [*main, "validation_accuracy", "validation_log_loss"]
     combine(project, "fitted_weights")  # the weights have seen the photos of validation
-    assert list(project.read_json("metrics/ensemble.json")) == ["accuracy", "log_loss", "roc_auc"]
+    assert list(project.read_json("metrics/ensemble.json")) == [*main]
 
 
 @pytest.mark.parametrize("method", ["mean_logits", "mean_probabilities", "majority_vote", "fitted_weights"])
@@ -307,6 +307,37 @@ def test_ensemble_compares_changed_photos_with_mcnemars_exact_test(project: Proj
         "compared with first, its best member on validation: 6 mistakes corrected, 1 added (McNemar's exact test: "
         "p = 0.125)"
     )
+
+
+def single(photos: list[tuple[str, dict]]) -> list[tuple[str, dict]]:
+    """The same photos, as the first network alone answers them."""
+    return [(label, {"first": networks["first"]}) for label, networks in photos]
+
+
+@pytest.mark.parametrize("method", ["mean_logits", "mean_probabilities", "fitted_weights"])
+def test_ensemble_of_one_network_is_shown_only_if_it_gives_other_probabilities(project: Project, method: str) -> None:
+    scores = combine(project, method, single(VALIDATION_MARGINS), single(TEST_MARGINS))
+    assert (scores["correct"], scores["total"]) == (3, 4)  # in any case, the files are there
+    _, first, *others = project.last_run.stdout.splitlines()
+    assert first.split()[:3] == ["first", "0.750000", "3/4"]
+    if method == "fitted_weights":
+        assert scores["log_loss"] != float(first.split()[-2])
+        assert others[0].split()[:2] == ["ensemble", "(fitted_weights)"]
+        assert others[1].startswith("compared with first alone: 0 mistakes corrected, 0 added (McNemar's exact test:")
+    else:
+        assert others == ["first is the only network, so the ensemble gives the same answers"]
+
+
+def test_ensemble_shows_balanced_accuracy_if_classes_are_unequal(project: Project) -> None:
+    networks = ["first", "second"]
+    for counts, is_shown in (([20, 20], False), ([21, 20], False), ([40, 20], True)):
+        photos = random_photos(["cat", "dog"], counts, networks, seed=1)
+        scores = combine(project, "mean_logits", photos, photos)
+        header, *rows, _ = project.last_run.stdout.splitlines()
+        assert ("balanced accuracy" in header) == is_shown
+        shown = f"{scores['balanced_accuracy']:.6f} {scores['balanced_accuracy_low']:.4f} to "
+        assert (shown in rows[-1]) == is_shown
+        assert scores["balanced_accuracy_low"] < scores["balanced_accuracy"] < scores["balanced_accuracy_high"]
 
 
 def test_ensemble_without_predictions_says_what_writes_them(project: Project) -> None:

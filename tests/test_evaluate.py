@@ -4,8 +4,9 @@ import json
 import re
 from pathlib import Path
 
+from pipeline.core.class_sizes import are_unequal, describe_few
 from pipeline.scores.curves import reliability_table, roc_table
-from pipeline.scores.scoring import score
+from pipeline.scores.scoring import balanced_accuracy_interval, score, score_classes
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from projects import Project, copy_of, error_line
 from safetensors.numpy import save_file
 from safetensors.torch import load_file
 from scipy.special import softmax
+from scipy.stats import binomtest
 from sklearn import metrics
 
 pytestmark = pytest.mark.slow
@@ -59,7 +61,7 @@ def test_evaluate_scores_and_prints_the_models_that_were_kept(evaluated: Project
     assert [row.split()[:3:2] for row in (first, second)] == [["resnet18", correct[0]], ["mobilenet_v2", correct[1]]]
 
 
-def test_evaluate_leaves_the_five_main_scores_to_dvc(evaluated: Project) -> None:
+def test_evaluate_leaves_the_main_scores_to_dvc(evaluated: Project) -> None:
     scores = scores_by_split(evaluated)
     assert sorted(path.name for path in (evaluated.root / "metrics/networks").iterdir()) == [
         "mobilenet_v2.json",
@@ -68,12 +70,10 @@ def test_evaluate_leaves_the_five_main_scores_to_dvc(evaluated: Project) -> None
     for name in ("resnet18", "mobilenet_v2"):
         written = evaluated.read_json(f"metrics/networks/{name}.json")
         test, validation = scores.loc[(name, "test")], scores.loc[(name, "validation")]
-        main = ["accuracy", "log_loss", "roc_auc", "validation_accuracy", "validation_log_loss"]
-        assert list(written) == [*main, "kept_epoch"]
+        main = ["accuracy", "balanced_accuracy", "log_loss", "roc_auc"]
+        assert list(written) == [*main, "validation_accuracy", "validation_log_loss", "kept_epoch"]
         assert written["kept_epoch"] == evaluated.read_json(f"metrics/train_{name}.json")["kept_epoch"]
-        assert {key: written[key] for key in ("accuracy", "log_loss", "roc_auc")} == test[
-            ["accuracy", "log_loss", "roc_auc"]
-        ].to_dict()
+        assert {key: written[key] for key in main} == test[main].to_dict()
         assert (written["validation_accuracy"], written["validation_log_loss"]) == (
             validation["accuracy"],
             validation["log_loss"],
@@ -201,6 +201,95 @@ def test_evaluate_scores_three_unequal_classes_whose_names_look_like_numbers(pro
     assert class_scores[["class", "photos"]].to_numpy().tolist() == [["10", 6], ["9", 4], ["nan", 2]]
     ensemble = project.read_json("metrics/ensemble.json")  # of the one network
     assert {**ensemble, "kept_epoch": 2} == project.read_json("metrics/networks/resnet18.json")
+
+
+def test_evaluate_names_classes_with_few_test_photos_and_shows_their_recall(project: Project) -> None:
+    """Also prepare does. The third class has a tenth of the photos of the others."""
+    counts = {"bright": 40, "dark": 40, "rare": 4}
+    shades = dict(zip(counts, (180, 20, 100), strict=True))
+    random = np.random.default_rng(1)
+    photos = {
+        f"{name}/{n}.png": encode(
+            Image.fromarray(random.integers(shades[name], shades[name] + 60, (40, 40, 3), dtype="uint8")), "PNG"
+        )
+        for name, count in counts.items()
+        for n in range(count)
+    }
+    project.photos(photos, "photos")
+    project.split(train=0.5, validation=0.25, test=0.25)
+    project.params |= {"classes": "auto", "networks": {"resnet18": {"weights": "none"}}}
+    note, _ = project.succeed("prepare.py").splitlines()
+    assert note == (
+        "note: fewer than 10 test photos of rare (1); their recall will say little: add photos of them, or put more "
+        "into test"
+    )
+    project.succeed("train.py", "resnet18")
+    *_, header, scored, note, columns, row = project.succeed("evaluate.py").splitlines()
+    assert "balanced accuracy" in header
+    assert f"{scores_by_split(project).loc[('resnet18', 'test'), 'balanced_accuracy']:.6f}" in scored
+    assert note == (
+        "note: fewer than 10 test photos of rare (1); the 95 % intervals show how little their recall says:"
+    )
+    assert " ".join(columns.split()) == "class photos recall of resnet18"
+    of_rare = pd.read_csv(project.root / "metrics/class_scores.csv").set_index("class").loc["rare"]
+    interval = "0.21 to 1.00" if of_rare["recall"] else "0.00 to 0.79"  # Wilson's for 1 of 1 and 0 of 1
+    assert " ".join(row.split()) == f"rare 1 {of_rare['recall']:.2f} ({interval})"
+
+
+@pytest.mark.parametrize(
+    ("photos", "unequal"),
+    [
+        ([2250, 2250], False),
+        ([83, 70], False),  # ants and bees: 6.5 of 153 photos out of balance, 4 %
+        ([21, 29, 21, 23, 27], True),  # flowers: 7.6 of 121, 6 %
+        ([4, 4, 1], True),
+        ([3, 2], False),  # a split of equal classes may be so
+        ([5, 4] * 50, False),
+        ([50] * 99 + [2], False),  # a rare one of a hundred hardly changes the accuracy
+    ],
+)
+def test_classes_are_unequal_if_that_can_show_in_the_accuracy(photos: list[int], unequal: bool) -> None:
+    assert are_unequal(photos) == unequal
+
+
+def test_classes_with_few_test_photos_are_named_the_fewest_first() -> None:
+    assert describe_few({"cat": 10, "dog": 9, "owl": 2}) == "fewer than 10 test photos of owl (2), dog (9)"
+    assert describe_few({"cat": 10, "dog": 10}) == ""
+    many = {f"kind {number}": 9 - number % 5 for number in range(100)}
+    assert describe_few(many) == "fewer than 10 test photos of kind 4 (5), kind 9 (5), kind 14 (5), ... (100 in all)"
+
+
+@pytest.mark.parametrize(("correct", "total"), [(0, 1), (1, 1), (2, 2), (7, 9), (4453, 4500), (4500, 4500)])
+def test_scores_have_wilsons_intervals(correct: int, total: int) -> None:
+    labels = np.repeat([0, 1], total)
+    predicted = np.concatenate([labels[:total], np.arange(total) < correct])  # of the second class, so many are correct
+    probabilities = np.eye(2)[predicted.astype(int)] * 0.8 + 0.1
+    for found, expected in (
+        (score_classes(probabilities, labels, ["cat", "dog"]).loc[1, ["recall_low", "recall_high"]], (correct, total)),
+        (pd.Series(score(probabilities, labels))[["accuracy_low", "accuracy_high"]], (total + correct, 2 * total)),
+    ):
+        interval = binomtest(*expected).proportion_ci(method="wilson")
+        assert found.tolist() == pytest.approx([interval.low, interval.high], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("photos", "recalls"),
+    [
+        ([4000, 200], [0.99, 0.8]),
+        ([20, 21, 23, 26, 31], [0.98] * 5),
+        ([500, 30], [0.99, 0.7]),
+        ([2] * 50, [0.97] * 50),
+    ],
+)
+def test_interval_of_balanced_accuracy_contains_the_true_one_as_often_as_it_says(
+    photos: list[int], recalls: list[float]
+) -> None:
+    random, photos = np.random.default_rng(1), np.array(photos)
+    contained = []
+    for correct in random.binomial(photos, recalls, (2000, len(photos))):
+        interval = balanced_accuracy_interval(correct / photos, photos)
+        contained.append(interval["balanced_accuracy_low"] <= np.mean(recalls) <= interval["balanced_accuracy_high"])
+    assert 0.93 <= np.mean(contained) <= 0.98
 
 
 def test_curves_of_three_classes_agree_with_the_scores() -> None:

@@ -1,8 +1,9 @@
-"""Export the trained models to ONNX: each member, and the ensemble as one graph, with a model card.
+"""Export the trained models to ONNX: each network, and the ensemble as one graph, with a model card.
 
 Reads models/, metrics/ and data/prepared/; writes export/. A graph takes one image, already scaled, and returns the
 probability of each class; the classes' names are in its metadata. The model card has the Python code that scales a
-photo, and the expected answer for example.png, a synthetic photo.
+photo, and the expected answer for example.png, a synthetic photo. An ensemble that only repeats a
+single network has no graph of its own.
 """
 
 import sys
@@ -44,6 +45,7 @@ def read_inputs() -> Params:
 if __name__ == "__main__":
     check_first(read_inputs)
 
+from pipeline.core.class_sizes import are_unequal, describe_few
 from pipeline.core.split_table import MOST_NAMED, describe_classes, read_split_table
 from pipeline.inference import Ensemble
 from pipeline.networks.dataset import IMAGENET_MEAN, IMAGENET_STD, open_split
@@ -51,7 +53,7 @@ from pipeline.networks.predicting import TestTimeFlip
 from pipeline.pages.rendering import render
 from pipeline.photos.decoding import CENTER_CROP_SHARE, decode
 from pipeline.scores.combining import Combination
-from pipeline.scores.scoring import read_scores
+from pipeline.scores.scoring import ENSEMBLE, read_scores
 
 import numpy as np
 import pandas as pd
@@ -76,10 +78,9 @@ Run = Callable[[np.ndarray], np.ndarray]  # maps an image, as the graphs take it
 def main() -> None:
     params = read_inputs()
     ensemble = Ensemble(params, torch.device("cpu"), torch.float32)
-    graphs = {
-        **{name: ([network], Combination("mean_logits")) for name, network in ensemble.networks.items()},
-        "ensemble": (list(ensemble.networks.values()), ensemble.combination),
-    }
+    graphs = {name: ([network], Combination("mean_logits")) for name, network in ensemble.networks.items()}
+    if ensemble.shown_members:
+        graphs[ENSEMBLE] = (list(ensemble.networks.values()), ensemble.combination)
     photos = read_photos(ensemble)
     example = encode_png(draw_example())
     pixels = np.concatenate([photos, decode(example, ensemble.image_size, ensemble.resize)[np.newaxis]])
@@ -95,12 +96,13 @@ def main() -> None:
         example_answers = {
             name: dict(zip(ensemble.classes, probabilities[-1].tolist(), strict=True))
             for name, probabilities in expected.items()
+            if name in graphs
         }
         card = model_card(without_folders(params), ensemble, table, len(photos), example_answers)
         write_to(EXPORT / "MODEL_CARD.md").write_text(card, encoding="utf-8")
     for path in EXPORT.glob("*.onnx"):
         if path.stem not in graphs:
-            path.unlink()  # left over from a removed network
+            path.unlink()  # left over from a removed network or ensemble
     print(f"{EXPORT}/: " + ", ".join(f"{name}.onnx" for name in graphs) + ", example.png and MODEL_CARD.md")
     print(f"Largest difference between a runtime's probabilities and the pipeline's, over {len(pixels)} photos:")
     print(table.map("{:.1e}".format).to_string())
@@ -223,31 +225,33 @@ def encode_png(image: Image.Image) -> bytes:
 
 
 def probabilities_of(ensemble: Ensemble, pixels: np.ndarray) -> dict[str, np.ndarray]:
-    """The pipeline's probabilities [N, classes], from each network and from the ensemble (key `ensemble`)."""
+    """The pipeline's probabilities [N, classes], from each network and from the ensemble (key ENSEMBLE)."""
     combined, members = ensemble.probabilities(pixels)
-    return {**members, "ensemble": combined}
+    return {**members, ENSEMBLE: combined}
 
 
 def scores_on_test() -> dict[str, dict]:
-    """The scores on test of each network and of the ensemble, and with them `recall`, by class."""
+    """The scores on test of each network and of the ensemble, and with them those of each class (key `classes`)."""
     scores = read_scores(NETWORK_SCORES, ENSEMBLE_SCORES)
     class_scores = read_scores(NETWORK_CLASS_SCORES, ENSEMBLE_CLASS_SCORES)
-    recalls = {
-        name: dict(zip(rows["class"], rows["recall"], strict=True)) for name, rows in class_scores.groupby("network")
-    }
+    by_class = {name: rows.set_index("class").to_dict("index") for name, rows in class_scores.groupby("network")}
     test = scores[scores["split"] == "test"].set_index("network")
-    return {name: {**row, "recall": recalls[name]} for name, row in test.to_dict("index").items()}
+    return {name: {**row, "classes": by_class[name]} for name, row in test.to_dict("index").items()}
 
 
 def model_card(
     params: Params, ensemble: Ensemble, differences: pd.DataFrame, checked: int, example: dict[str, dict[str, float]]
 ) -> str:
     """The model card as Markdown: input and output of the graphs, training, scores and limitations."""
+    graphs = list(differences.index)
+    scores = {name: row for name, row in scores_on_test().items() if name in graphs}
+    photos = {name: row["photos"] for name, row in scores[graphs[-1]]["classes"].items()}
     settings = {"lr": params.lr, **params.train.model_dump(exclude={"launcher"})}
     return render(
         "model_card.md.jinja",
         classes=ensemble.classes,
         most_named=MOST_NAMED,
+        main=graphs[-1],
         networks=list(ensemble.networks),
         method=ensemble.combination.method,
         test_time_flip=params.evaluate.test_time_flip,
@@ -264,7 +268,9 @@ def model_card(
         weights=", ".join(f"{name}: {network.weights}" for name, network in params.networks.items()),
         settings=", ".join(f"{key}: {value}" for key, value in settings.items()),
         kept_epochs=ensemble.kept_epochs,
-        scores=scores_on_test(),
+        scores=scores,
+        unequal=are_unequal(photos.values()),
+        few_photos=describe_few(photos),
     )
 
 

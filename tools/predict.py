@@ -1,8 +1,8 @@
 """Classify photos with the trained ensemble.
 
 Folders and zips are searched for photos. Prints a table of the most probable classes, with the probability from the
-ensemble and from each network, or all probabilities as CSV or JSON. An unreadable photo gets a line as well, and the
-exit status is then 1.
+ensemble and, if there are several, from each network, or all probabilities as CSV or JSON. An unreadable photo gets a
+line as well, and the exit status is then 1.
 """
 
 import sys
@@ -88,7 +88,7 @@ def main() -> None:
     elif arguments.json:
         print(as_json(answers, can_reject))
     else:
-        print(as_text(answers, members))
+        print(as_text(answers, ensemble.shown_members))
     if arguments.explain:
         explained = {name for answer in answers for name in answer.heat_maps}
         for name in members:

@@ -99,7 +99,8 @@ def make_app(ensemble: Ensemble) -> Flask:
         explain = "explain" in request.form
         with one_at_a_time:  # heat maps hook into the networks
             return page(
-                [photo_shown(answer) for answer in ensemble.answer(questions, explain=explain)], explain=explain
+                [photo_shown(answer, ensemble.shown_members) for answer in ensemble.answer(questions, explain=explain)],
+                explain=explain,
             )
 
     @app.errorhandler(RequestEntityTooLarge)
@@ -125,8 +126,11 @@ def one_of(classes: list[str]) -> str:
     return f"{', '.join(classes[:-1])} or {classes[-1]}"
 
 
-def photo_shown(answer: Answer) -> dict:
-    """What the page shows for a photo: its name, its image (empty if unreadable), and the most probable classes."""
+def photo_shown(answer: Answer, members: list[str]) -> dict:
+    """What the page shows for a photo: its name, its image (empty if unreadable), and the most probable classes.
+
+    `members` are the networks whose predictions are shown beside the ensemble's.
+    """
     image = "" if answer.pixels is None else thumbnail(answer.pixels, SHOWN_SIDE)
     count = 2 if len(answer.ensemble) > 2 else 1  # with two classes, the second one says nothing new
     best = most_probable(answer.ensemble, count)
@@ -137,7 +141,7 @@ def photo_shown(answer: Answer) -> dict:
         "looked": looked,
         "rejected": answer.rejected,
         "ensemble": best,
-        "members": answer.members,
+        "members": {name: answer.members[name] for name in members if name in answer.members},
     }
 
 

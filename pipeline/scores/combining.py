@@ -89,6 +89,14 @@ def fit_weights(logits: np.ndarray, labels: np.ndarray, networks: Sequence[str],
     )
 
 
+def repeats_member(method: str, members: Sequence[str]) -> bool:
+    """Whether the ensemble has a single member and gives its probabilities unchanged; then show them only once.
+
+    fitted_weights calibrates even a single network; majority_vote gives shares of votes.
+    """
+    return len(members) == 1 and method in ("mean_logits", "mean_probabilities")
+
+
 def read_combination(networks: list[str], classes: list[str]) -> Combination:
     """The combination of `networks` scored by the stage `ensemble`.
 

@@ -1,5 +1,6 @@
 """Scores that vary with a threshold: accuracy by confidence (reliability), and the ROC curve."""
 
+from collections.abc import Mapping
 from itertools import pairwise
 
 from pipeline.scores.scoring import DIGITS, accuracy_interval, positive_labels, predicted_labels
@@ -38,6 +39,16 @@ def count_correct(probabilities: np.ndarray, labels: np.ndarray, least: float, b
         "accuracy": round(correct / photos, DIGITS),
         **accuracy_interval(correct, photos),
     }
+
+
+def calibration(counted: Mapping[str, float]) -> str:
+    """What `count_correct` says of its predictions' confidence: overconfident, underconfident or consistent.
+
+    Consistent means that the mean confidence is within the 95 % interval of the accuracy.
+    """
+    if counted["confidence"] > counted["accuracy_high"]:
+        return "overconfident"
+    return "underconfident" if counted["confidence"] < counted["accuracy_low"] else "consistent"
 
 
 def reliability_table(probabilities: np.ndarray, labels: np.ndarray) -> pd.DataFrame:

@@ -57,6 +57,11 @@ class Predictions:
         return label_numbers(self.photos["label"], self.classes)
 
     @cached_property
+    def photos_by_class(self) -> dict[str, int]:
+        """The number of photos of each class."""
+        return dict(zip(self.classes, np.bincount(self.labels, minlength=len(self.classes)).tolist(), strict=True))
+
+    @cached_property
     def probabilities(self) -> dict[str, np.ndarray]:
         """By network: float64 [N, classes]."""
         return {name: softmax(logits, axis=1) for name, logits in self.logits.items()}

@@ -7,10 +7,12 @@ from pipeline.core.files import require_file
 
 import numpy as np
 import pandas as pd
+from scipy.special import ndtri
 from sklearn.metrics import log_loss, precision_recall_fscore_support, roc_auc_score
 
 DIGITS = 6  # decimal places of scores in files
 ENSEMBLE = "ensemble"  # its name in tables, next to the networks'
+QUANTILE = ndtri(0.975)  # of the normal distribution, for 95 % intervals
 
 
 def predicted_labels(probabilities: np.ndarray) -> np.ndarray:
@@ -21,16 +23,17 @@ def predicted_labels(probabilities: np.ndarray) -> np.ndarray:
 def score(probabilities: np.ndarray, labels: np.ndarray) -> dict:
     """Score predictions; `labels` must contain every class.
 
-    Includes the accuracy's 95 % interval; log loss is in nats. ROC AUC, balanced accuracy (the recall) and F1 are
-    unweighted means over the classes.
+    Includes the 95 % intervals of accuracy and balanced accuracy; log loss is in nats. ROC AUC, balanced accuracy (the
+    recall) and F1 are unweighted means over the classes.
     """
     classes, predicted = probabilities.shape[1], predicted_labels(probabilities)
     correct, total = int((predicted == labels).sum()), len(labels)
-    _, recall, f1, _ = class_rates(predicted, labels, classes)
+    _, recall, f1, photos = class_rates(predicted, labels, classes)
     means = {
         "log_loss": log_loss(labels, probabilities, labels=range(classes)),
         "roc_auc": np.mean([roc_auc_score(labels == n, probabilities[:, n]) for n in positive_labels(classes)]),
         "balanced_accuracy": recall.mean(),
+        **balanced_accuracy_interval(recall, photos),
         "macro_f1": f1.mean(),
     }
     return {
@@ -53,17 +56,41 @@ def positive_labels(classes: int) -> Sequence[int]:
 
 
 def accuracy_interval(correct: int, total: int) -> dict[str, float]:
-    """`accuracy_low` and `accuracy_high`, the 95 % interval of an accuracy (Wilson score interval)."""
-    from scipy.stats import binomtest  # here, because it takes half a second
+    """`accuracy_low` and `accuracy_high`, the 95 % interval of an accuracy."""
+    low, high = wilson_interval(correct / total, total)
+    return {"accuracy_low": round(float(low), DIGITS), "accuracy_high": round(float(high), DIGITS)}
 
-    interval = binomtest(correct, total).proportion_ci(confidence_level=0.95, method="wilson")
-    return {"accuracy_low": round(interval.low, DIGITS), "accuracy_high": round(interval.high, DIGITS)}
+
+def wilson_interval(share: np.ndarray, photos: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The ends of the 95 % intervals of shares, each of so many photos (Wilson's score interval)."""
+    added = QUANTILE**2 / photos
+    centre = (share + added / 2) / (1 + added)
+    reach = np.sqrt(added * (share * (1 - share) + added / 4)) / (1 + added)
+    return np.clip(centre - reach, 0, 1), np.clip(centre + reach, 0, 1)
+
+
+def balanced_accuracy_interval(recall: np.ndarray, photos: np.ndarray) -> dict[str, float]:
+    """`balanced_accuracy_low` and `balanced_accuracy_high`, its 95 % interval.
+
+    `recall` and the number of `photos` are those of each class, [classes]. It is Wilson's interval for the effective
+    number of photos: that of a simple sample whose accuracy would vary as much as the mean recall does. Franco, Little,
+    Louis and Slud recommend it for stratified samples ("Comparative Study of Confidence Intervals for Proportions in
+    Complex Sample Surveys", Journal of Survey Statistics and Methodology 7, 2019, pages 334 to 364); here each class is
+    a stratum. So that a class without mistakes is not taken for certain, half a correct and half an incorrect photo are
+    added to each when variances are estimated (Jeffreys).
+    """
+    likely = (recall * photos + 0.5) / (photos + 1)
+    variance = (likely * (1 - likely) / photos).sum() / len(photos) ** 2
+    effective = likely.mean() * (1 - likely.mean()) / variance
+    low, high = wilson_interval(recall.mean(), effective)
+    return {"balanced_accuracy_low": low, "balanced_accuracy_high": high}
 
 
 def score_classes(probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> pd.DataFrame:
-    """One row per class, with columns class, photos, precision, recall and f1."""
+    """One row per class: class, photos, precision, recall, the recall's 95 % interval (recall_low, recall_high), f1."""
     precision, recall, f1, photos = class_rates(predicted_labels(probabilities), labels, len(classes))
-    rates = {"precision": precision, "recall": recall, "f1": f1}
+    low, high = wilson_interval(recall, photos)
+    rates = {"precision": precision, "recall": recall, "recall_low": low, "recall_high": high, "f1": f1}
     return pd.DataFrame({"class": classes, "photos": photos, **rates}).round(DIGITS)
 
 
@@ -75,7 +102,7 @@ def confusion(probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[s
 
 def headline(test: dict, validation: dict | None) -> dict:
     """The scores that `dvc metrics` shows; without `validation` for a model that was fitted on that split."""
-    metrics = {name: test[name] for name in ("accuracy", "log_loss", "roc_auc")}
+    metrics = {name: test[name] for name in ("accuracy", "balanced_accuracy", "log_loss", "roc_auc")}
     if validation:
         metrics |= {f"validation_{name}": validation[name] for name in ("accuracy", "log_loss")}
     return metrics
@@ -102,17 +129,26 @@ def read_scores(*paths: Path) -> pd.DataFrame:
     return pd.concat(pd.read_csv(require_file(path), dtype=text, keep_default_na=False) for path in paths)
 
 
-def scores_table(scores: dict[str, dict]) -> str:
-    """The main scores as a text table, one line per network."""
+def scores_table(scores: dict[str, dict], unequal: bool) -> str:
+    """The main scores as a text table, one line per network; with balanced accuracy if the classes are `unequal`."""
+
+    def interval(values: dict, name: str) -> str:
+        return f"{values[f'{name}_low']:.4f} to {values[f'{name}_high']:.4f}"
+
+    columns = ["", "accuracy", "correct", "95 % interval", "log loss", "ROC AUC"]
     rows = [
-        {
-            "": name,
-            "accuracy": f"{values['accuracy']:.6f}",
-            "correct": f"{values['correct']}/{values['total']}",
-            "95 % interval": f"{values['accuracy_low']:.4f} to {values['accuracy_high']:.4f}",
-            "log loss": f"{values['log_loss']:.4f}",
-            "ROC AUC": f"{values['roc_auc']:.4f}",
-        }
+        [
+            name,
+            f"{values['accuracy']:.6f}",
+            f"{values['correct']}/{values['total']}",
+            interval(values, "accuracy"),
+            f"{values['log_loss']:.4f}",
+            f"{values['roc_auc']:.4f}",
+        ]
         for name, values in scores.items()
     ]
-    return pd.DataFrame(rows).to_string(index=False)
+    if unequal:
+        columns[4:4] = ["balanced accuracy", "95 % interval"]
+        for row, values in zip(rows, scores.values(), strict=True):
+            row[4:4] = [f"{values['balanced_accuracy']:.6f}", interval(values, "balanced_accuracy")]
+    return pd.DataFrame(rows, columns=columns).to_string(index=False)

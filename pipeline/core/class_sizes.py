@@ -1,0 +1,36 @@
+"""Which classes have too few test photos for scores of their own, and when classes are unequal."""
+
+from collections.abc import Iterable, Mapping
+
+from pipeline.core.errors import list_some
+
+# With fewer, a single photo changes a class's recall by more than 10 points, and even a recall of 100 % may really be
+# 70 % or less (the lower end of its 95 % interval).
+FEW_TEST_PHOTOS = 10
+# The share of the photos that would need another class for all classes to be equal. Accuracy and balanced accuracy
+# differ by at most this share of the difference between the best and the worst class's recall.
+UNEQUAL_SHARE = 0.05
+
+
+def few_to_test_on(photos: Mapping[str, int]) -> dict[str, int]:
+    """The classes with fewer than FEW_TEST_PHOTOS test photos, the fewest first, from the number of each class."""
+    few = {name: count for name, count in photos.items() if count < FEW_TEST_PHOTOS}
+    return dict(sorted(few.items(), key=lambda item: item[1]))
+
+
+def describe_few(photos: Mapping[str, int]) -> str:
+    """`fewer than 10 test photos of owl (1), cat (4)`, for people; empty if every class has enough."""
+    few = few_to_test_on(photos)
+    named = list_some(f"{name} ({count})" for name, count in few.items())
+    return f"fewer than {FEW_TEST_PHOTOS} test photos of {named}" if few else ""
+
+
+def are_unequal(photos: Iterable[int]) -> bool:
+    """Whether classes with so many photos each are unequal: more than UNEQUAL_SHARE of the photos are out of balance.
+
+    Classes that differ by one photo are equal, because a split of equal classes may not divide evenly.
+    """
+    photos = list(photos)
+    mean = sum(photos) / len(photos)
+    surplus = sum(count - mean for count in photos if count > mean)
+    return max(photos) - min(photos) > 1 and surplus > UNEQUAL_SHARE * sum(photos)
