@@ -114,6 +114,9 @@ def main() -> None:
         for name in results.scores:
             results.roc[name].to_csv(write_to(roc_file(name)), index=False)
             results.reliability[name].to_csv(write_to(reliability_file(name)), index=False)
+    for path in (*roc_file("").parent.glob("*.csv"), *reliability_file("").parent.glob("*.csv")):
+        if path.stem not in results.scores:
+            path.unlink()  # left over from a removed network or ensemble
     print(f"{REPORT}: {len(page) / 1e6:.1f} MB; open it in a browser")
 
 

@@ -60,16 +60,35 @@ def test_export_of_three_classes_with_cropped_photos_and_test_time_flip(flowers:
     check_export(copy_of(flowers, tmp_path), list(FLOWERS))
 
 
-def check_export(project: Project, classes: list[str]) -> None:
-    """Export the project, and compare the runtimes' answers and the model card with what its stages wrote."""
+def test_export_of_one_network_has_no_ensemble_that_repeats_it(flowers: Project, tmp_path: Path) -> None:
+    project = copy_of(flowers, tmp_path)
+    del project.params["networks"]["resnet34"]
+    (project.root / "models/resnet34.safetensors").unlink()
+    (project.root / "export").mkdir()
+    (project.root / "export/ensemble.onnx").touch()  # of an earlier export
+    project.succeed("evaluate.py")
+    project.succeed("ensemble.py")
+    check_export(project, list(FLOWERS), names=("resnet18",))
+    card = (project.root / "export/MODEL_CARD.md").read_text(encoding="utf-8")
+    assert "ensemble" not in card
+    assert "There are fewer than 10 test photos of" in card  # 4 of each
+
+
+def check_export(project: Project, classes: list[str], names: tuple[str, ...] = (*NETWORKS, "ensemble")) -> None:
+    """Export the project, and compare the runtimes' answers and the model card with what its stages wrote.
+
+    `names` are the graphs that it should export; the last one is what the model card describes.
+    """
     project.succeed("export.py")
     exported = project.root / "export"
-    graphs = {f"{name}.onnx" for name in (*NETWORKS, "ensemble")}
+    graphs = {f"{name}.onnx" for name in names}
     assert {path.name for path in exported.iterdir()} == graphs | {"example.png", "MODEL_CARD.md"}
 
     photos = [row["photo"] for row in project.split_table() if row["split"] == "test"]
     images = [image[np.newaxis] for image in project.packed("test")[0].transpose(0, 3, 1, 2).astype("float32")]
-    for name, expected in predicted_by(project).items():
+    predicted = predicted_by(project)
+    for name in names:
+        expected = predicted[name]
         assert list(expected) == classes_in(exported / f"{name}.onnx") == classes
         for run in (run_onnxruntime, run_openvino, run_opencv):
             answers = np.concatenate(run(exported / f"{name}.onnx", images))
@@ -79,12 +98,12 @@ def check_export(project: Project, classes: list[str]) -> None:
     card = (exported / "MODEL_CARD.md").read_text(encoding="utf-8")
     [code] = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     done = subprocess.run([sys.executable, "-c", code], cwd=exported, capture_output=True, text=True, check=True)
-    [(label, probability)] = re.findall(r"\| ensemble \| (\D+) \| (\d[\d.]+) \|", card)
+    [(label, probability)] = re.findall(rf"\| {names[-1]} \| (\D+) \| (\d[\d.]+) \|", card)
     *found_label, found_probability = done.stdout.split()
     assert " ".join(found_label) == label
     assert float(found_probability) == pytest.approx(float(probability), abs=1e-4)
     scores = pd.read_csv(project.root / "metrics/ensemble_scores.csv").set_index("split").loc["test"]
-    assert f"| ensemble | {scores['correct']} of {scores['total']} ({scores['accuracy']:.4f}) |" in card
+    assert f"| {names[-1]} | {scores['correct']} of {scores['total']} ({scores['accuracy']:.4f}) |" in card
     assert "".join(f" recall of {name} |" for name in classes) in card
     for runtime in ("onnxruntime", "openvino"):
         assert f" {version(runtime)} |" in card

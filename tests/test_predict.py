@@ -15,7 +15,7 @@ import pytest
 from photos import FLOWERS, draw_photo, encode, kaggle_files, photo_bytes, write_folder, write_zip
 from PIL import Image
 from predictions import CLOSE, predicted_by
-from projects import Project, Repository, error_line
+from projects import Project, Repository, copy_of, error_line
 
 NETWORKS = ("resnet18", "resnet34")
 
@@ -126,6 +126,18 @@ def test_predict_prints_a_table_for_people(finished: Repository, tmp_path: Path)
     assert (name, label in ("cat", "dog"), len(probabilities)) == (str(tmp_path / "cat.jpg"), True, 3)
     assert all(0 <= float(probability) <= 1 for probability in probabilities)
     assert float(probabilities[0]) >= 0.5  # the most probable one of two
+
+
+@pytest.mark.parametrize("method", ["mean_logits", "fitted_weights"])
+def test_predict_with_one_network_repeats_no_column(flowers: Project, tmp_path: Path, method: str) -> None:
+    project = copy_of(flowers, tmp_path)
+    del project.params["networks"]["resnet34"]
+    logits = pd.read_csv(project.root / "metrics/predictions.csv")
+    logits[logits["network"] == "resnet18"].to_csv(project.root / "metrics/predictions.csv", index=False)
+    project.params["ensemble"]["method"] = method
+    project.succeed("ensemble.py")
+    columns = project.succeed("predict.py", "data/raw/train.zip").splitlines()[0].split()
+    assert columns == ["photo", "label", "probability", *(["resnet18"] if method == "fitted_weights" else [])]
 
 
 def test_predict_names_mistakes_before_any_work(finished: Repository, project: Project, tmp_path: Path) -> None:

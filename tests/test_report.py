@@ -4,6 +4,7 @@ import csv
 import re
 import shutil
 from collections import Counter
+from html import unescape
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,7 +22,7 @@ import yaml
 from photos import encode
 from PIL import Image
 from playwright.sync_api import Browser, Page
-from projects import REPOSITORY, STAGE_NAMES, Project, Repository, error_line
+from projects import REPOSITORY, STAGE_NAMES, Project, Repository, copy_of, error_line
 from safetensors.numpy import save_file
 from scipy.special import softmax
 
@@ -46,7 +47,7 @@ def scores_of(project: Project) -> dict[str, float]:
         shown |= {f"{prefix}{column}": float(row[column]) for column in columns}
     for row in rows_of(project, "class_scores") + rows_of(project, "ensemble_class_scores"):
         prefix = f"{row['network']}.{row['class']}"
-        shown |= {f"{prefix}.{column}": float(row[column]) for column in ("precision", "recall", "f1")}
+        shown |= {f"{prefix}.{column}": float(row[column]) for column in row.keys() - {"network", "class", "photos"}}
     return shown
 
 
@@ -56,8 +57,8 @@ def rows_of(project: Project, table: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def with_made_up_predictions(folder: Path, photos: dict[str, int]) -> Project:
-    """A project of so many `photos` of each class, for which the predictions of two networks are made up.
+def with_made_up_predictions(folder: Path, photos: dict[str, int], networks: int = 2) -> Project:
+    """A project of so many `photos` of each class, for which the predictions of one or two networks are made up.
 
     Everything is there that `report` reads.
     """
@@ -71,6 +72,7 @@ def with_made_up_predictions(folder: Path, photos: dict[str, int]) -> Project:
     files[f"{next(iter(photos))}/{'x' * 60}.png"] = b"no photo"  # the report names it
     project.photos(files, source="photos")
     project.params["classes"] = "auto"
+    project.params["networks"] = dict(list(project.params["networks"].items())[:networks])
     project.split(train=0.3, validation=0.2, test=0.5)
     project.prepare()
     predict(project, sorted(photos), random)
@@ -87,18 +89,22 @@ def look(project: Project, random: np.random.Generator) -> None:
     (project.root / "metrics/rejection.csv").write_text("split,photo,label,similarity,rejected\n")
 
 
-def predict(project: Project, classes: list[str], random: np.random.Generator) -> None:
-    """Make up what train and evaluate write: the correct class usually gets the highest logit, else the next one."""
+def predict(project: Project, classes: list[str], random: np.random.Generator, sharpness: float = 1) -> None:
+    """Make up what train and evaluate write: the correct class usually gets the highest logit, else the next one.
+
+    The logits are multiplied by `sharpness`.
+    """
     usual = 3 * np.eye(len(classes)) + 2 * np.roll(np.eye(len(classes)), 1, axis=1)
     photos = pd.DataFrame(project.split_table())
     predictions, scores, class_scores = [], {}, {}
-    (project.root / "metrics/curves").mkdir()
+    (project.root / "metrics/curves").mkdir(exist_ok=True)
     for network in project.params["networks"]:
         scores[network] = {}
         for split in ("validation", "test"):
             rows = photos.loc[photos["split"] == split, ["split", "photo", "label"]].reset_index(drop=True)
             labels = rows["label"].map(classes.index).to_numpy()
-            logits = (usual[labels] + random.normal(scale=1.5, size=(len(rows), len(classes)))).round(6)
+            logits = usual[labels] + random.normal(scale=1.5, size=(len(rows), len(classes)))
+            logits = (sharpness * logits).round(6)
             scores[network][split] = score(softmax(logits, axis=1), labels)
             predictions.append(rows.assign(network=network).join(pd.DataFrame(logits, columns=logit_columns(classes))))
         class_scores[network] = score_classes(softmax(logits, axis=1), labels, classes)
@@ -275,6 +281,72 @@ def test_report_of_many_classes_shows_the_worst_classes_first_and_the_two_most_p
         ensemble = re.findall("<dd.*?>(.*?)</dd>", photo)[:2]
         for answer, (name, probability) in zip(ensemble, most_probable(row["probabilities"], 2).items(), strict=True):
             assert answer.startswith(f"{name} {percent(probability, 1)}")
+
+
+@pytest.fixture(scope="module")
+def rare(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project of one network and three classes, one of them rare, without its report."""
+    project = with_made_up_predictions(tmp_path_factory.mktemp("rare"), {"ant": 80, "bee": 80, "cow": 8}, networks=1)
+    shutil.copy(REPOSITORY / "dvc.yaml", project.root)
+    return project
+
+
+def test_report_of_one_network_shows_it_once_and_names_rare_classes(rare: Project) -> None:
+    (rare.root / "metrics/roc").mkdir()
+    (rare.root / "metrics/roc/ensemble.csv").touch()  # of an earlier run
+    rare.succeed("report.py")
+    page = read_page(rare)
+    assert not shows_ensemble(page)
+    assert {key.partition(".")[0] for key in re.findall(r'data-score="([^"]+)"', page)} == {"resnet18"}
+    for folder in ("roc", "reliability"):
+        assert [path.name for path in (rare.root / "metrics" / folder).iterdir()] == ["resnet18.csv"]
+
+    header = text_of(re.search(r"<header>.*?</header>", page, re.DOTALL)[0])
+    scores = {name: percent(value).replace("\N{NO-BREAK SPACE}", " ") for name, value in scores_of(rare).items()}
+    assert (
+        f"The classes are unequal, so the large ones count for more in the accuracy. The balanced accuracy, the mean "
+        f"recall of the classes, is {scores['resnet18.balanced_accuracy']} (95 % interval "
+        f"{scores['resnet18.balanced_accuracy_low']} to {scores['resnet18.balanced_accuracy_high']})."
+    ) in header
+    assert "There are fewer than 10 test photos of cow (4); their recall says little" in header
+
+
+def shows_ensemble(page: str) -> bool:
+    """Whether a table, plot or photo of the report names it; the heading of its stage does not count."""
+    return bool(re.search("<(th|dt|text)[^>]*>ensemble<", page))
+
+
+def text_of(page: str) -> str:
+    """The text of some HTML."""
+    return " ".join(unescape(re.sub("<[^>]+>", "", page)).split())
+
+
+def test_report_of_two_networks_and_equal_classes_shows_the_ensemble_and_not_that_classes_are_unequal(
+    finished: Repository,
+) -> None:
+    page = read_page(finished)
+    assert shows_ensemble(page)
+    assert "unequal" not in page
+
+
+@pytest.mark.parametrize(("sharpness", "verdict"), [(4, "overconfident"), (0.2, "underconfident")])
+def test_report_says_how_to_correct_the_confidence_unless_weights_are_fitted(
+    rare: Project, tmp_path: Path, sharpness: float, verdict: str
+) -> None:
+    project = copy_of(rare, tmp_path)
+    predict(project, ["ant", "bee", "cow"], np.random.default_rng(1), sharpness)
+    command = "dvc exp run -S ensemble.method=fitted_weights"
+    project.succeed("ensemble.py")
+    project.succeed("report.py")
+    advice = f": it is {verdict}. Weights fitted on validation usually correct this; nothing is retrained: {command}"
+    assert advice in text_of(section(project, "reliability"))
+
+    project.params["ensemble"]["method"] = "fitted_weights"
+    project.succeed("ensemble.py")
+    project.succeed("report.py")
+    assert command not in read_page(project)
+    assert shows_ensemble(read_page(project))  # its probabilities are not the network's own
+    assert scores_of(project)["ensemble.log_loss"] < scores_of(project)["resnet18.log_loss"]
 
 
 @pytest.mark.slow
