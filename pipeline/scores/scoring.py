@@ -101,8 +101,11 @@ def confusion(probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[s
 
 
 def headline(test: dict, validation: dict | None) -> dict:
-    """The scores that `dvc metrics` shows; without `validation` for a model that was fitted on that split."""
-    metrics = {name: test[name] for name in ("accuracy", "balanced_accuracy", "log_loss", "roc_auc")}
+    """The scores that `dvc metrics` shows; without `validation` for a model that was fitted on that split.
+
+    Balanced accuracy is always among them, so that experiments have the same columns whatever their classes.
+    """
+    metrics = {name: test[name] for name in ("accuracy", "balanced_accuracy", "log_loss")}
     if validation:
         metrics |= {f"validation_{name}": validation[name] for name in ("accuracy", "log_loss")}
     return metrics
