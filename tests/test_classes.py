@@ -45,7 +45,7 @@ def flowers(project: Project) -> Project:
 
 
 def test_prepare_takes_the_classes_from_the_folders_and_divides_each_in_proportion(flowers: Project) -> None:
-    printed = flowers.prepare().stdout
+    printed = flowers.prepare().stdout.splitlines()[-1]
     assert printed.startswith("50 photos: 30 train, 10 validation, 10 test (10 daisy, 25 rose, 15 tulip); ")
     assert counts(flowers) == {
         "train": {"daisy": 6, "rose": 15, "tulip": 9},
@@ -185,7 +185,7 @@ def test_prepare_keeps_the_proportion_of_the_source_whatever_is_corrected(projec
 def test_prepare_takes_a_hundred_classes(flowers: Project) -> None:
     names = [f"a class with a longer name, number {number}" for number in range(100)]  # 2 comes before 10
     flowers.photos(class_folders(dict.fromkeys(names, 5)))
-    printed = flowers.prepare().stdout
+    printed = flowers.prepare().stdout.splitlines()[-1]
     assert printed.startswith("500 photos: 300 train, 100 validation, 100 test (5 a class")
     assert "... (100 in all)" in printed
     _, labels, description = flowers.packed("test")
