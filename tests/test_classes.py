@@ -302,7 +302,7 @@ def test_prepare_reads_a_name_alike_however_its_accents_are_encoded(flowers: Pro
 def test_prepare_keeps_names_apart_that_only_look_alike(flowers: Project) -> None:
     folders = {"-1": 3, "1": 4, "C": 5, "Cs": 6, "glas": 7, "glass": 8}  # an s makes no plural of a letter or of an s
     flowers.photos(class_folders(folders))
-    assert not flowers.prepare().stdout.startswith("note")
+    assert flowers.prepare().stdout.count("note: ") == 1  # of the few test photos
     assert flowers.read_json("metrics/prepare.json")["classes"] == folders
     flowers.params["classes"] = [*folders]
     flowers.prepare()
