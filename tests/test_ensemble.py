@@ -259,7 +259,7 @@ def test_ensemble_scores_three_unequal_classes_as_scikit_learn_does(project: Pro
 def test_ensemble_leaves_the_main_scores_to_dvc(project: Project) -> None:
     combine(project, "mean_logits")
     test, validation = scores_on(project, "test"), scores_on(project, "validation")
-    main = {name: test[name] for name in ("accuracy", "balanced_accuracy", "log_loss")}
+    main = {name: test[name] for name in ("accuracy", "log_loss")}
     on_validation = {f"validation_{name}": validation[name] for name in ("accuracy", "log_loss")}
     written = project.read_json("metrics/ensemble.json")
     assert written == main | on_validation

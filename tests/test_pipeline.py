@@ -100,7 +100,7 @@ def test_dvc_exp_run_with_another_method_runs_no_network_and_can_be_compared(rep
     # Every score of every network, readable in a terminal.
     lines = repository.dvc("metrics", "show").splitlines()
     assert len(lines) == 4
-    assert max(map(len, lines)) <= 135
+    assert max(map(len, lines)) <= 120
     assert "votes" in repository.dvc("exp", "show", "--csv")
     plots = json.loads(repository.dvc("plots", "diff", "--json"))["data"]
     rows = plots["metrics/reliability/ensemble.csv"][0]["content"]["data"]["values"]

@@ -103,9 +103,9 @@ def confusion(probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[s
 def headline(test: dict, validation: dict | None) -> dict:
     """The scores that `dvc metrics` shows; without `validation` for a model that was fitted on that split.
 
-    Balanced accuracy is always among them, so that experiments have the same columns whatever their classes.
+    They are few, so that the table fits into a terminal.
     """
-    metrics = {name: test[name] for name in ("accuracy", "balanced_accuracy", "log_loss")}
+    metrics = {name: test[name] for name in ("accuracy", "log_loss")}
     if validation:
         metrics |= {f"validation_{name}": validation[name] for name in ("accuracy", "log_loss")}
     return metrics
