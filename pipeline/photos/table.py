@@ -1,42 +1,84 @@
-"""Labels and splits from a table, as spreadsheets write them: columns photo, label and perhaps split."""
+"""Labels and splits from a table, as spreadsheets and labelling tools write them.
 
+Its columns are photo, label and perhaps split; or, instead of label, one of 0 and 1 for each class.
+"""
+
+import codecs
 import csv
+import io
+import re
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from pipeline.core.errors import UserError
+from pipeline.core.errors import UserError, list_some
 from pipeline.photos.source import NAMED, Photo
 
 COLUMNS = {  # our names, and what others call them
     "photo": ("photo", "image", "file", "filename", "file_name", "path", "image_id", "id", "name"),
-    "label": ("label", "class", "category", "target", "species"),
+    "label": ("label", "class", "category", "target", "species", "choice"),
     "split": ("split", "set", "subset", "partition", "fold"),
 }
+YES, NO = ("1", "1.0", "true"), ("0", "0.0", "false")  # in the column of a class
+DELIMITERS = ",;\t"
+DELIMITER_LINE = re.compile(r'"?sep=(.)"?\s*')  # what may come first in a file for Excel
+LARGEST_CELL = 2**31 - 1  # characters; csv's own limit is 131,072
+# Label Studio's paths of cat.jpg: /data/upload/3/1a2b3c4d-cat.jpg and /data/local-files/?d=cat.jpg
+LABEL_STUDIO = re.compile(r".*/(?:upload/\d+/[0-9a-f]{8}-|local-files/\?d=)(.+)")
+
+
+@dataclass(frozen=True)
+class Record:
+    """The cells of a row, without space around them."""
+
+    line: int  # in which it starts; a cell in quotes may go on in the next ones
+    cells: list[str]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a row says of a photo."""
+
+    line: int
+    photo: str
+    label: str
+    split: str
+    swallowed: list[str]  # the photos of the lines inside its cells, if these were rows
 
 
 def apply_table(photos: list[Photo], table: Path) -> None:
     """Give photos the labels and splits that the table has for them.
 
-    A photo is named by its path in the source, or the end of it, with or without the suffix. A table without rows
-    changes nothing; photos that are not in a table with rows keep what their folders say. Raises UserError for a table
-    that cannot be read, lacks a column, or has a photo that does not exist, is not unique or has no label.
+    A photo is named by its path in the source, the end of it, or a longer path that ends with it, with or without the
+    suffix. A table without rows changes nothing; photos that are not in a table with rows keep what their folders say.
+    Raises UserError, which names the line, for a table that cannot be read or lacks a column, and for a photo that does
+    not exist, is not unique, or does not have exactly one label.
     """
     rows = _read(table)
-    by_name = _names(photos) if rows else {}
+    names = _Names(photos if rows else [])
+    first_rows: dict[str, Row] = {}  # of each photo, by its path
     missing: list[str] = []
-    for line, row in rows:
-        name = row["photo"].replace("\\", "/").strip().removeprefix("./")
-        found = by_name.get(name, [])
+    for row in rows:
+        where = f"{table}, line {row.line}"
+        if swallowed := next(filter(names.find, row.swallowed), None):
+            raise UserError(
+                f"{where}: a cell in quotation marks contains the line of {swallowed}; close them before it"
+            )
+        found = names.find(row.photo)
         if not found:
-            missing.append(name)
+            missing.append(row.photo)
             continue
         if len(found) > 1:
-            raise UserError(
-                f"{table}, line {line}: {name} could be {found[0].path} or {found[1].path}; name it by its path"
-            )
-        if not (label := row["label"].strip()):
-            raise UserError(f"{table}, line {line}: {name} has no label; add it, or delete the line")
-        found[0].given_label, found[0].given_in = label, f"{table}, line {line}"
-        found[0].given_split = row.get("split", "").strip()
+            raise UserError(f"{where}: {row.photo} could be {found[0].path} or {found[1].path}; name it by its path")
+        first = first_rows.setdefault(found[0].path, row)
+        for what in ("label", "split"):
+            if (one := getattr(first, what)) != (other := getattr(row, what)):
+                raise UserError(
+                    f"{table}: the {what} of {row.photo} is {one!r} in line {first.line}, but {other!r} in line "
+                    f"{row.line}; delete one of the two"
+                )
+        found[0].given_label, found[0].given_split, found[0].given_in = row.label, row.split, where
     if missing:
         examples = ", ".join(missing[:NAMED])
         raise UserError(
@@ -45,42 +87,140 @@ def apply_table(photos: list[Photo], table: Path) -> None:
         )
 
 
-def _read(table: Path) -> list[tuple[int, dict[str, str]]]:
-    """The rows that name a photo, by our column names, each with the number of its line."""
+class _Names:
+    """Finds the photos that a table may mean by a name."""
+
+    def __init__(self, photos: list[Photo]) -> None:
+        self._by_path: dict[str, list[Photo]] = {}  # with and without the suffix
+        self._by_end: dict[str, list[Photo]] = {}  # each end of these
+        for photo in photos:
+            path = _normalised(photo.path)
+            for name in {path, path.removesuffix(PurePosixPath(path).suffix)}:
+                self._by_path.setdefault(name, []).append(photo)
+                for end in _ends(name):
+                    self._by_end.setdefault(end, []).append(photo)
+
+    def find(self, name: str) -> list[Photo]:
+        """The photos whose path ends with `name` or is an end of it; only one if `name` is exactly its path."""
+        if label_studio := LABEL_STUDIO.fullmatch(name):
+            name = label_studio[1]
+        ends = _ends(_normalised(name))
+        found = self._by_end.get(next(ends)) or next(filter(None, map(self._by_path.get, ends)), [])
+        return [photo for photo in found if photo.path == name] or found
+
+
+def _ends(path: str) -> Iterator[str]:
+    """`a/b/1.jpg`, `b/1.jpg` and `1.jpg`"""
+    yield path
+    while "/" in path:
+        path = path.partition("/")[2]
+        yield path
+
+
+def _normalised(name: str) -> str:
+    """How all systems write the name alike: with slashes, in Unicode's composed form, its suffix in lower case."""
+    name = unicodedata.normalize("NFC", name.replace("\\", "/")).removeprefix("./")
+    suffix = PurePosixPath(name).suffix
+    return name.removesuffix(suffix) + suffix.lower()
+
+
+def _read(table: Path) -> list[Row]:
+    """The rows of the table. Raises UserError for wrong columns, and for a row without a photo or a single label."""
+    text = _decode(table)
+    delimiter = _find_delimiter(text)
+    header, *records = list(_records(table, text, delimiter)) or [Record(1, [])]
+    places, classes = _find_columns(header, records)
+    if header.cells and not ("photo" in places and ("label" in places or classes)):
+        names = list_some([name[:40] for name in header.cells], most=12)
+        raise UserError(
+            f"{table}, line {header.line}: columns are {names}; expected photo, label and perhaps split, or photo and "
+            "for each class a column of 0 and 1"
+        )
+    rows = []
+    for record in records:
+        where = f"{table}, line {record.line}"
+        if any(record.cells[len(header.cells) :]):
+            raise UserError(
+                f"{where}: {len(record.cells)} cells, but {len(header.cells)} columns; expected one label for a photo, "
+                f"and quotation marks around text with {delimiter!r} in it"
+            )
+        cells = record.cells + [""] * len(header.cells)  # empty ones at the end may be left out
+        photo, label, split = (cells[places[name]] if name in places else "" for name in COLUMNS)
+        labels = [header.cells[place] for place in classes if cells[place].lower() in YES] or [label]
+        if not photo:
+            raise UserError(f"{where}: no photo is named; add its name, or delete the line")
+        if not labels[0]:
+            raise UserError(f"{where}: {photo} has no label; add it, or delete the line")
+        if len(labels) > 1:
+            raise UserError(f"{where}: {photo} is {' and '.join(labels)}; expected one label")
+        inner_lines = [line.split(delimiter) for cell in cells for line in cell.splitlines()[1:]]
+        last_place = max(*places.values(), *classes)
+        swallowed = [line[places["photo"]] for line in inner_lines if len(line) > last_place]
+        rows.append(Row(record.line, photo, labels[0], split, swallowed))
+    _require_single(table, rows)
+    return rows
+
+
+def _find_columns(header: Record, records: list[Record]) -> tuple[dict[str, int], list[int]]:
+    """The places of our COLUMNS and, if none is for labels, of those with 0 or 1 in each row, one for a class."""
+    names = [name.lower() for name in header.cells]
+    places = {
+        ours: names.index(known[0])
+        for ours, theirs in COLUMNS.items()
+        if (known := [name for name in theirs if name in names])
+    }
+    others = [place for place in range(len(names)) if place not in places.values()]
+    classes = [
+        n for n in others if all(cell.lower() in YES + NO for record in records for cell in record.cells[n : n + 1])
+    ]
+    return places, classes if "label" not in places and len(classes) > 1 else []
+
+
+def _require_single(table: Path, rows: list[Row]) -> None:
+    """Raise UserError for a label that stands for several: in lines, as a list, or labels with commas between them."""
+    labels = {row.label for row in rows}
+    for row in rows:
+        parts = re.split(r"\s*[,;|]\s*", row.label)
+        if "\n" in row.label or row.label.startswith(("[", "{")) or (len(parts) > 1 and labels.issuperset(parts)):
+            raise UserError(f"{table}, line {row.line}: the label of {row.photo} is {row.label!r}; expected one label")
+
+
+def _records(table: Path, text: str, delimiter: str) -> Iterator[Record]:
+    """The header and the rows of the table, without blank ones. Raises UserError for wrong quotation marks."""
+    csv.field_size_limit(LARGEST_CELL)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
+    before = 0  # lines
     try:
-        text = table.read_text(encoding="utf-8-sig")  # spreadsheets put a mark before the first letter
+        for cells in reader:
+            is_for_excel = before == 0 and DELIMITER_LINE.fullmatch(delimiter.join(cells))
+            if any(map(str.strip, cells)) and not is_for_excel:
+                yield Record(before + 1, [cell.strip() for cell in cells])
+            before = reader.line_num
+    except csv.Error:
+        raise UserError(
+            f"{table}, line {before + 1}: a quotation mark opens a cell, but none closes it, or text follows the one "
+            "that does; close it, or leave it out"
+        ) from None
+
+
+def _find_delimiter(text: str) -> str:
+    """The delimiter that the first line names for Excel (`sep=;`), or else the one that it has most of."""
+    first = text.lstrip().partition("\n")[0]
+    named = DELIMITER_LINE.fullmatch(first)
+    return named[1] if named else max(DELIMITERS, key=first.count)
+
+
+def _decode(table: Path) -> str:
+    """The text of the table. Raises UserError if it does not exist or is no text."""
+    try:
+        content = table.read_bytes()
     except FileNotFoundError:
         raise UserError(f"{table} does not exist; create it, or set prepare.labels to another table") from None
+    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # Excel's "Unicode text"
+    try:
+        text = content.decode("utf-16" if is_utf16 else "utf-8-sig")
     except UnicodeDecodeError:
-        raise UserError(f"{table} is not UTF-8 text; save it as CSV in UTF-8") from None
-    lines = text.splitlines()
-    if not any(line.strip() for line in lines):
-        return []
-    delimiter = max(",;\t", key=lines[0].count)
-    reader = csv.reader(lines, delimiter=delimiter)
-    header = [name.strip().lower() for name in next(reader)]
-    columns = {
-        ours: header.index(theirs[0])
-        for ours, names in COLUMNS.items()
-        if (theirs := [name for name in names if name in header])
-    }
-    if not {"photo", "label"} <= columns.keys():
-        raise UserError(f"{table}, line 1: columns are {', '.join(header)}; expected photo, label and perhaps split")
-    found = []
-    for row in reader:
-        cells = {ours: row[place] if place < len(row) else "" for ours, place in columns.items()}
-        if cells["photo"].strip():
-            found.append((reader.line_num, cells))
-    return found
-
-
-def _names(photos: list[Photo]) -> dict[str, list[Photo]]:
-    """Every name that a table may give a photo: each end of its path, with and without the suffix."""
-    names: dict[str, list[Photo]] = {}
-    for photo in photos:
-        parts = PurePosixPath(photo.path).parts
-        for first in range(len(parts)):
-            end = PurePosixPath(*parts[first:])
-            for name in {str(end), str(end.with_suffix(""))}:
-                names.setdefault(name, []).append(photo)
-    return names
+        text = "\0"
+    if "\0" in text:
+        raise UserError(f"{table} is not UTF-8 text; save it as CSV in UTF-8")
+    return text
