@@ -95,6 +95,7 @@ def test_read_params_accepts_numbers_that_yaml_reads_as_text(written: str, meant
         ("train.dropout", 0),
         ("train.body_lr_factor", 1),
         ("train.crop_scale", 1),
+        ("train.image_size", 32),
         ("train.image_size", 224),
         ("train.lr_gamma", 1),
         ("train.batch_size", 2),
@@ -134,10 +135,10 @@ def test_read_params_accepts_each_choice_that_the_comments_offer(params: dict, t
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
-        ("prepare.source", 5, "a valid string"),
+        ("prepare.source", 5, "expected text; put it in quotes"),
         ("prepare.source", "", "at least 1 character"),
-        ("prepare.source", None, "a valid string"),
-        ("prepare.source", ["a.zip"], "a valid string"),
+        ("prepare.source", None, "expected text"),
+        ("prepare.source", ["a.zip"], "expected text"),
         ("lr", 0, "greater than 0"),
         ("lr", -0.001, "greater than 0"),
         ("lr", True, "expected a number"),
@@ -149,19 +150,21 @@ def test_read_params_accepts_each_choice_that_the_comments_offer(params: dict, t
         ("lr", "nan", "a finite number"),
         ("precision", "float16", "'auto', 'float32' or 'bfloat16'"),
         ("precision", ["auto"], "'auto', 'float32' or 'bfloat16'"),
-        ("prepare", None, "a valid dictionary"),
-        ("prepare", 3, "a valid dictionary"),
+        ("prepare", None, "expected the keys source, labels, image_size, resize, split, seed"),
+        ("prepare", 3, "expected the keys source, labels, image_size, resize, split, seed"),
         ("prepare.image_size", 31, "greater than or equal to 32"),
         ("prepare.image_size", 1025, "less than or equal to 1024"),
         ("prepare.image_size", 224.5, "a valid integer"),
         ("prepare.image_size", True, "expected a number"),
         ("prepare.resize", "stretch", "'squeeze' or 'center_crop'"),
         ("prepare.resize", True, "'squeeze' or 'center_crop'"),
-        ("prepare.split", [8, 4, 4], "a valid dictionary"),
-        ("prepare.split.train", 0, "a number of photos, a share such as 0.2"),
-        ("prepare.split.train", -2, "a number of photos, a share such as 0.2"),
-        ("prepare.split.validation", 1.0, "a number of photos, a share such as 0.2"),
-        ("prepare.split.test", True, "a number of photos, a share such as 0.2"),
+        ("prepare.split", [8, 4, 4], "expected the keys train, validation, test"),
+        ("prepare.split.train", 0, "2 photos or more, a share such as 0.2"),
+        ("prepare.split.train", 1, "2 photos or more, a share such as 0.2"),
+        ("prepare.split.train", -2, "2 photos or more, a share such as 0.2"),
+        ("prepare.split.validation", 1.0, "2 photos or more, a share such as 0.2"),
+        ("prepare.split.test", True, "2 photos or more, a share such as 0.2"),
+        ("prepare.split.test", " ", "2 photos or more, a share such as 0.2"),
         ("classes", ["cat"], "auto, or a list of at least two different names"),
         ("classes", ["cat", "Cat "], "auto, or a list of at least two different names"),
         ("classes", ["cat", ""], "auto, or a list of at least two different names"),
@@ -169,16 +172,19 @@ def test_read_params_accepts_each_choice_that_the_comments_offer(params: dict, t
         ("classes", 5, "auto, or a list of at least two different names"),
         ("classes", {"cat": 1, "dog": 2}, "auto, or a list of at least two different names"),
         ("classes", "cats", "auto, or a list of at least two different names"),
-        ("classes", [True, False], "YAML reads yes, no, on and off as true and false, so put them in quotes"),
+        ("classes", [["cat"], "dog"], "auto, or a list of at least two different names"),
+        ("classes", [True, False], "put yes, no, on, off, null and numbers with a decimal point in quotes"),
+        ("classes", [None, "dog"], "put yes, no, on, off, null and numbers with a decimal point in quotes"),
+        ("classes", [1.1, 2.5], "put yes, no, on, off, null and numbers with a decimal point in quotes"),
         ("prepare.seed", -1, "greater than or equal to 0"),
         ("prepare.seed", 2**32, "less than or equal to 4294967295"),
-        ("networks", None, "a valid dictionary"),
+        ("networks", None, "names of networks, each with its weights, such as resnet18: {weights: IMAGENET1K_V1}"),
         ("networks", {}, "at least 1 item"),
-        ("networks", ["resnet18"], "a valid dictionary"),
-        ("networks.resnet18", None, "a valid dictionary"),
-        ("networks.resnet18", "none", "a valid dictionary"),
-        ("networks.resnet18.weights", None, "a valid string"),
-        ("networks.resnet18.weights", False, "a valid string"),
+        ("networks", ["resnet18"], "names of networks, each with its weights"),
+        ("networks.resnet18", None, "expected the keys weights"),
+        ("networks.resnet18", "none", "expected the keys weights"),
+        ("networks.resnet18.weights", None, "expected text"),
+        ("networks.resnet18.weights", False, "expected text; put it in quotes"),
         ("train.layers", "some", "'head', 'batchnorm', 'last_half' or 'all'"),
         ("train.head_width", -1, "greater than or equal to 0"),
         ("train.dropout", 1, "less than or equal to 0.99"),
@@ -190,7 +196,9 @@ def test_read_params_accepts_each_choice_that_the_comments_offer(params: dict, t
         ("train.lr_gamma", 1.1, "less than or equal to 1"),
         ("train.body_lr_factor", 0, "greater than 0"),
         ("train.crop_scale", 0, "greater than 0"),
-        ("train.image_size", -1, "greater than or equal to 0"),
+        ("train.image_size", -1, "0 (the same as prepare.image_size), or 32 to 1024"),
+        ("train.image_size", 31, "0 (the same as prepare.image_size), or 32 to 1024"),
+        ("train.image_size", 1025, "0 (the same as prepare.image_size), or 32 to 1024"),
         ("train.image_size", 225, "at most prepare.image_size (224)"),
         ("train.augment", True, "'none', 'flip' or 'crop_and_flip'"),
         ("evaluate.test_time_flip", "yes", "a valid boolean"),
@@ -208,7 +216,7 @@ def test_read_params_names_a_wrong_value_with_its_key_and_what_was_expected(
     section, last = place(params, key)
     section[last] = value
     text = refusal(params, tmp_path)
-    assert text.startswith(f"params.yaml: {key} is {value!r}; ")
+    assert text.startswith(f"params.yaml: {key} is {'empty' if value is None else repr(value)}; ")
     assert expected in text.partition("; ")[2]
 
 
@@ -246,11 +254,69 @@ def test_prepare_prints_a_line_for_each_mistake_in_params(params: dict, project:
     ]
 
 
-@pytest.mark.parametrize("text", ["", "# only a comment\n", "---\n", "- a\n- b\n", "just words\n", "7\n", "null\n"])
-def test_read_params_refuses_a_file_without_a_mapping(text: str, tmp_path: Path) -> None:
-    refused = refusal(text, tmp_path)
-    assert refused.startswith("params.yaml: the file is ")
-    assert refused.endswith("; input should be a valid dictionary or instance of Params")
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        *(("", "empty"), ("# only a comment\n", "empty"), ("---\n", "empty"), ("null\n", "empty")),
+        *(("- a\n- b\n", "['a', 'b']"), ("just words\n", "'just words'"), ("7\n", "7")),
+    ],
+)
+def test_read_params_refuses_a_file_without_a_mapping(text: str, shown: str, tmp_path: Path) -> None:
+    assert refusal(text, tmp_path) == (
+        f"params.yaml: the file is {shown}; expected the keys classes, lr, device, precision, networks, prepare, "
+        "train, evaluate, ensemble, reject"
+    )
+
+
+def replaced(pattern: str, text: str) -> str:
+    """The repository's own params.yaml, with what matches `pattern` replaced."""
+    own = (REPOSITORY / "params.yaml").read_text(encoding="utf-8")
+    changed, count = re.subn(pattern, text, own, count=1, flags=re.MULTILINE)
+    assert count == 1
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("pattern", "written", "said"),
+    [
+        (r"\[cat, dog\]", "[007, 010]", "007 as 7; put it in quotes, or write 7"),
+        (r"\[cat, dog\]", "[12:30, dog]", "12:30 as 750; put it in quotes, or write 750"),
+        (r"\[cat, dog\]", "[2024-01-31, dog]", "2024-01-31 as a date; put it in quotes"),
+        (r"data/raw/train.zip", "1_000", "1_000 as 1000; put it in quotes, or write 1000"),
+        (r"(?<=^lr: )\S+", "1:30.5", "1:30.5 as 90.5; put it in quotes, or write 90.5"),
+        (r"(?<=train: )16000", "010", "010 as 8; put it in quotes, or write 8"),
+        (r"(?<=epochs: )3", "0x10", "0x10 as 16; put it in quotes, or write 16"),
+    ],
+)
+def test_read_params_refuses_what_yaml_changes(pattern: str, written: str, said: str, tmp_path: Path) -> None:
+    text = replaced(pattern, written)
+    line = text[: text.index(written)].count("\n") + 1
+    assert refusal(text, tmp_path) == f"params.yaml, line {line}: YAML reads {said}"
+
+
+def test_read_params_takes_classes_in_quotes_and_plain_numbers_as_they_are_written(tmp_path: Path) -> None:
+    text = replaced(r"\[cat, dog\]", "['007', \"12:30\", 'null', 'yes', '1.10', 2024, 7]")
+    assert read(text, tmp_path).classes == ("007", "12:30", "null", "yes", "1.10", "2024", "7")
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [("'0.6'", 0.6), ("6e-1", 0.6), ("0.6", 0.6), ("2024", 2024), ("'2024'", "2024"), ("val", "val")],
+)
+def test_read_params_takes_a_share_in_quotes_for_a_share(written: str, meant: object, tmp_path: Path) -> None:
+    assert read(replaced(r"(?<=train: )16000", written), tmp_path).prepare.split.train == meant
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text", "said"),
+    [
+        (r"^device:", "lr: 0.5\ndevice:", "lr stands in lines 6 and 7"),
+        (r"^evaluate:", "train:\n  epochs: 9\nevaluate:", "train stands in lines 29 and 52"),
+        (r"^  resnet34:", "  resnet18:", "resnet18 stands in lines 14 and 15"),
+    ],
+)
+def test_read_params_refuses_a_key_that_stands_twice(pattern: str, text: str, said: str, tmp_path: Path) -> None:
+    assert refusal(replaced(pattern, text), tmp_path) == f"params.yaml: {said}; delete one of the two"
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ PARAMS = {
     "train.label_smoothing": (0.1, NETWORKS),
     "train.augment": ("flip", NETWORKS),
     "train.crop_scale": (0.5, NETWORKS),
-    "train.image_size": (24, NETWORKS),
+    "train.image_size": (32, NETWORKS),
     "train.batch_size": (16, NETWORKS),
     "train.epochs": (3, NETWORKS),
     "train.seed": (2, NETWORKS),

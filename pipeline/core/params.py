@@ -2,6 +2,8 @@
 
 import itertools
 from collections.abc import Iterator
+from contextlib import suppress
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,10 +12,12 @@ from pipeline.core.errors import UserError
 from pipeline.core.paths import PARAMS
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, ValidationError
 
 AUTO = "auto"  # for classes: whatever the folders or the table say
 ROUNDING = 1e-9  # 0.7 + 0.2 + 0.1 is a little more than 1
+LEAST_CLASSES = 2
+LEAST_SIZE, LARGEST_SIZE = 32, 1024  # pixels a side; most networks scale an image down to a 32nd
 WEIGHTS_SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors")
 
 
@@ -23,15 +27,24 @@ def _not_bool(value: Any) -> Any:
     return value
 
 
+def _text(value: Any) -> Any:
+    if isinstance(value, str):
+        return value
+    raise ValueError("expected text" + ("; put it in quotes" if isinstance(value, bool | int | float) else ""))
+
+
 def _classes(value: Any) -> Any:
     if value == AUTO:
         return value
     values = value if isinstance(value, list | tuple) else []
-    names = [str(name).strip() for name in values]
-    if any(isinstance(name, bool) for name in values):
-        raise ValueError("expected names; YAML reads yes, no, on and off as true and false, so put them in quotes")
+    if any(name is None or isinstance(name, bool | float) for name in values):
+        raise ValueError(
+            "expected names; put yes, no, on, off, null and numbers with a decimal point in quotes, because YAML does "
+            "not read them as text"
+        )
+    names = [str(name).strip() for name in values if isinstance(name, str | int)]
     expected = "expected auto, or a list of at least two different names"
-    if len(names) < 2 or not all(names):
+    if len(names) < max(LEAST_CLASSES, len(values)) or not all(names):
         raise ValueError(f"{expected}, such as [cat, dog]")
     first: dict[str, str] = {}
     for name in names:
@@ -42,11 +55,23 @@ def _classes(value: Any) -> Any:
 
 
 def _split_size(value: Any) -> Any:
-    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    if isinstance(value, str):
+        with suppress(ValueError):
+            if 0 < (share := float(value)) < 1:  # a share in quotes; no folder has such a name
+                return share
+    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= LEAST_CLASSES
     is_share = isinstance(value, float) and 0 < value < 1
     if is_count or is_share or (isinstance(value, str) and value.strip()):
         return value
-    raise ValueError("expected a number of photos, a share such as 0.2, or the name of a folder of the source")
+    raise ValueError(
+        f"expected {LEAST_CLASSES} photos or more, a share such as 0.2, or the name of a folder of the source"
+    )
+
+
+def _size_or_zero(value: int) -> int:
+    if value and not LEAST_SIZE <= value <= LARGEST_SIZE:
+        raise ValueError(f"expected 0 (the same as prepare.image_size), or {LEAST_SIZE} to {LARGEST_SIZE}")
+    return value
 
 
 # Numbers may also be strings, because YAML 1.1 parses 5e-4 as a string.
@@ -57,7 +82,7 @@ Classes = Annotated[Literal["auto"] | tuple[str, ...], BeforeValidator(_classes)
 SplitSize = Annotated[int | float | str, BeforeValidator(_split_size)]
 Seed = Annotated[Integer, Field(ge=0, le=2**32 - 1)]
 Share = Annotated[Number, Field(gt=0, le=1)]
-Text = Annotated[str, Field(min_length=1)]
+Text = Annotated[str, Field(min_length=1), BeforeValidator(_text)]
 
 
 class Section(BaseModel):
@@ -79,7 +104,7 @@ class Split(Section):
 class Prepare(Section):
     source: Text
     labels: Text
-    image_size: Annotated[Integer, Field(ge=32, le=1024)]
+    image_size: Annotated[Integer, Field(ge=LEAST_SIZE, le=LARGEST_SIZE)]
     resize: Literal["squeeze", "center_crop"]
     split: Split
     seed: Seed
@@ -101,7 +126,7 @@ class Train(Section):
     label_smoothing: Annotated[Number, Field(ge=0, le=0.9)]
     augment: Literal["none", "flip", "crop_and_flip"]
     crop_scale: Share
-    image_size: Annotated[Integer, Field(ge=0, le=1024)]
+    image_size: Annotated[Integer, AfterValidator(_size_or_zero)]
     batch_size: Annotated[Integer, Field(ge=2)]
     epochs: Count
     seed: Seed
@@ -134,6 +159,32 @@ class Params(Section):
     reject: Reject
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses what PyYAML would take without a word: a key that stands twice, and values that it changes."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in lines:
+                raise UserError(f"params.yaml: {name} stands in lines {lines[name]} and {line}; delete one of the two")
+            lines[name] = line
+        return super().construct_mapping(node, deep)
+
+    def construct_unchanged(self, node: yaml.ScalarNode) -> int | float:
+        """Construct a number. Refuses dates, and 007, 010 and 12:30, which YAML reads as 7, 8 and 750."""
+        text, value = node.value, yaml.SafeLoader.yaml_constructors[node.tag](self, node)
+        is_date = isinstance(value, date)
+        if not is_date and (str(value) == text or (isinstance(value, float) and ":" not in text)):
+            return value
+        read_as = "a date; put it in quotes" if is_date else f"{value}; put it in quotes, or write {value}"
+        raise UserError(f"params.yaml, line {node.start_mark.line + 1}: YAML reads {text} as {read_as}")
+
+
+for _tag in ("int", "float", "timestamp"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _Loader.construct_unchanged)
+
+
 def read_params(path: Path = PARAMS) -> Params:
     """Read and check every key of `path`.
 
@@ -141,7 +192,9 @@ def read_params(path: Path = PARAMS) -> Params:
     and what was expected.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UserError(f"{path} does not exist in {Path.cwd()}; run this from the project's root") from None
     except Exception as error:  # not only YAML's own errors: also invalid UTF-8 and impossible dates
@@ -227,5 +280,16 @@ def _describe(error: Any) -> str:
         return f"params.yaml: the key {key} is missing"
     if error["type"] == "extra_forbidden":
         return f"params.yaml: unknown key {key}; remove it or correct its name"
-    expected = error["msg"].removeprefix("Value error, ")
-    return f"params.yaml: {key or 'the file'} is {error['input']!r}; {expected[0].lower()}{expected[1:]}"
+    value = "empty" if error["input"] is None else repr(error["input"])
+    return f"params.yaml: {key or 'the file'} is {value}; {_expected(error)}"
+
+
+def _expected(error: Any) -> str:
+    """What was expected instead of the value of a pydantic error."""
+    if error["type"] == "model_type":
+        section = next(kind for kind in Section.__subclasses__() if kind.__name__ == error["ctx"]["class_name"])
+        return f"expected the keys {', '.join(section.model_fields)}"
+    if error["type"] == "dict_type":
+        return "expected names of networks, each with its weights, such as resnet18: {weights: IMAGENET1K_V1}"
+    text = error["msg"].removeprefix("Value error, ")
+    return f"{text[0].lower()}{text[1:]}"
