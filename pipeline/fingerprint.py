@@ -7,6 +7,7 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
+from pipeline.core.errors import UserError, untrusted_by_git
 from pipeline.core.files import require_file
 from pipeline.core.params import flatten, read_params, without_folders
 from pipeline.core.paths import ENSEMBLE_PREDICTIONS, PREDICTIONS
@@ -42,10 +43,15 @@ def describe() -> dict:
 
 
 def find_commit() -> str:
-    """The checked-out commit, followed by `+` if tracked files have uncommitted changes; empty outside git."""
+    """The checked-out commit, followed by `+` if tracked files have uncommitted changes; empty outside git.
+
+    Raises UserError if git does not trust the repository.
+    """
     if not shutil.which("git"):
         return ""
     done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
+    if "safe.directory" in done.stderr:  # which it names in every language
+        raise UserError(untrusted_by_git())
     if done.returncode:
         return ""
     status = ["git", "status", "--porcelain", "--untracked-files=no", "--", ".", ":!verify.json"]

@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import math
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,7 +24,7 @@ import pytest
 import yaml
 from photos import kaggle_files
 from playwright.sync_api import Browser
-from projects import Repository, error_line
+from projects import Repository, error_line, stand_in_repository
 from safetensors.numpy import save_file
 from scipy.stats import binom, binomtest, ttest_ind, ttest_rel
 from sklearn.metrics import log_loss
@@ -273,6 +274,17 @@ def read_answers(files: Mapping[str, bytes], network: str, split: str = "validat
 
 
 # ---- what it prints ----
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
+def test_compare_says_what_to_do_if_git_does_not_trust_the_repository(tmp_path: Path) -> None:
+    repository = stand_in_repository(tmp_path / "repository")
+    for path in (repository.root, repository.root / ".git"):
+        os.chown(path, 12345, 12345)
+    assert error_line(repository.run("compare.py", "HEAD")) == (
+        "git does not trust this project, because another user owns its folder; if you do, run `git config --global "
+        f"--add safe.directory {repository.root}`"
+    )
 
 
 def test_compare_prints_paired_differences_of_two_runs(stored: Repository, printed_by: Compare) -> None:

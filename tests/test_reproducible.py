@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 
 import report
+from pipeline.core.errors import UserError
+from pipeline.fingerprint import find_commit
 from pipeline.networks.checkpoint import Checkpoint
 
 import pandas as pd
@@ -31,6 +33,13 @@ KILLED_AFTER = {
     "Running stage 'report'": 1,
 }
 MODEL, CHECKPOINT = Path("models/resnet18.safetensors"), Path("models/resnet18.checkpoint")
+
+
+def test_verify_says_what_to_do_if_git_does_not_trust_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    monkeypatch.chdir(REPOSITORY)
+    with pytest.raises(UserError, match=f"git config --global --add safe.directory {REPOSITORY}"):
+        find_commit()
 
 
 def start_repro(repository: Repository, *arguments: str) -> subprocess.Popen:

@@ -1,10 +1,19 @@
 """The exception for problems that the user can fix, and what its messages quote."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(Exception):
     """Each argument is one line shown to the user: what is wrong, what was expected, what to do."""
+
+
+def untrusted_by_git() -> str:
+    """What to do if git refuses to read the project's repository."""
+    return (
+        "git does not trust this project, because another user owns its folder; if you do, run `git config --global "
+        f"--add safe.directory {Path.cwd()}`"
+    )
 
 
 def first_line(error: Exception) -> str:

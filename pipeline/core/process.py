@@ -1,6 +1,7 @@
 """Process setup: Python version, parent DVC process, exit codes."""
 
 import errno
+import io
 import os
 import signal
 import sys
@@ -10,10 +11,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import TracebackType
 
-from pipeline.core.errors import UserError
+from pipeline.core.errors import UserError, untrusted_by_git
 
 OLDEST_PYTHON = (3, 11)
 ACTIVATE = "activate the project's environment: `source .venv/bin/activate` (`make install` creates it)"
+OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",  # PyTorch
+    "std::bad_alloc",
+    "ALLOC_FAILED",  # cuBLAS and cuDNN
+    "failed to map segment",  # of a shared library
+    "terminated abruptly",  # of a pool's process: Linux kills one if memory runs out
+)
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # Checked here because older versions cannot evaluate the annotations below. Everything imported before works with them.
@@ -31,9 +40,9 @@ def run_stage(main: Callable[[], None]) -> None:
     also exits when DVC does, because it would otherwise keep writing while the next `dvc repro` runs.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    if DVC:
-        threading.Thread(target=_end_with_dvc, daemon=True).start()
     with _explained_errors():
+        if DVC:
+            threading.Thread(target=_end_with_dvc, daemon=True).start()
         main()
 
 
@@ -52,20 +61,31 @@ def _explained_errors() -> Iterator[None]:
     """Turn errors that the user can fix into one line on stderr and exit status 1."""
     try:
         yield
-    except UserError as error:
-        _exit(*error.args)
-    except OSError as error:  # no permission, no space left, a file where a folder should be
-        hint = "; free some disk space and run this again" if error.errno in DISK_FULL else ""
-        _exit(f"{error.filename or 'I/O error'}: {error.strerror or error}{hint}")
-    except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        _exit(
-            "out of memory; close other programs, or lower prepare.image_size or (in training) train.batch_size or "
-            "train.image_size"
-        )
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        if not (lines := _explain(error)):
+            raise
+        _exit(*lines)
+
+
+def _explain(error: BaseException) -> tuple[str, ...]:
+    """The lines that tell the user about an error; none if it is not the user's to fix, and so a bug."""
+    if isinstance(error, UserError):
+        return error.args
+    if _is_out_of_memory(error):
+        return (
+            "out of memory; close other programs, or lower prepare.image_size or (in training) train.batch_size or "
+            "train.image_size",
+        )
+    if "not owned by current user" in str(error):  # as libgit2 says it, for DVC
+        return (untrusted_by_git(),)
+    if isinstance(error, BlockingIOError) or "can't start new thread" in str(error):
+        return ("too few threads or processes are allowed; close other programs, or raise `ulimit -u` or `ulimit -v`",)
+    if isinstance(error, OSError):  # no permission, no space left, a file where a folder should be
+        hint = "; free some disk space and run this again" if error.errno in DISK_FULL else ""
+        return (f"{error.filename or 'I/O error'}: {error.strerror or error}{hint}",)
+    return ()
 
 
 @contextmanager
@@ -82,19 +102,24 @@ def _exit(*lines: str) -> None:
     sys.exit("\n".join("error: " + " ".join(line.splitlines()) for line in lines))
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out: MemoryError, or PyTorch's RuntimeErrors, recognisable only by message."""
-    texts = ("out of memory", "can't allocate memory")
-    return isinstance(error, MemoryError) or any(text in str(error) for text in texts)
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out. Libraries raise many kinds of errors for that, recognisable only by their messages."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    return isinstance(error, RuntimeError | ImportError) and any(text in str(error) for text in OUT_OF_MEMORY)
 
 
-def _explain_missing_package(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """sys.excepthook: explain missing packages, since `python` is often a different interpreter."""
+def _explain_at_import(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """sys.excepthook: explain errors of a script's imports, which come before `run_stage`."""
     package = (getattr(error, "name", None) or "").partition(".")[0]
-    if not issubclass(kind, ModuleNotFoundError) or package in ("", "pipeline"):
+    if isinstance(error, ModuleNotFoundError) and package not in ("", "pipeline"):  # `python` is often a different one
+        lines = (f"package {package} is not installed for {sys.executable}; {ACTIVATE}",)
+    else:
+        lines = _explain(error)
+    if lines:
+        print(*(f"error: {line}" for line in lines), sep="\n", file=sys.stderr)
+    elif not isinstance(error, KeyboardInterrupt):
         sys.__excepthook__(kind, error, trace)
-        return
-    print(f"error: package {package} is not installed for {sys.executable}; {ACTIVATE}", file=sys.stderr)
 
 
 def _find_dvc() -> "psutil.Process | None":  # noqa: F821
@@ -127,5 +152,9 @@ def _end_with_dvc() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-sys.excepthook = _explain_missing_package
+sys.excepthook = _explain_at_import
+if isinstance(
+    sys.stdout, io.TextIOWrapper
+):  # not every terminal has every letter of a class or photo: \xfc, not an error
+    sys.stdout.reconfigure(errors="backslashreplace")
 DVC = _find_dvc()  # on import, because DVC may have exited by the time a stage has imported everything else
