@@ -326,6 +326,18 @@ def test_build_network_keeps_nothing_of_a_failed_download(
     assert socket.getdefaulttimeout() is None
 
 
+def test_build_network_names_a_folder_that_weights_cannot_be_stored_in(checkpoints: Path, server: Server) -> None:
+    checkpoints.parents[1].write_text("a file where a folder should be")
+    with pytest.raises(UserError) as error:
+        build()
+    path = checkpoints / Path(url_of_weights()).name
+    assert str(error.value) == (
+        f"networks.squeezenet1_1: {path} cannot be written (Not a directory); set the environment variable TORCH_HOME "
+        "to a folder that you can write to, or download the file yourself and set networks.squeezenet1_1.weights to "
+        "its path"
+    )
+
+
 @pytest.mark.parametrize("damage", ["cut off", "other weights"])
 def test_build_network_names_a_damaged_file_in_torchs_folder(checkpoints: Path, server: Server, damage: str) -> None:
     build()

@@ -101,8 +101,9 @@ def test_train_applies_a_lower_learning_rate_to_the_body_than_to_the_head(small:
 @pytest.mark.slow
 @pytest.mark.parametrize("augment", ["none", "flip", "crop_and_flip"])
 def test_train_uses_images_of_the_size_asked_for(augment: str, small: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    small.params["train"] |= {"augment": augment, "image_size": 24, "epochs": 1}
-    small.write_params()
+    small.params["prepare"]["image_size"] = 40
+    small.params["train"] |= {"augment": augment, "image_size": 32, "epochs": 1}
+    small.prepare()
     seen = set()
 
     def build(*arguments: object) -> torch.nn.Module:
@@ -114,8 +115,8 @@ def test_train_uses_images_of_the_size_asked_for(augment: str, small: Project, m
     monkeypatch.setattr("sys.argv", ["train.py", "resnet18"])
     monkeypatch.chdir(small.root)
     train.main()
-    assert {tuple(shape) for training, shape in seen if training} == {(3, 24, 24)}
-    assert (False, (3, 32, 32)) in seen  # also the check before training that the network takes this size
+    assert {tuple(shape) for training, shape in seen if training} == {(3, 32, 32)}
+    assert (False, (3, 40, 40)) in seen  # also the check before training that the network takes this size
 
 
 def test_train_crops_keep_the_share_of_a_photo_asked_for() -> None:
@@ -130,12 +131,11 @@ def test_train_crops_keep_the_share_of_a_photo_asked_for() -> None:
 
 
 def test_train_names_an_image_size_that_the_network_cannot_take(small: Project) -> None:
-    small.params["networks"] = {"squeezenet1_1": {"weights": "none"}}
-    small.params["train"]["image_size"] = 8
+    small.params["networks"] = {"alexnet": {"weights": "none"}}
     small.write_params()
-    text = error_line(small.run("train.py", "squeezenet1_1"))
-    assert text.startswith("squeezenet1_1 cannot take images of 8x8 pixels (")
-    assert text.endswith("); change train.image_size")
+    text = error_line(small.run("train.py", "alexnet"))
+    assert text.startswith("alexnet cannot take images of 32x32 pixels (")
+    assert text.endswith("); set prepare.image_size to 63, the nearest size that works")
 
 
 def test_train_refuses_batchnorm_layers_of_a_network_without_any(small: Project) -> None:

@@ -6,6 +6,7 @@ import warnings
 from collections import OrderedDict
 
 from pipeline.core.errors import UserError, first_line
+from pipeline.core.params import LARGEST_SIZE, LEAST_SIZE
 from pipeline.networks.weights import read_weights, strip_prefix
 
 import torch
@@ -71,13 +72,25 @@ def head_name(network: nn.Module) -> str:
 def check_image_size(network: nn.Module, name: str, size: int, key: str) -> None:
     """Raise UserError if `network` cannot take images of `size` pixels a side, which `key` in params.yaml sets.
 
-    Some networks (ViT) accept only one size, others need a minimum size. Leaves the network in eval mode.
+    Some networks (ViT) accept only one size, others need a minimum size; the error names the nearest size that works.
+    Leaves the network in eval mode.
     """
+    network.eval()
+    if error := _size_error(network, size):
+        sizes = sorted(range(LEAST_SIZE, LARGEST_SIZE + 1), key=lambda other: abs(other - size))
+        works = next((other for other in sizes if not _size_error(network, other)), None)
+        advice = f"set {key} to {works}, the nearest size that works" if works else f"change {key}"
+        raise UserError(f"{name} cannot take images of {size}x{size} pixels ({first_line(error)}); {advice}")
+
+
+@torch.inference_mode()
+def _size_error(network: nn.Module, size: int) -> Exception | None:
+    """What the network raises for an image of `size` pixels a side."""
     try:
-        with torch.inference_mode():
-            network.eval()(torch.zeros(1, 3, size, size))
+        network(torch.zeros(1, 3, size, size))
     except (RuntimeError, AssertionError, ValueError) as error:
-        raise UserError(f"{name} cannot take images of {size}x{size} pixels ({error}); change {key}") from None
+        return error
+    return None
 
 
 def bare_network(name: str) -> nn.Module:

@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
+from urllib.error import URLError
 from urllib.parse import urlparse
 
 from pipeline.core.errors import UserError, first_line
 from pipeline.core.params import find_weights
+from pipeline.core.process import DISK_FULL
 
 import safetensors.torch
 import torch
@@ -103,19 +105,31 @@ def _downloaded(name: str, weights: str) -> Path:
     if not path.exists():
         print(f"downloading {url}", flush=True)
         digits = torch.hub.HASH_REGEX.search(path.name)[1]
+        yourself = f"download the file yourself and set networks.{name}.weights to its path"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with _waiting_at_most(DOWNLOAD_TIMEOUT_S):
                 torch.hub.download_url_to_file(url, str(path), digits, progress=sys.stderr.isatty())
         except (OSError, HTTPException, ValueError, RuntimeError) as error:  # RuntimeError: wrong hash, or truncated
+            if _is_of_folder(error):
+                raise UserError(
+                    f"networks.{name}: {path} cannot be written ({error.strerror}); set the environment variable "
+                    f"TORCH_HOME to a folder that you can write to, or {yourself}"
+                ) from None
             cause = getattr(error, "reason", None)
             reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else first_line(error)
             raise UserError(
-                f"networks.{name}: {url} could not be downloaded ({reason}); run this again, or download "
-                f"the file yourself and set networks.{name}.weights to its path, or start from "
-                "random weights (none, with train.layers: all)"
+                f"networks.{name}: {url} could not be downloaded ({reason}); run this again, or {yourself}, or "
+                "start from random weights (none, with train.layers: all)"
             ) from None
     return path
+
+
+def _is_of_folder(error: Exception) -> bool:
+    """Whether a download failed because its file could not be written."""
+    if not isinstance(error, OSError) or isinstance(error, URLError):
+        return False
+    return error.filename is not None or error.errno in DISK_FULL
 
 
 @contextmanager
