@@ -1,21 +1,26 @@
 """What goes wrong from outside while a stage runs: earlier results are not lost, and nothing half-written stays."""
 
+import errno
+import multiprocessing
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from pipeline.core.process import run_stage
+from pipeline.networks.checkpoint import Checkpoint
 
 import forked
 import psutil
 import pytest
 import torch
 from photos import kaggle_files
-from projects import REPOSITORY, Project, Repository, error_line
+from projects import REPOSITORY, Project, Repository, error_line, run_python
 
 STAGE_COMMANDS = (("prepare.py",), ("train.py", "resnet18"), ("evaluate.py",), ("ensemble.py",), ("report.py",))
 SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]  # with the exit status of a stage
@@ -180,13 +185,79 @@ def more_memory_than_a_gpu_has() -> None:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 96.00 GiB.")
 
 
-@pytest.mark.parametrize("main", [more_memory_than_there_is, more_memory_than_a_gpu_has])
+def more_memory_than_cpp_has() -> None:
+    raise RuntimeError("std::bad_alloc")
+
+
+def a_killed_worker() -> None:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        pool.submit(os._exit, 9).result()
+
+
+@pytest.mark.parametrize(
+    "main", [more_memory_than_there_is, more_memory_than_a_gpu_has, more_memory_than_cpp_has, a_killed_worker]
+)
 def test_run_stage_turns_too_little_memory_into_one_line(main: Callable[[], None]) -> None:
     with pytest.raises(SystemExit) as exit_:
         run_stage(main)
     assert str(exit_.value).startswith("error: out of memory; close other programs, or lower prepare.image_size")
     assert "train.image_size" in str(exit_.value)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), BlockingIOError(errno.EAGAIN, "no fork")])
+def test_run_stage_turns_too_few_processes_into_one_line(error: Exception) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        run_stage(lambda: (_ for _ in ()).throw(error))
+    assert str(exit_.value) == (
+        "error: too few threads or processes are allowed; close other programs, or raise `ulimit -u` or `ulimit -v`"
+    )
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize(
+    ("import_", "said"),
+    [
+        ("bytearray(2**62)", "out of memory; close other programs"),
+        ("raise ImportError('libx.so: failed to map segment from shared object')", "out of memory; close other"),
+        ('raise RuntimeError("can\'t start new thread")', "too few threads or processes are allowed; "),
+        ("import no_such_package", "package no_such_package is not installed for "),
+    ],
+)
+def test_scripts_explain_what_goes_wrong_in_their_imports(import_: str, said: str, tmp_path: Path) -> None:
+    """The errors come from where libraries are imported, before a stage starts."""
+    env = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    done = run_python(["-c", f"import pipeline.core.process\n{import_}"], tmp_path, env, timeout=30)
+    assert error_line(done).startswith(said)
+
+
+def test_scripts_end_quietly_at_ctrl_c_in_their_imports(tmp_path: Path) -> None:
+    env = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    code = "import pipeline.core.process, os, signal\nos.kill(os.getpid(), signal.SIGINT)\nsignal.pause()"
+    done = run_python(["-c", code], tmp_path, env, timeout=30)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+
+
+def test_scripts_print_names_that_the_terminal_cannot_show(tmp_path: Path) -> None:
+    env = os.environ | {"PYTHONPATH": str(REPOSITORY), "PYTHONIOENCODING": "ascii"}
+    code = "import pipeline.core.process\nprint('20 cat\u00fc, 20 dog')"
+    done = run_python(["-c", code], tmp_path, env, timeout=30)
+    assert (done.stdout, done.returncode) == ("20 cat\\xfc, 20 dog\n", 0)
+
+
+def test_what_a_killed_stage_leaves_changes_nothing(repository: Repository) -> None:
+    before = repository.git("status", "--porcelain")
+    for path in ("models/resnet18.checkpoint", "metrics/report.html", "metrics/networks/resnet18.json", "params.yaml"):
+        (repository.root / f"{path}.partial").write_bytes(b"")
+    assert repository.git("status", "--porcelain") == before
+    assert repository.has_clean_status()
+
+
+def test_a_training_run_deletes_the_half_written_checkpoint_of_a_killed_one(tmp_path: Path) -> None:
+    leftover = tmp_path / "resnet18.checkpoint.partial"
+    leftover.write_bytes(b"")
+    assert Checkpoint(tmp_path / "resnet18.checkpoint", {}, [], torch.device("cpu")).load() is None
+    assert not leftover.exists()
 
 
 def test_run_stage_takes_other_runtime_errors_for_bugs() -> None:

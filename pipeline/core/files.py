@@ -12,13 +12,14 @@ from pipeline.core.errors import UserError
 def atomic_write() -> Iterator[Callable[[Path], Path]]:
     """Yield a function that maps a result's path to a temporary path next to it, creating the folder if needed.
 
-    On success all temporary files are renamed to their results' paths; on any exception they are deleted.
+    On success all temporary files are renamed to their results' paths; on any exception they are deleted. A killed
+    process leaves them. The next one that writes the same results replaces them; git and DVC ignore them.
     """
     partials: dict[Path, Path] = {}
 
     def write_to(path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partials[path] = path.with_name(f"{path.name}.partial")
+        partials[path] = partial_of(path)
         return partials[path]
 
     try:
@@ -32,6 +33,11 @@ def atomic_write() -> Iterator[Callable[[Path], Path]]:
     finally:
         for partial in partials.values():
             partial.unlink(missing_ok=True)
+
+
+def partial_of(path: Path) -> Path:
+    """Where `atomic_write` writes a result before it is whole."""
+    return path.with_name(f"{path.name}.partial")
 
 
 def require_file(path: Path) -> Path:

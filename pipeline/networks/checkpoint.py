@@ -7,7 +7,7 @@ import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from pipeline.core.files import atomic_write
+from pipeline.core.files import atomic_write, partial_of
 from pipeline.networks.compute import hardware_name
 
 import torch
@@ -39,7 +39,11 @@ class Checkpoint:
         self._training = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
     def load(self) -> dict | None:
-        """Return the last saved state with its tensors on the CPU, or None if this run has no checkpoint."""
+        """Return the last saved state with its tensors on the CPU, or None if this run has no checkpoint.
+
+        Deletes what a run left that was killed while it saved one.
+        """
+        partial_of(self._path).unlink(missing_ok=True)
         try:
             file = self._path.read_bytes()
         except FileNotFoundError:
@@ -76,9 +80,10 @@ class Checkpoint:
             self._writing.result()
 
     def _write(self, content: memoryview) -> None:
+        digest = hashlib.sha256(content).digest()
         try:
             with atomic_write() as write_to, write_to(self._path).open("wb") as file:
-                file.write(hashlib.sha256(content).digest())
+                file.write(digest)
                 file.write(content)
         except OSError as error:
             print(

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from pipeline.core.class_names import normal_form
 from pipeline.core.errors import UserError, list_some
 from pipeline.photos.source import NAMED, Photo
 
@@ -73,7 +74,7 @@ def apply_table(photos: list[Photo], table: Path) -> None:
             raise UserError(f"{where}: {row.photo} could be {found[0].path} or {found[1].path}; name it by its path")
         first = first_rows.setdefault(found[0].path, row)
         for what in ("label", "split"):
-            if (one := getattr(first, what)) != (other := getattr(row, what)):
+            if normal_form(one := getattr(first, what)) != normal_form(other := getattr(row, what)):
                 raise UserError(
                     f"{table}: the {what} of {row.photo} is {one!r} in line {first.line}, but {other!r} in line "
                     f"{row.line}; delete one of the two"
@@ -178,9 +179,9 @@ def _find_columns(header: Record, records: list[Record]) -> tuple[dict[str, int]
 
 def _require_single(table: Path, rows: list[Row]) -> None:
     """Raise UserError for a label that stands for several: in lines, as a list, or labels with commas between them."""
-    labels = {row.label for row in rows}
+    labels = {normal_form(row.label) for row in rows}
     for row in rows:
-        parts = re.split(r"\s*[,;|]\s*", row.label)
+        parts = [normal_form(part) for part in re.split(r"[,;|]", row.label)]
         if "\n" in row.label or row.label.startswith(("[", "{")) or (len(parts) > 1 and labels.issuperset(parts)):
             raise UserError(f"{table}, line {row.line}: the label of {row.photo} is {row.label!r}; expected one label")
 
