@@ -59,7 +59,7 @@ def test_serve_answers_uploaded_photos(browser: Browser, address: str, tmp_path:
     page.get_by_role("heading", name="Answers").wait_for()
 
     letter, max_, tom = page.locator(".gallery li").all()
-    assert "This file could not be read as a photo." in letter.inner_text()
+    assert "not a photo, or damaged at its start" in letter.inner_text()
     for photo, name in ((max_, "max.png"), (tom, "tom <b>&.jpg")):
         assert name in photo.inner_text()
         assert photo.locator("p").count() == 1  # the second class says nothing new

@@ -127,7 +127,7 @@ def one_of(classes: list[str]) -> str:
 
 
 def photo_shown(answer: Answer, members: list[str]) -> dict:
-    """What the page shows for a photo: its name, its image (empty if unreadable), and the most probable classes.
+    """What the page shows for a photo: its name, its image and the most probable classes, or why it is unreadable.
 
     `members` are the networks whose predictions are shown beside the ensemble's.
     """
@@ -137,6 +137,7 @@ def photo_shown(answer: Answer, members: list[str]) -> dict:
     looked = {name: heat_uri(answer.pixels, heat) for name, heat in answer.heat_maps.items()}
     return {
         "name": answer.photo,
+        "unreadable": answer.unreadable,
         "image": image,
         "looked": looked,
         "rejected": answer.rejected,
