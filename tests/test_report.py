@@ -414,7 +414,7 @@ def test_report_needs_only_its_deps_and_escapes_the_names_of_photos(finished: Re
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     assert project.run("report.py").returncode == 0
     page = read_page(project)
-    assert "32 pixels a side (48 in training)." in page
+    assert "64 pixels a side (48 in training)." in page
     assert UGLY not in page
     assert "&lt;img src=http://x.test/y onerror=alert(1)&gt;&amp;&#34;&#39;.jpg" in page
 
