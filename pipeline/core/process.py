@@ -153,8 +153,6 @@ def _end_with_dvc() -> None:
 
 
 sys.excepthook = _explain_at_import
-if isinstance(
-    sys.stdout, io.TextIOWrapper
-):  # not every terminal has every letter of a class or photo: \xfc, not an error
-    sys.stdout.reconfigure(errors="backslashreplace")
+if isinstance(sys.stdout, io.TextIOWrapper):
+    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack a letter of a class or photo: \xfc
 DVC = _find_dvc()  # on import, because DVC may have exited by the time a stage has imported everything else
