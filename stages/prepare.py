@@ -66,6 +66,8 @@ def main() -> None:
     silence_pillow()
     # Threads, not processes: Pillow and hashlib release the GIL while they decode, scale and hash.
     with PhotoSource(Path(prepare.source)) as source, ThreadPoolExecutor(os.cpu_count()) as pool:
+        for note in source.notes:
+            print(f"note: {note}")
         photos = source.photos()
         apply_table(photos, Path(prepare.labels))
         classes, notes = label_photos(photos, params.classes, prepare.split)

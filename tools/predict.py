@@ -61,7 +61,7 @@ from pipeline.inference import Answer, Question, load_ensemble
 from pipeline.pages.rendering import heat_image, says
 from pipeline.photos.containers import is_archive, read_file
 from pipeline.photos.decoding import UnreadablePhoto
-from pipeline.photos.source import PhotoSource, printable
+from pipeline.photos.source import PhotoSource, describe_skipped, printable
 from pipeline.scores.predictions import probability_columns
 
 import pandas as pd
@@ -125,6 +125,10 @@ def questions_about(path: Path, sources: ExitStack) -> list[Question]:
         if not path.is_dir() and not is_archive(path):
             return [Question(name, partial(read_file, path))]
         source = sources.enter_context(PhotoSource(path))
+        for note in source.notes:
+            print(f"note: {note}", file=sys.stderr)
+        if source.skipped:
+            print(f"note: skipped in {name}: {describe_skipped(source.skipped)}", file=sys.stderr)
         return [Question(f"{name}/{printable(photo.path)}", partial(source.read, photo)) for photo in source.photos()]
     except UserError as error:
         return [Question(name, failing(str(error).removeprefix(f"{path}: ")))]

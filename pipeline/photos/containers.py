@@ -1,247 +1,171 @@
-"""Open whatever photos come in: folders, zips, tars, parquet files, and folders or archives that hold such files.
+"""Find the photos in whatever holds them: folders and archives, and archives in these.
 
 What a file is, its content tells, not its name.
 """
 
-import errno
-import io
-import json
-import os
-import shutil
-import tarfile
-import tempfile
-import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+import re
+import stat
+from collections import defaultdict
+from collections.abc import Collection
+from contextlib import ExitStack
 from functools import partial
+from itertools import count
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from posixpath import dirname, join, split, splitext
 
 from pipeline.core.errors import UserError
-from pipeline.photos.decoding import PHOTO_SUFFIXES, UnreadablePhoto
+from pipeline.photos.archives import (
+    START,
+    Entry,
+    Listing,
+    NoArchive,
+    Spool,
+    explained,
+    is_archive_start,
+    list_archive,
+    list_folder,
+    open_file,
+)
+from pipeline.photos.decoding import PHOTO_SUFFIXES, photo_suffix
 
-ARCHIVE_SUFFIXES = frozenset({".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".parquet"})
-LARGEST_FILE = 2**28  # bytes; files in a small zip may unpack to more than fits into memory
-ENCRYPTED = 1  # bit of a zip entry's flags
-DEFLATE64 = 9  # compression method of Windows' Explorer for large files
-OTHER_FILES = {  # what else is found at the beginning of a file: what it is, and what to do
-    b"7z\xbc\xaf\x27\x1c": "is a 7z archive; extract it, or zip it",
-    b"Rar!": "is a RAR archive; extract it, or zip it",
-    b"version https://git-lfs": "is a git-lfs pointer; run `git lfs pull`",
-    b"<!DOCTYPE": "is a web page, not an archive; log in where you downloaded it, and try again",
-    b"<html": "is a web page, not an archive; log in where you downloaded it, and try again",
-}
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A file in a container. `open` gives its content; it raises UnreadablePhoto or, if a disk fails, OSError."""
-
-    path: str  # from the container's top, with "/"
-    size: int  # bytes
-    open: Callable[[], BinaryIO]
-    label: int | str | None = None  # if the container says it: an index of the class, or its name
-
-    def read(self) -> bytes:
-        """Return the bytes. Raises UnreadablePhoto if they are far too many for a photo, or as `open` does."""
-        if self.size > LARGEST_FILE:
-            raise UnreadablePhoto(f"unreadable (more than {LARGEST_FILE >> 20} MiB)")
-        with self.open() as file:
-            return file.read()
+ARCHIVE_NAME = re.compile(
+    r"(?P<folder>.+?)\.(?P<suffix>zip|parquet|tar|tgz|tbz2?|txz|(tar\.)?(gz|bz2|xz))", re.IGNORECASE | re.DOTALL
+)
+SINGLE_FILE_SUFFIXES = ("gz", "bz2", "xz")  # perhaps of a tar
+HIDDEN = re.compile(r"(^|/)(\.(?!\./)|__MACOSX)")  # files and folders, but not the folder above
+DEEPEST = 5  # archives in each other; there are some that hold themselves
+TEXT_SUFFIXES = frozenset({".txt", ".csv", ".json", ".xml"})  # labels, say: as many as photos, so they are not opened
+PHOTO, ARCHIVE, NO_SUFFIX = "photo", "archive", "without a suffix"
+UNPACKED = "archives that are unpacked beside them"
 
 
-@dataclass
 class Container:
-    """The files of a container, and what it has besides files: links that lead nowhere, linked folders."""
+    """The photos in a folder or archive and in the archives in it, by path, and what else is there.
 
-    entries: list[Entry] = field(default_factory=list)
-    links: list[str] = field(default_factory=list)  # dangling
-    linked_folders: list[str] = field(default_factory=list)
-
-
-def open_container(path: Path, stack: ExitStack) -> Container:
-    """Open a folder or archive; `stack` will close it. Archives in it are opened, too, if it has no photos itself.
-
-    Raises UserError if `path` does not exist, or is neither a folder nor an archive.
+    An archive's photos are below its path without the suffix: `2023/photos/cat/1.jpg`. `others` has the paths of what
+    is not a photo, by kind; `notes` is what the user should know. `stack` closes what stays open. Raises UserError if
+    `path` does not exist, or if it or an archive in it cannot be read.
     """
-    if path.is_dir():
-        container = _open_folder(path)
-    elif path.exists():
-        container = Container(_open_archive(stack.enter_context(path.open("rb")), str(path), stack))
-    else:
-        raise UserError(f"{path}: no such file or folder; put the photos there, or set prepare.source")
-    archives = [entry for entry in container.entries if _suffix(entry.path) in ARCHIVE_SUFFIXES]
-    if archives and not any(_suffix(entry.path) in PHOTO_SUFFIXES for entry in container.entries):
-        others = [entry for entry in container.entries if entry not in archives]
-        container.entries = others + [inner for entry in archives for inner in _open_inner(entry, path, stack)]
-    return container
+
+    def __init__(self, path: Path, stack: ExitStack) -> None:
+        self.photos: dict[str, Entry] = {}
+        self.others: dict[str, list[str]] = defaultdict(list)
+        self.notes: list[str] = []
+        self._path, self._stack = path, stack
+        if path.is_dir():
+            self._add(list_folder(path), str(path), "", depth=0)
+        elif path.exists():
+            refuse_special(path)
+            listing = list_archive(stack.enter_context(path.open("rb")), str(path), stack)
+            self._add(listing, str(path), "", depth=0)
+        else:
+            raise UserError(f"{path}: no such file or folder; put the photos there, or set prepare.source")
+
+    def _add(self, listing: Listing, name: str, folder: str, depth: int) -> None:
+        """Add what is in a folder or archive, which has this name in messages. Its photos go below `folder`."""
+        with explained(name):
+            listing.unpack()
+        if listing.note:
+            self.notes.append(f"{name} {listing.note}")
+        for kind, paths in listing.others.items():
+            self.others[kind] += [join(folder, path) for path in paths]
+        archives: dict[str, Entry] = {}
+        for entry in listing.entries:
+            place = join(folder, entry.path.lstrip("/"))
+            if "//" in place or "./" in place:  # in an archive
+                place = str(PurePosixPath(place))
+            kind = _kind(place, entry)
+            if kind == PHOTO:
+                self.photos[distinct(place, self.photos)] = entry
+            elif kind == ARCHIVE:
+                archives[distinct(place, archives)] = entry
+            else:
+                self.others[kind].append(place)
+        for place in sorted(archives):
+            self._open_inner(place, archives[place], depth + 1)
+
+    def _open_inner(self, place: str, archive: Entry, depth: int) -> None:
+        """Add the photos of an archive in a folder or in another archive, unless they are beside it, unpacked."""
+        name = f"{self._path}/{place}"
+        if depth > DEEPEST:
+            raise UserError(f"{name}: is an archive in {DEEPEST} others; extract them")
+        with explained(name):
+            if self._path.is_dir() and depth == 1:
+                file = self._stack.enter_context(archive.open())
+            else:  # unpacked, because a compressed file is slow to move about in
+                with archive.open() as packed:
+                    file = Spool(self._stack).fill(packed)
+        matched = ARCHIVE_NAME.fullmatch(place)
+        folder = matched["folder"] if matched else place
+        try:
+            listing = list_archive(file, name, self._stack)
+        except NoArchive:
+            if matched and matched["suffix"].lower() not in SINGLE_FILE_SUFFIXES:
+                raise
+            self.others[_suffix(place) or NO_SUFFIX].append(place)
+            return
+        if self._has(listing, (dirname(place), folder)):
+            self.others[UNPACKED].append(place)
+        else:
+            self._add(listing, name, folder, depth)
+
+    def _has(self, listing: Listing, folders: tuple[str, ...]) -> bool:
+        """Whether most of the photos in an archive are already in one of the folders: the same path and size."""
+        inner = [entry for entry in listing.entries if _suffix(entry.path) in PHOTO_SUFFIXES]
+        for folder in folders:
+            beside = [self.photos.get(str(PurePosixPath(folder, entry.path.lstrip("/")))) for entry in inner]
+            same = [there for there, entry in zip(beside, inner, strict=True) if there and there.size == entry.size]
+            if 2 * len(same) > len(inner):
+                return True
+        return False
+
+
+def distinct(path: str, taken: Collection[str]) -> str:
+    """`path`, or `folder/(2)/name` if another one has it; so labels and tables find it by its folders and its name."""
+    if path not in taken:
+        return path
+    folder, name = split(path)
+    return next(other for number in count(2) if (other := join(folder, f"({number})", name)) not in taken)
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file is an archive, by its content."""
+    """Whether a file is an archive, by its content. Raises UserError if it is no file that can be read twice."""
+    refuse_special(path)
     with path.open("rb") as file:
-        start = file.read(512)
-    return (
-        start.startswith((b"PK\3\4", b"PK\5\6", b"PAR1", b"\x1f\x8b", b"BZh", b"\xfd7zXZ"))
-        or start[257:262] == b"ustar"
-    )
+        return is_archive_start(file.read(START))
 
 
-def _open_folder(folder: Path) -> Container:
-    container = Container()
-    for top, names, files in os.walk(folder):
-        for name in names:
-            if Path(top, name).is_symlink():
-                container.linked_folders.append(Path(top, name).relative_to(folder).as_posix())
-        for name in files:
-            file = Path(top, name)
-            relative = file.relative_to(folder).as_posix()
-            if file.exists():
-                container.entries.append(Entry(relative, file.stat().st_size, partial(_open_file, file)))
-            else:
-                container.links.append(relative)
-    return container
+def refuse_special(path: Path) -> None:
+    """Raise UserError for a pipe, socket or device, from which reading may never end."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise UserError(f"{path}: is a pipe, socket or device; expected a file or folder")
 
 
 def read_file(file: Path) -> bytes:
     """Return a file's bytes. Raises UnreadablePhoto if it may not be read or is far too large."""
-    return Entry(file.name, file.stat().st_size, partial(_open_file, file)).read()
+    return Entry(file.name, file.stat().st_size, partial(open_file, file)).read()
 
 
-def _open_file(file: Path) -> BinaryIO:
-    try:
-        return file.open("rb")
-    except PermissionError:
-        raise UnreadablePhoto("no permission to read it") from None
-
-
-def _open_inner(entry: Entry, path: Path, stack: ExitStack) -> Iterator[Entry]:
-    """The files of an archive inside a folder or another archive, below a folder with the archive's name."""
-    name = f"{path}/{entry.path}"
-    with _explained(name):
-        if path.is_dir():
-            file = stack.enter_context(entry.open())
-        else:  # unpacked, because a compressed file is slow to move about in
-            with entry.open() as packed:
-                file = Spool(stack).fill(packed)
-    for inner in _open_archive(file, name, stack):
-        yield replace(inner, path=f"{PurePosixPath(entry.path).stem}/{inner.path}")
-
-
-def _open_archive(file: BinaryIO, name: str, stack: ExitStack) -> list[Entry]:
-    """The files of the archive that an open file holds. `name` is for messages."""
-    start = file.read(512)
-    file.seek(0)
-    for magic, what in OTHER_FILES.items():
-        if start.lstrip().lower().startswith(magic.lower()):
-            raise UserError(f"{name}: {what}")
-    with _explained(name):
-        if start.startswith(b"PAR1"):
-            return _open_parquet(file, stack)
-        return _open_tar(file, stack) or _open_zip(file, stack)
-
-
-@contextmanager
-def _explained(name: str) -> Iterator[None]:
-    """Turn what reading the archive `name` raises into UserError, unless it is a disk that fails."""
-    try:
-        yield
-    except (MemoryError, UserError):
-        raise
-    except UnreadablePhoto as reason:
-        raise UserError(f"{name}: {reason}") from None
-    except Exception as error:  # reading may raise anything on damaged bytes
-        if is_disk_error(error):
-            raise
-        raise UserError(
-            f"{name}: cannot be read as a zip, tar or parquet file ({error}); download it again or use another file"
-        ) from None
-
-
-class Spool:
-    """A temporary file of unpacked contents, any of which can be read again; `stack` closes it."""
-
-    def __init__(self, stack: ExitStack) -> None:
-        self._file = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 (`stack` closes it)
-
-    def fill(self, content: BinaryIO) -> BinaryIO:
-        """Write `content` to an empty spool, and return the spool's file, at its start."""
-        shutil.copyfileobj(content, self._file)
-        self._file.seek(0)
-        return self._file
-
-    def add(self, path: str, content: BinaryIO, label: int | str | None = None) -> Entry:
-        """Append `content`, and return its entry."""
-        offset = self._file.tell()
-        shutil.copyfileobj(content, self._file)
-        size = self._file.tell() - offset
-        self._file.flush()
-        return Entry(path, size, lambda: io.BytesIO(os.pread(self._file.fileno(), size, offset)), label)
-
-
-def _open_zip(file: BinaryIO, stack: ExitStack) -> list[Entry]:
-    archive = stack.enter_context(zipfile.ZipFile(file))
-    entries = []
-    for info in archive.infolist():
-        if not info.is_dir():
-            # Zips made on Windows may have backslashes, in spite of the format.
-            path = info.filename if "/" in info.filename else info.filename.replace("\\", "/")
-            entries.append(Entry(path, info.file_size, partial(_open_zipped, archive, info)))
-    return entries
-
-
-def _open_zipped(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> BinaryIO:
-    if info.flag_bits & ENCRYPTED:
-        raise UnreadablePhoto("encrypted in its source")
-    if info.compress_type == DEFLATE64:
-        raise UnreadablePhoto("compressed with Deflate64; re-zip it")
-    return archive.open(info)
-
-
-def _open_tar(file: BinaryIO, stack: ExitStack) -> list[Entry] | None:
-    """The files of a tar archive, compressed or not; None if it is none. Unpacked once, so that any can be read."""
-    try:
-        archive = tarfile.open(fileobj=file)  # noqa: SIM115 (closed with `file`)
-        members = archive.getmembers()
-    except tarfile.ReadError:
-        file.seek(0)
-        return None
-    spool = Spool(stack)
-    return [spool.add(member.name, archive.extractfile(member)) for member in members if member.isfile()]
-
-
-def _open_parquet(file: BinaryIO, stack: ExitStack) -> list[Entry]:
-    """The rows of a parquet file as Hugging Face writes it: a column of images, with their bytes, and one of labels."""
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ModuleNotFoundError:
-        raise UserError("parquet needs pyarrow; run `pip install -r requirements/parquet.txt`") from None
-    table = pq.ParquetFile(file)
-    schema = table.schema_arrow
-    image = next((f.name for f in schema if pa.types.is_struct(f.type) and f.type.get_field_index("bytes") >= 0), None)
-    label = next((name for name in ("label", "labels", "class", "category") if name in schema.names), None)
-    if image is None:
-        raise UserError(f"its columns are {', '.join(schema.names)}; expected one of images, with their bytes")
-    features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    names = features.get(label, {}).get("names")
-    spool = Spool(stack)
-    entries: list[Entry] = []
-    for batch in table.iter_batches(batch_size=256, columns=[column for column in (image, label) if column]):
-        labels = batch.column(label).to_pylist() if label else [None] * len(batch)
-        for value, its_label in zip(batch.column(image).to_pylist(), labels, strict=True):
-            content = io.BytesIO((value or {}).get("bytes") or b"")
-            path = f"{len(entries):06}{PurePosixPath((value or {}).get('path') or '').suffix or '.jpg'}"
-            its_label = names[its_label] if names and isinstance(its_label, int) else its_label
-            entries.append(spool.add(path, content, its_label))
-    return entries
+def _kind(path: str, entry: Entry) -> str:
+    """PHOTO, ARCHIVE, or as what a file that is neither is counted."""
+    if HIDDEN.search(path):
+        return "hidden"
+    suffix = _suffix(path)
+    if suffix in PHOTO_SUFFIXES:
+        return PHOTO
+    if ARCHIVE_NAME.fullmatch(path):
+        return ARCHIVE
+    if suffix in TEXT_SUFFIXES:
+        return suffix
+    start = entry.start()
+    if not suffix and is_archive_start(start):  # with a suffix, it is a document or the like
+        return ARCHIVE
+    found = photo_suffix(start)
+    if found == ".tif" and suffix:  # a camera's raw photo, of which only a small preview could be decoded
+        return suffix
+    return PHOTO if found in PHOTO_SUFFIXES else found or suffix or NO_SUFFIX
 
 
 def _suffix(path: str) -> str:
-    return PurePosixPath(path).suffix.lower()
-
-
-def is_disk_error(error: Exception) -> bool:
-    """Whether a disk or network failed, or permission is missing; damaged bytes raise other kinds of OSError."""
-    return isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
+    """The suffix of a file's name, as `.jpg` of `1.JPG `; empty if it has none."""
+    return splitext(path)[1].strip().lower().removesuffix(".")

@@ -2,26 +2,49 @@
 
 import io
 import logging
+import re
 import warnings
+from collections.abc import Iterable
 from contextlib import suppress
 
 import numpy as np
 from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError, features
 
-try:  # an extra: requirements/phones.txt
+EXTRA_SUFFIXES = {".heic": "HEIC", ".heif": "HEIC", ".jxl": "JPEG XL"}  # of requirements/phones.txt
+readable_extras = set()
+with suppress(ModuleNotFoundError):
     import pillow_heif
 
     pillow_heif.register_heif_opener()
-    HEIC_SUFFIXES = frozenset({".heic", ".heif"})
-except ModuleNotFoundError:
-    HEIC_SUFFIXES = frozenset()
+    readable_extras |= {".heic", ".heif"}
+with suppress(ModuleNotFoundError):
+    import pillow_jxl  # noqa: F401 (it registers itself)
 
-PHOTO_SUFFIXES = (
-    frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-    | (frozenset({".avif"}) if features.check("avif") else frozenset())
-    | HEIC_SUFFIXES
+    readable_extras |= {".jxl"}
+
+PHOTO_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp", ".tga", ".tif", ".tiff"}
+    | {".ppm", ".pgm", ".pbm", ".pnm"}
+    | ({".jp2", ".j2k"} if features.check("jpg_2000") else set())
+    | ({".avif"} if features.check("avif") else set())
+    | readable_extras
 )
-INSTALL_HEIC = "`pip install -r requirements/phones.txt` to read HEIC"
+SIGNATURES = [  # how photos begin, and the suffix that they should have; TGA has no signature
+    (re.compile(start, re.DOTALL), suffix)
+    for start, suffix in (
+        (rb"\xff\xd8\xff", ".jpg"),
+        (rb"\x89PNG\r\n\x1a\n", ".png"),
+        (rb"RIFF....WEBP", ".webp"),
+        (rb"GIF8[79]a", ".gif"),
+        (rb"BM....\0\0\0\0", ".bmp"),
+        (rb"II[*+]\0|MM\0[*+]", ".tif"),
+        (rb"P[1-6]\s+[#\d]", ".ppm"),
+        (rb"\0\0\0\x0cjP  \r\n|\xff\x4f\xff\x51", ".jp2"),
+        (rb"....ftypavi[fs]", ".avif"),
+        (rb"....ftyp(hei[cxms]|hev[cx]|mif1)", ".heic"),
+        (rb"\0\0\0\x0cJXL \r\n|\xff\x0a", ".jxl"),
+    )
+]
 
 # As in torchvision's ImageNet recipes: the shorter side is scaled to 256/224 of the size, then the center is cropped.
 CENTER_CROP_SHARE = 224 / 256
@@ -80,6 +103,19 @@ def open_upright(content: bytes, least_side: int | None = None) -> Image.Image:
         raise UnreadablePhoto(_explain(error, content)) from None
 
 
+def photo_suffix(start: bytes) -> str:
+    """The suffix that a file with these first bytes should have, such as .jpg; empty if it is no photo."""
+    return next((suffix for signature, suffix in SIGNATURES if signature.match(start)), "")
+
+
+def what_to_install(suffixes: Iterable[str]) -> str:
+    """How to read photos with these suffixes; empty if they can be read, or cannot be."""
+    missing = sorted(
+        {EXTRA_SUFFIXES[suffix] for suffix in EXTRA_SUFFIXES.keys() & suffixes if suffix not in PHOTO_SUFFIXES}
+    )
+    return f"`pip install -r requirements/phones.txt` to read {' and '.join(missing)}" if missing else ""
+
+
 def silence_pillow() -> None:
     """Silence Pillow's warnings and log messages about odd files; all that matters is whether they decode."""
     warnings.simplefilter("ignore")
@@ -99,22 +135,42 @@ def _turn_upright(image: Image.Image) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):  # Pillow would clip 16-bit grey at 255 instead of scaling it
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode.startswith(("I", "F")):  # Pillow would clip grey of 16 bits, of 32 bits and floats at 255
+        image = Image.fromarray(_to_8_bits(np.asarray(image)))
     if image.has_transparency_data:  # show it on white: transparent pixels may have any colour
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
 
+def _to_8_bits(values: np.ndarray) -> np.ndarray:
+    """Grey of integers or floats as uint8. White is what a photo's brightest value needs: 1, or 8, 12 or 16 bits.
+
+    Floats above 1, and integers that are negative or need more bits, may mean anything (degrees, say): the photo's
+    lowest value becomes black, its highest one white.
+    """
+    finite = np.isfinite(values)
+    low, high = values[finite].min(), values[finite].max()
+    is_float = values.dtype.kind == "f"
+    if not is_float and low >= 0 and 1 < high < 2**16:
+        return (values >> next(bits - 8 for bits in (8, 12, 16) if high < 2**bits)).astype(np.uint8)
+    if low < 0 or high > 1:
+        values = (values.astype(np.float64) - low) / ((float(high) - float(low)) or 1)
+    return np.where(finite, np.rint(values * 255.0), 0).astype(np.uint8)
+
+
 def _explain(error: Exception, content: bytes) -> str:
     """Say in plain words why a photo cannot be decoded."""
     if content.startswith(b"version https://git-lfs.github.com/"):
         return "a git-lfs pointer; run `git lfs pull`"
-    if content[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypheim", b"ftypheis", b"ftyphevc"):
-        return "HEIC is damaged" if HEIC_SUFFIXES else f"HEIC inside; {INSTALL_HEIC}"
+    suffix = photo_suffix(content)
+    if suffix in EXTRA_SUFFIXES:
+        kind = EXTRA_SUFFIXES[suffix]
+        return f"{kind} is damaged" if suffix in PHOTO_SUFFIXES else f"{kind} inside; {what_to_install([suffix])}"
     if content[:512].lstrip().lower().startswith((b"<!doctype html", b"<html")):
         return "a web page, not a photo"
+    if isinstance(error, UnidentifiedImageError) and suffix == ".tif":
+        return "a kind of TIFF that cannot be read, or damaged; save it as PNG"
     if isinstance(error, UnidentifiedImageError):
         return "not a photo, or damaged at its start"
     if isinstance(error, Image.DecompressionBombError):

@@ -1,16 +1,17 @@
 """Find photos in whatever holds them, and read their bytes."""
 
 import posixpath
-from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from pipeline.core.errors import UserError
-from pipeline.photos.containers import Entry, is_disk_error, open_container
-from pipeline.photos.decoding import HEIC_SUFFIXES, INSTALL_HEIC, PHOTO_SUFFIXES, UnreadablePhoto
+from pipeline.photos.archives import FORBIDDEN_FOLDERS, LINKED_FOLDERS, SPECIAL_FILES, is_disk_error
+from pipeline.photos.containers import UNPACKED, Container, distinct
+from pipeline.photos.decoding import UnreadablePhoto, what_to_install
 
 NAMED = 3  # examples in a message
+NAMED_KINDS = (LINKED_FOLDERS, FORBIDDEN_FOLDERS, SPECIAL_FILES, UNPACKED)  # which are counted with some names
 
 
 @dataclass(eq=False)
@@ -39,28 +40,24 @@ class Photo:
 class PhotoSource:
     """A folder or archive of photos, read in place; threads may share it.
 
-    `skipped` counts the files that are no photos, by kind. Raises
-    UserError if `path` does not exist or is neither a folder nor an archive.
+    `skipped` counts the files that are no photos, by kind; `notes` is what the user should know about the source.
+    Raises UserError if `path` does not exist or is neither a folder nor an archive.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._stack = ExitStack()
         try:
-            container = open_container(path, self._stack)
+            container = Container(path, self._stack)
         except BaseException:
             self._stack.close()
             raise
-        self._linked_folders = container.linked_folders
-        folders = f"linked folders ({', '.join(self._linked_folders[:NAMED])})"
-        self._entries: dict[str, Entry] = {}
-        kinds = ["dangling links"] * len(container.links) + [folders] * len(container.linked_folders)
-        for entry in container.entries:
-            if kind := _kind_if_no_photo(PurePosixPath(entry.path)):
-                kinds.append(kind)
-            else:
-                self._entries[entry.path] = entry
-        self.skipped = dict(sorted(Counter(kinds).items()))
+        self._entries = container.photos
+        self._linked_folders = container.others[LINKED_FOLDERS]
+        self.notes = [printable(note) for note in container.notes]
+        self.skipped = {
+            _described(kind, paths): len(paths) for kind, paths in sorted(container.others.items()) if paths
+        }
 
     def __enter__(self) -> "PhotoSource":
         return self
@@ -73,12 +70,16 @@ class PhotoSource:
         paths = sorted(self._entries)
         if not paths:
             raise UserError(f"{self.path}: contains no photos; {self._describe_contents()}")
-        rooted = [PurePosixPath("/", path) for path in paths]
-        shared = posixpath.commonpath([path.parent for path in rooted])
-        names = [printable(str(path.relative_to(shared))) for path in rooted]
-        by_name = dict(zip(names, paths, strict=True))  # a zip may contain both ./cat.0.jpg and cat.0.jpg
-        labels = {path: self._entries[path].label for path in paths}
-        return [Photo(name, path, "" if labels[path] is None else str(labels[path])) for name, path in by_name.items()]
+        # What all have in common is no part of their names.
+        shared = posixpath.commonpath([posixpath.dirname(f"/{path}") for path in paths]).rstrip("/")
+        names: set[str] = set()
+        photos = []
+        for path in paths:
+            name = distinct(printable(path[len(shared) :]), names)
+            names.add(name)
+            label = self._entries[path].label
+            photos.append(Photo(name, path, "" if label is None else str(label)))
+        return photos
 
     def read(self, photo: Photo) -> bytes:
         """Return the photo's bytes. Raises UnreadablePhoto if they are damaged, encrypted, not readable or too many."""
@@ -100,8 +101,8 @@ class PhotoSource:
         if self._linked_folders:
             names = ", ".join(self._linked_folders[:NAMED])
             return f"it has linked folders ({names}), which DVC does not follow either; copy them, or name their target"
-        if any(kind in (".heic", ".heif") for kind in self.skipped):
-            return f"it has {_listed(self.skipped)}; {INSTALL_HEIC}"
+        if hint := what_to_install(self.skipped):
+            return f"it has {_listed(self.skipped)}; {hint}"
         if self.skipped:
             return f"it has {_listed(self.skipped)}; expected a folder or archive with photos"
         return "it is empty; expected a folder or archive with photos"
@@ -109,8 +110,8 @@ class PhotoSource:
 
 def describe_skipped(skipped: dict[str, int]) -> str:
     """For people: `12 .heic (…), 1 dangling links`; an empty text if nothing was skipped."""
-    hint = f" ({INSTALL_HEIC})" if not HEIC_SUFFIXES and skipped.keys() & {".heic", ".heif"} else ""
-    return _listed(skipped) + hint
+    hint = what_to_install(skipped)
+    return _listed(skipped) + (f" ({hint})" if hint else "")
 
 
 def _listed(skipped: dict[str, int]) -> str:
@@ -119,12 +120,10 @@ def _listed(skipped: dict[str, int]) -> str:
 
 def printable(name: str) -> str:
     """Escape line breaks and other control characters in `name` as Python does (\\r), for text tables."""
+    if name.isprintable():
+        return name
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in name)
 
 
-def _kind_if_no_photo(path: PurePosixPath) -> str:
-    """What a file is counted as if it is no photo; an empty text if it is one."""
-    if any(part.startswith((".", "__MACOSX")) and part != ".." for part in path.parts):
-        return "hidden"
-    suffix = path.suffix.lower()
-    return "" if suffix in PHOTO_SUFFIXES else printable(suffix) or "without a suffix"
+def _described(kind: str, paths: list[str]) -> str:
+    return printable(f"{kind} ({', '.join(sorted(paths)[:NAMED])})" if kind in NAMED_KINDS else kind)

@@ -1,0 +1,359 @@
+"""List the files in one folder, zip, tar or parquet file, so that any of them can be read, in any order."""
+
+import errno
+import io
+import json
+import os
+import re
+import shutil
+import stat
+import struct
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path, PurePosixPath
+from posixpath import dirname, join, normpath
+from typing import BinaryIO
+
+from pipeline.core.errors import UserError
+from pipeline.photos.decoding import UnreadablePhoto
+
+LARGEST_FILE = 2**28  # bytes; files in a small zip may unpack to more than fits into memory
+START = 512  # bytes at the beginning of a file that tell what it is
+ENCRYPTED, UTF_8 = 1, 0x800  # bits of a zip entry's flags
+DEFLATE64 = 9  # compression method of Windows' Explorer for large files
+UNICODE_PATH = 0x7075  # Info-ZIP's extra field of a zip entry, with its name in UTF-8
+WESTERN = frozenset("ÇüéâäàåçêëèïîìÄÅÉæÆôöòûùÿÖÜáíóúñÑªºß")  # the letters of code page 437 that are not ASCII
+SURROGATES = re.compile("[\ud800-\udfff]")  # Python's characters for bytes that are not UTF-8
+# What is no file that can be read; see Listing.others.
+DANGLING_LINKS, LINKED_FOLDERS, VANISHED_FILES = "dangling links", "linked folders", "files that vanished"
+FORBIDDEN_FOLDERS, SPECIAL_FILES = "folders without permission to read", "pipes, sockets or devices"
+COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")  # gzip, bzip2 and xz, perhaps with a tar inside
+OTHER_FILES = {  # what else is found at the beginning of a file: what it is, and what to do
+    b"7z\xbc\xaf\x27\x1c": "is a 7z archive; extract it, or zip it",
+    b"Rar!": "is a RAR archive; extract it, or zip it",
+    b"version https://git-lfs": "is a git-lfs pointer; run `git lfs pull`",
+    b"<!DOCTYPE": "is a web page, not an archive; log in where you downloaded it, and try again",
+    b"<html": "is a web page, not an archive; log in where you downloaded it, and try again",
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file in a container. `open` gives its content; it raises UnreadablePhoto or, if a disk fails, OSError."""
+
+    path: str  # from the container's top, with "/"
+    size: int  # bytes
+    open: Callable[[], BinaryIO]
+    label: int | str | None = None  # if the container says it: an index of the class, or its name
+
+    def read(self) -> bytes:
+        """Return the bytes. Raises UnreadablePhoto if they are far too many for a photo, or as `open` does."""
+        if self.size > LARGEST_FILE:
+            raise UnreadablePhoto(f"unreadable (more than {LARGEST_FILE >> 20} MiB)")
+        with self.open() as file:
+            return file.read()
+
+    def start(self) -> bytes:
+        """Return the first bytes, none if they are damaged, may not be read or are gone. Raises OSError of a disk."""
+        try:
+            with self.open() as file:
+                return file.read(START)
+        except (UnreadablePhoto, FileNotFoundError):
+            return b""
+        except Exception as error:  # unpacking may raise anything on damaged bytes
+            if is_disk_error(error):
+                raise
+            return b""
+
+
+@dataclass
+class Listing:
+    """What one folder or archive holds."""
+
+    entries: list[Entry] = field(default_factory=list)
+    others: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # paths of no files, by kind
+    note: str = ""  # what the user should know
+    unpack: Callable[[], None] = lambda: None  # call it before an entry is opened
+
+
+class NoArchive(UserError):
+    """Raised for a file that is compressed, but holds no archive."""
+
+
+def list_folder(folder: Path) -> Listing:
+    """The files below a folder. Raises OSError if it, or a disk, cannot be read."""
+    found = Listing()
+    unread = [""]
+    while unread:
+        top = unread.pop()
+        try:
+            with os.scandir(folder / top) as scan:
+                children = sorted(scan, key=lambda child: child.name)
+        except PermissionError:
+            if not top:
+                raise
+            found.others[FORBIDDEN_FOLDERS].append(top)
+            continue
+        for child in children:
+            path = join(top, child.name)
+            if child.is_dir(follow_symlinks=False):
+                unread.append(path)
+            else:
+                _add_file(found, path, child)
+    found.note = _note_of_names(found.entries)
+    return found
+
+
+def _add_file(found: Listing, path: str, child: os.DirEntry) -> None:
+    """Add what a folder has besides folders: a file, or a link."""
+    opened = partial(open_file, Path(child.path))
+    try:
+        status = child.stat()
+    except PermissionError:
+        found.entries.append(Entry(path, 0, opened))  # which says so when it is read
+        return
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise
+        found.others[DANGLING_LINKS if child.is_symlink() else VANISHED_FILES].append(path)
+        return
+    if stat.S_ISREG(status.st_mode):
+        found.entries.append(Entry(path, status.st_size, opened))
+    else:
+        found.others[LINKED_FOLDERS if stat.S_ISDIR(status.st_mode) else SPECIAL_FILES].append(path)
+
+
+def open_file(file: Path) -> BinaryIO:
+    """Open a file. Raises UnreadablePhoto if it may not be read."""
+    try:
+        return file.open("rb")
+    except PermissionError:
+        raise UnreadablePhoto("no permission to read it") from None
+
+
+def list_archive(file: BinaryIO, name: str, stack: ExitStack) -> Listing:
+    """The files of the archive that an open file holds, to be closed by `stack`. `name` is for messages.
+
+    Raises UserError, NoArchive in particular, if it is none or is damaged.
+    """
+    start = file.read(START)
+    file.seek(0)
+    for magic, what in OTHER_FILES.items():
+        if start.lstrip().lower().startswith(magic.lower()):
+            raise UserError(f"{name}: {what}")
+    with explained(name):
+        if start.startswith(b"PAR1"):
+            return _list_parquet(file, stack)
+        if found := _list_tar(file, stack):
+            return found
+        if start.startswith(COMPRESSED):
+            raise NoArchive(f"{name}: is compressed, but no tar archive; extract it")
+        return _list_zip(file, stack)
+
+
+def is_archive_start(start: bytes) -> bool:
+    """Whether the first START bytes of a file are those of an archive."""
+    return start.startswith((b"PK\3\4", b"PK\5\6", b"PAR1", *COMPRESSED)) or start[257:262] == b"ustar"
+
+
+@contextmanager
+def explained(name: str) -> Iterator[None]:
+    """Turn what reading the archive `name` raises into UserError, unless it is a disk that fails."""
+    try:
+        yield
+    except (MemoryError, UserError):
+        raise
+    except UnreadablePhoto as reason:
+        raise UserError(f"{name}: {reason}") from None
+    except Exception as error:  # reading may raise anything on damaged bytes
+        if is_disk_error(error):
+            raise
+        raise UserError(
+            f"{name}: cannot be read as a zip, tar or parquet file ({error}); download it again or use another file"
+        ) from None
+
+
+def is_disk_error(error: Exception) -> bool:
+    """Whether a disk or network failed, or permission is missing; damaged bytes raise other kinds of OSError."""
+    return isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
+
+
+class Spool:
+    """A temporary file of unpacked contents, any of which can be read again; `stack` closes it."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._file = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 (`stack` closes it)
+        self._ends = [0]
+
+    def fill(self, content: BinaryIO) -> BinaryIO:
+        """Write `content` to an empty spool, and return the spool's file, at its start."""
+        shutil.copyfileobj(content, self._file)
+        self._file.seek(0)
+        return self._file
+
+    def add(self, content: BinaryIO) -> int:
+        """Append `content`, and return its number."""
+        shutil.copyfileobj(content, self._file)
+        self._ends.append(self._file.tell())
+        return len(self._ends) - 2
+
+    def flush(self) -> None:
+        """To be called after the last `add`."""
+        self._file.flush()
+
+    def open(self, number: int) -> BinaryIO:
+        """Open the content that was added as this number; threads may share the spool."""
+        start, end = self._ends[number : number + 2]
+        return io.BytesIO(os.pread(self._file.fileno(), end - start, start))
+
+
+def _note_of_names(entries: list[Entry]) -> str:
+    """What to say of the names in a folder or tar that are not UTF-8, which Python reads as lone surrogates."""
+    odd = [entry.path for entry in entries if not entry.path.isascii() and SURROGATES.search(entry.path)]
+    return f"has {len(odd)} names that are not UTF-8, such as {odd[0]}; rename them if they matter" if odd else ""
+
+
+def _list_zip(file: BinaryIO, stack: ExitStack) -> Listing:
+    archive = stack.enter_context(zipfile.ZipFile(file))
+    files = [info for info in archive.infolist() if not info.is_dir()]
+    names, note = _names_in_zip(files)
+    entries = []
+    for name, info in zip(names, files, strict=True):
+        # Zips made on Windows may have backslashes, in spite of the format.
+        path = name if "/" in name else name.replace("\\", "/")
+        if not path.endswith("/"):
+            entries.append(Entry(path, info.file_size, partial(_open_zipped, archive, info)))
+    return Listing(entries, note=note)
+
+
+def _open_zipped(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> BinaryIO:
+    if info.flag_bits & ENCRYPTED:
+        raise UnreadablePhoto("encrypted in its source")
+    if info.compress_type == DEFLATE64:
+        raise UnreadablePhoto("compressed with Deflate64; re-zip it")
+    return archive.open(info)
+
+
+def _names_in_zip(files: list[zipfile.ZipInfo]) -> tuple[list[str], str]:
+    """The files' names, and what the user should know about them.
+
+    A name is UTF-8 if its flag says so, or if it is in a field of Info-ZIP. All others are in code page 437, says the
+    format; in fact they are in UTF-8 or in the code page of the computer that made the zip.
+    """
+    known = [
+        info.filename if info.flag_bits & UTF_8 or info.filename.isascii() else _unicode_path(info) for info in files
+    ]
+    decoded, encoding = _decode([_raw_name(info) for info, name in zip(files, known, strict=True) if not name])
+    rest = iter(decoded)
+    names = [name or next(rest) for name in known]
+    if encoding == "UTF-8":
+        return names, ""
+    return names, (
+        f"does not say how its file names are encoded; read as {encoding}, such as {decoded[0]}; if that is wrong, "
+        "extract it: python -m zipfile --metadata-encoding CODEPAGE -e ZIP FOLDER"
+    )
+
+
+def _raw_name(info: zipfile.ZipInfo) -> bytes:
+    """The bytes of a name that is not marked as UTF-8."""
+    return info.orig_filename.encode("cp437")
+
+
+def _unicode_path(info: zipfile.ZipInfo) -> str:
+    """The name in Info-ZIP's Unicode Path field; empty if there is none, or if it belongs to an earlier name."""
+    extra = info.extra
+    while len(extra) >= 4:
+        kind, size = struct.unpack("<HH", extra[:4])
+        content, extra = extra[4 : 4 + size], extra[4 + size :]
+        if kind == UNICODE_PATH and content[1:5] == struct.pack("<L", zlib.crc32(_raw_name(info))):
+            return content[5:].decode(errors="replace")
+    return ""
+
+
+def _decode(names: list[bytes]) -> tuple[list[str], str]:
+    """The names, all in one encoding, and this encoding, which is a guess unless it is UTF-8."""
+    with suppress(UnicodeDecodeError):
+        return [name.decode() for name in names], "UTF-8"
+    as_western = [name.decode("cp437") for name in names]
+    if all(letter.isascii() or letter in WESTERN for name in as_western for letter in name):
+        return as_western, "code page 437"
+    with suppress(UnicodeDecodeError):
+        return [name.decode("gbk") for name in names], "GBK"
+    return as_western, "code page 437"
+
+
+def _list_tar(file: BinaryIO, stack: ExitStack) -> Listing | None:
+    """The files of a tar archive, compressed or not; None if it is none, or empty."""
+    try:
+        archive = tarfile.open(fileobj=file)  # noqa: SIM115 (closed with `file`)
+    except tarfile.ReadError:
+        file.seek(0)
+        return None
+    members = archive.getmembers()
+    if not members:
+        file.seek(0)
+        return None
+    files = [member for member in members if member.isfile()]
+    spool = Spool(stack)
+
+    def unpack() -> None:
+        for member in files:
+            spool.add(archive.extractfile(member))
+        spool.flush()
+
+    found = Listing(unpack=unpack)
+    for number, member in enumerate(files):
+        found.entries.append(Entry(member.name, member.size, partial(spool.open, number)))
+    _add_links(found, members)
+    found.others[SPECIAL_FILES] += [member.name for member in members if member.isdev()]
+    found.note = _note_of_names(found.entries)
+    return found
+
+
+def _add_links(found: Listing, members: list[tarfile.TarInfo]) -> None:
+    """Add the links in a tar, as the files that they lead to."""
+    by_path = {normpath(entry.path): entry for entry in found.entries}
+    folders = {normpath(member.name) for member in members if member.isdir()}
+    for member in members:
+        if member.issym() or member.islnk():
+            target = normpath(join(dirname(member.name) if member.issym() else "", member.linkname))
+            if target in by_path:
+                found.entries.append(replace(by_path[target], path=member.name))
+            else:
+                found.others[LINKED_FOLDERS if target in folders else DANGLING_LINKS].append(member.name)
+
+
+def _list_parquet(file: BinaryIO, stack: ExitStack) -> Listing:
+    """The rows of a parquet file as Hugging Face writes it: a column of images, with their bytes, and one of labels."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ModuleNotFoundError:
+        raise UserError("parquet needs pyarrow; run `pip install -r requirements/parquet.txt`") from None
+    table = pq.ParquetFile(file)
+    schema = table.schema_arrow
+    image = next((f.name for f in schema if pa.types.is_struct(f.type) and f.type.get_field_index("bytes") >= 0), None)
+    label = next((name for name in ("label", "labels", "class", "category") if name in schema.names), None)
+    if image is None:
+        raise UserError(f"its columns are {', '.join(schema.names)}; expected one of images, with their bytes")
+    features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    names = features.get(label, {}).get("names")
+    spool = Spool(stack)
+    entries: list[Entry] = []
+    for batch in table.iter_batches(batch_size=256, columns=[column for column in (image, label) if column]):
+        labels = batch.column(label).to_pylist() if label else [None] * len(batch)
+        for value, its_label in zip(batch.column(image).to_pylist(), labels, strict=True):
+            content = (value or {}).get("bytes") or b""
+            path = f"{len(entries):06}{PurePosixPath((value or {}).get('path') or '').suffix or '.jpg'}"
+            its_label = names[its_label] if names and isinstance(its_label, int) else its_label
+            number = spool.add(io.BytesIO(content))
+            entries.append(Entry(path, len(content), partial(spool.open, number), its_label))
+    spool.flush()
+    return Listing(entries)
