@@ -8,6 +8,7 @@ in a folder, which is printed, and then the exit status is 1.
 
 import io
 import os
+import re
 import shutil
 import signal
 import sys
@@ -27,7 +28,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1] / folder) for folder in 
 import prepare  # noqa: E402
 from pipeline.core.process import run_stage  # noqa: E402
 
-from photos import CLASSES, draw_photo, encode, kaggle_files  # noqa: E402
+from photos import CLASSES, draw_photo, encode, kaggle_files, photo_bytes  # noqa: E402
 from projects import Project  # noqa: E402
 
 LONGEST_RUN_S = 60
@@ -67,7 +68,7 @@ def damaged_photos(project: Project, random: np.random.Generator) -> None:
         label = CLASSES[number % 2]
         image = draw_photo(label, number % 50)
         if number % 3 == 0:
-            content = encode(image, str(random.choice(["PNG", "WEBP", "GIF", "BMP", "TIFF"])))
+            content = encode(image, str(random.choice(["PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "TGA", "JPEG2000"])))
         else:
             mode = str(random.choice(["RGB", "L", "CMYK"]))
             content = encode(image.convert(mode), "JPEG", progressive=bool(random.integers(2)))
@@ -79,8 +80,10 @@ def damaged_photos(project: Project, random: np.random.Generator) -> None:
 
 
 def damaged_archive(project: Project, random: np.random.Generator) -> None:
-    """An archive of some kind, perhaps inside another one, with damages."""
+    """An archive of some kind, perhaps inside another one or beside a photo, with damages."""
     files = kaggle_files(cats=9, dogs=9)
+    if random.integers(2):  # cats/0 instead of cat.0.jpg: known to be photos by their content
+        files = {re.sub(r"(\w+)\.(\d+)\.jpg", r"\1s/\2", name): content for name, content in files.items()}
     buffer = io.BytesIO()
     kind = random.integers(3)
     if kind == 0:
@@ -103,7 +106,8 @@ def damaged_archive(project: Project, random: np.random.Generator) -> None:
         project.photos({"cat.0.jpg": b""})  # makes the folder
         (project.root / "data/raw/train.zip").write_bytes(damaged)
     else:
-        project.photos({f"inner{suffix}": damaged}, str(random.choice(["data/raw/train.zip", "folder"])))
+        beside = {"cat.99.jpg": photo_bytes("cat", 99)} if random.integers(2) else {}
+        project.photos({f"inner{suffix}": damaged} | beside, str(random.choice(["data/raw/train.zip", "folder"])))
     project.write_params()
 
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import re
 from pathlib import Path
 
@@ -90,11 +91,12 @@ def test_predict_writes_a_line_for_each_unreadable_photo_and_answers_the_others(
     (tmp_path / "text.zip").write_text("no zip")
     long_name = "a cat with a name that is wider than the photo.png"
     (tmp_path / long_name).write_bytes(encode(draw_photo("cat", 1), "PNG"))
-    names = ["broken.jpg", "nosuch.jpg", "text.zip", "empty folder", long_name]
+    os.mkfifo(tmp_path / "pipe")
+    names = ["broken.jpg", "nosuch.jpg", "text.zip", "empty folder", "pipe", long_name]
     paths = [str(tmp_path / name) for name in names]
     done = finished.run("predict.py", "-", "--csv", "--image", str(tmp_path / "out.png"), stdin="\r\n".join(paths))
 
-    assert error_line(done) == "4 of 5 photos could not be read"
+    assert error_line(done) == "5 of 6 photos could not be read"
     rows = list(csv.DictReader(io.StringIO(done.stdout)))
     classes = ("probability_cat", "probability_dog")
     members = [f"{network}_{column}" for network in NETWORKS for column in classes]
@@ -106,13 +108,21 @@ def test_predict_writes_a_line_for_each_unreadable_photo_and_answers_the_others(
         "no such file or folder",
         "not a photo, or damaged at its start",
         "contains no photos; it is empty; expected a folder or archive with photos",
+        "is a pipe, socket or device; expected a file or folder",
         "",
     ]
-    assert [bool(row["label"]) for row in rows] == [False] * 4 + [True]
+    assert [bool(row["label"]) for row in rows] == [False] * 5 + [True]
     with Image.open(tmp_path / "out.png") as image:
         assert image.format == "PNG"
         colours = np.asarray(image).reshape(-1, 3)
     assert (colours[:, 0].astype(int) - colours[:, 2] > 60).sum() > 10_000  # the reddish cat
+
+
+def test_predict_finds_photos_by_their_content_and_says_what_it_skipped(finished: Repository, tmp_path: Path) -> None:
+    write_folder(tmp_path / "folder", {"cat": photo_bytes("cat", 3), "notes.txt": b"notes", "clip.mp4": b"clip"})
+    done = finished.run("predict.py", str(tmp_path / "folder"), "--json")
+    assert [answer["photo"] for answer in json.loads(done.stdout)] == [str(tmp_path / "folder/cat")]
+    assert done.stderr == f"note: skipped in {tmp_path / 'folder'}: 1 .mp4, 1 .txt\n"
 
 
 def test_predict_prints_a_table_for_people(finished: Repository, tmp_path: Path) -> None:

@@ -1,16 +1,27 @@
 """What people really have: containers, layouts, tables, given splits, copies and odd photos."""
 
+import gzip
+import hashlib
 import io
 import json
+import os
+import shutil
+import subprocess
+import sys
 import tarfile
+import warnings
 import zipfile
+import zlib
+from collections.abc import Callable
 from pathlib import Path
+
+from pipeline.photos.decoding import decode
 
 import numpy as np
 import pytest
-from photos import draw_photo, encode, kaggle_files, photo_bytes, write_zip
+from photos import CLASSES, draw_photo, encode, kaggle_files, photo_bytes, write_zip
 from PIL import Image, ImageEnhance
-from projects import SPLITS, Project, error_line
+from projects import REPOSITORY, SPLITS, Project, error_line
 
 Files = dict[str, bytes]
 
@@ -88,6 +99,46 @@ def as_windows_zip(folder: Path, files: Files) -> Path:
     return folder / "windows.zip"
 
 
+def as_archives_of_one_name(folder: Path, files: Files) -> Path:
+    """As an export for each year, whose numbers start again."""
+    for year, first in (("2023", 0), ("2024", 4)):
+        inner = {f"{label}.{n}.jpg": files[f"train/{label}.{first + n}.jpg"] for label in CLASSES for n in range(4)}
+        write_zip(folder / f"years/{year}/photos.zip", inner)
+    return folder / "years"
+
+
+def as_zip_with_a_name_for_four_photos(folder: Path, files: Files) -> Path:
+    """Spelled alike or not."""
+    with zipfile.ZipFile(folder / "names.zip", "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for label in CLASSES:
+            for number in range(8):
+                spelling = ("train/{}.{}.jpg", "./train/{}.{}.jpg", "train//{}.{}.jpg", "train\\{}.{}.jpg")[number // 2]
+                archive.writestr(spelling.format(label, number % 2), files[f"train/{label}.{number}.jpg"])
+    return folder / "names.zip"
+
+
+def as_zip_in_tar_in_zip(folder: Path, files: Files) -> Path:
+    inner = io.BytesIO()
+    write_archive(inner, files)
+    tar = as_tar(folder, {"a/photos.zip": inner.getvalue(), "__MACOSX/a/._photos.zip": b"resource fork"})
+    write_zip(folder / "all.zip", {"b/photos.tgz": tar.read_bytes(), "b/names.csv.gz": gzip.compress(b"a,b")})
+    return folder / "all.zip"
+
+
+def as_tar_with_links(folder: Path, files: Files) -> Path:
+    """As rsync's copies share files: a photo that is in the tar already is stored as a link."""
+    path = as_tar(folder, {name.replace("train", "2023"): content for name, content in files.items()}, ".tar", "w")
+    with tarfile.open(path) as archive:
+        members = archive.getmembers()
+    with tarfile.open(path, "a") as archive:
+        for member, kind in zip(members, 8 * [tarfile.LNKTYPE, tarfile.SYMTYPE], strict=True):
+            link = tarfile.TarInfo(member.name.replace("2023", "2024"))
+            link.type, link.linkname = kind, member.name if kind == tarfile.LNKTYPE else f"../{member.name}"
+            archive.addfile(link)
+    return path
+
+
 def as_parquet(folder: Path, files: Files) -> Path:
     """As Hugging Face publishes image data sets."""
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
@@ -113,6 +164,9 @@ CONTAINERS = [
     as_plain_tar,
     as_zip_without_suffix,
     as_windows_zip,
+    as_archives_of_one_name,
+    as_zip_with_a_name_for_four_photos,
+    as_zip_in_tar_in_zip,
     as_parquet,
 ]
 
@@ -131,6 +185,130 @@ def test_prepare_reads_the_same_photos_from_every_container(write: object, proje
     assert held == {row["sha256"]: row["label"] for row in plain.split_table() if row["split"]}
     for split in SPLITS:  # the same pixels in the same order
         assert project.packed(split)[0].tobytes() == plain.packed(split)[0].tobytes()
+
+
+def in_zip(files: Files) -> bytes:
+    buffer = io.BytesIO()
+    write_archive(buffer, files)
+    return buffer.getvalue()
+
+
+def in_tar(files: Files) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def numbered(label: str, first: int = 0) -> Files:
+    """0.jpg to 7.jpg, different ones for another `first`."""
+    return {f"{n}.jpg": photo_bytes(label, first + n) for n in range(8)}
+
+
+CLASS_ARCHIVES = {
+    "in the folder of a class": {"cat/photos.zip": in_zip(numbered("cat")), "dog/photos.zip": in_zip(numbered("dog"))},
+    "named after a class": {"cat.tar.gz": in_tar(numbered("cat")), "dog.zip": in_zip(numbered("dog"))},
+    "beside a folder": {
+        "dog.zip": in_zip(numbered("dog")),
+        **{f"cat/{name}": content for name, content in numbered("cat").items()},
+    },
+}
+
+
+@pytest.mark.parametrize("where", CLASS_ARCHIVES)
+def test_prepare_takes_the_class_from_the_path_of_an_archive(where: str, project: Project) -> None:
+    project.photos(CLASS_ARCHIVES[where], "folder")
+    project.params["classes"] = "auto"
+    assert last_line(project).startswith("16 photos: 8 train, 4 validation, 4 test (8 cat, 8 dog); ")
+    assert "skipped" not in last_line(project)
+    by_hash = {hashlib.sha256(content).hexdigest(): label for label in CLASSES for content in numbered(label).values()}
+    assert {row["sha256"]: row["label"] for row in project.split_table()} == by_hash
+
+
+def test_prepare_keeps_photos_of_one_name_from_a_folder_and_an_archive(project: Project) -> None:
+    files = {f"{label}/{name}": content for label in CLASSES for name, content in numbered(label).items()}
+    project.photos(files | {"dog.zip": in_zip(numbered("dog", first=20))}, "folder")
+    project.prepare()
+    expected = {*files, *(f"dog/(2)/{name}" for name in numbered("dog"))}
+    assert {row["photo"]: row["label"] for row in project.split_table()} == {name: name[:3] for name in expected}
+
+
+@pytest.mark.parametrize("kind", [in_zip, in_tar])
+@pytest.mark.parametrize("top", ["", "download/"], ids=["beside", "in a folder of its name"])
+def test_prepare_does_not_read_an_archive_that_is_unpacked_beside_it(
+    kind: Callable[[Files], bytes], top: str, project: Project, tmp_path: Path
+) -> None:
+    files = kaggle_files(cats=8, dogs=8)
+    unpacked = {f"{top}{name}": content for name, content in list(files.items())[1:]}  # one of them was deleted since
+    suffix = "zip" if kind == in_zip else "tgz"
+    project.photos(unpacked | {f"download.{suffix}": kind(files)}, "folder")
+    project.split(train=8, validation=4, test=2)
+    assert f"; skipped: 1 archives that are unpacked beside them (download.{suffix}); " in last_line(project)
+    without = Project(tmp_path / "without")
+    without.photos(unpacked, "folder")
+    without.split(train=8, validation=4, test=2)
+    without.prepare()
+    assert project.prepared_bytes() == without.prepared_bytes()
+
+
+def test_prepare_reads_the_links_in_a_tar(project: Project, tmp_path: Path) -> None:
+    project.params["prepare"]["source"] = str(as_tar_with_links(tmp_path, kaggle_files(cats=8, dogs=8)))
+    assert last_line(project).startswith("32 photos: ")
+    assert "; 16 copies; " in last_line(project)
+
+
+def test_prepare_refuses_archives_that_are_too_deep_in_each_other(project: Project) -> None:
+    content = in_zip(kaggle_files(cats=8, dogs=8))
+    for _ in range(6):  # there are archives that hold themselves
+        content = in_zip({"r.zip": content})
+    project.photos({"r.zip": content}, "folder")
+    project.write_params()
+    assert error_line(project.run("prepare.py")) == "folder/r/r/r/r/r/r.zip: is an archive in 5 others; extract them"
+
+
+NAMES_IN_ZIPS = {  # how the names of the classes are written, and what prepare says about it
+    "UTF-8": ("utf-8", ("äö", "üß"), ""),
+    "code page 437": ("cp437", ("chaté", "perro"), "read as code page 437, such as chaté/0.jpg; "),
+    "GBK": ("gbk", ("猫猫", "狗狗"), "read as GBK, such as 猫猫/0.jpg; "),
+    "neither": ("cp1251", ("кошка", "собак"), "read as code page 437, such as Ωε°Ωα/0.jpg; "),
+}
+
+
+@pytest.mark.parametrize("kind", NAMES_IN_ZIPS)
+def test_prepare_decodes_the_names_in_a_zip_or_says_that_they_are_unknown(kind: str, project: Project) -> None:
+    encoding, classes, said = NAMES_IN_ZIPS[kind]
+    raw = [name.encode(encoding) for name in classes]
+    content = in_zip({f"{'AB'[n % 2] * len(raw[n % 2])}/{n}.jpg": photo_bytes(CLASSES[n % 2], n) for n in range(16)})
+    for letter, name in zip((b"A", b"B"), raw, strict=True):  # so no flag says that the names are UTF-8
+        content = content.replace(letter * len(name) + b"/", name + b"/")
+    project.photos({"photos.zip": content}, "folder")
+    project.params["classes"] = "auto"
+    output = project.prepare().stdout
+    assert said in output
+    assert output.count("note: ") == bool(said)
+    shown = [name.decode("cp437") for name in raw] if kind == "neither" else classes
+    assert {row["label"] for row in project.split_table()} == set(shown)
+
+
+def test_prepare_reads_names_from_info_zips_unicode_field(project: Project) -> None:
+    with_field = io.BytesIO()
+    with zipfile.ZipFile(with_field, "w") as archive:
+        for number in range(16):
+            name = f"{'AB'[number % 2] * 3}/{number}.jpg"
+            raw = name.encode().replace(b"AAA", b"\x80\xff1").replace(b"BBB", b"\x80\xff2")
+            field = b"\1" + zlib.crc32(raw).to_bytes(4, "little") + f"{'猫狗'[number % 2]}/{number}.jpg".encode()
+            info = zipfile.ZipInfo(name)
+            info.extra = b"up" + len(field).to_bytes(2, "little") + field
+            archive.writestr(info, photo_bytes(CLASSES[number % 2], number))
+    content = with_field.getvalue().replace(b"AAA/", b"\x80\xff1/").replace(b"BBB/", b"\x80\xff2/")
+    project.photos({"photos.zip": content}, "folder")
+    project.params["classes"] = "auto"
+    output = project.prepare().stdout
+    assert "(8 狗, 8 猫)" in output
+    assert "note: " not in output
 
 
 @pytest.mark.slow
@@ -169,6 +347,12 @@ def test_prepare_says_what_a_file_is_that_is_no_archive(content: bytes, said: st
     (project.root / "data/raw/train.zip").write_bytes(content)
     project.write_params()
     assert error_line(project.run("prepare.py")).startswith(f"data/raw/train.zip: {said}")
+
+
+def test_prepare_refuses_a_damaged_archive_beside_photos(project: Project) -> None:
+    project.photos(class_folders(8) | {"more.tar.gz": in_tar(numbered("cat"))[:-99]}, "folder")
+    project.write_params()
+    assert error_line(project.run("prepare.py")).startswith("folder/more.tar.gz: cannot be read as a zip, tar")
 
 
 # --- labels
@@ -378,6 +562,137 @@ def test_prepare_counts_what_it_skips_by_kind(project: Project) -> None:
         in last_line(project)
     )
     assert project.read_json("metrics/prepare.json")["skipped"]["dangling links"] == 1
+
+
+def test_prepare_counts_pipes_and_sockets(project: Project) -> None:
+    project.photos(class_folders(8), "folder")
+    os.mkfifo(project.root / "folder/photos/cats/pipe.jpg")
+    os.mkfifo(project.root / "folder/photos/pipe")
+    (project.root / "folder/device.jpg").symlink_to("/dev/zero")
+    assert "; skipped: 3 pipes, sockets or devices (device.jpg, photos/cats/pipe.jpg, photos/pipe); " in last_line(
+        project
+    )
+    project.params["prepare"]["source"] = "folder/photos/pipe"
+    project.write_params()
+    expected = "folder/photos/pipe: is a pipe, socket or device; expected a file or folder"
+    assert error_line(project.run("prepare.py")) == expected
+
+
+# Root may read everything unless it gives up its capabilities.
+AS_USER = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
+
+
+@pytest.mark.skipif(bool(AS_USER) and not shutil.which("setpriv"), reason="root may read everything")
+def test_prepare_counts_folders_that_it_may_not_read(project: Project) -> None:
+    project.photos(class_folders(8) | {"photos/cats/closed.jpg": photo_bytes("cat", 99)}, "folder")
+    for name in ("lost+found", "birds", "fish"):
+        (project.root / "folder" / name).mkdir()
+    (project.root / "folder/fish/cat.98.jpg").write_bytes(photo_bytes("cat", 98))
+    modes = {"folder/lost+found": 0, "folder/birds": 0, "folder/photos/cats/closed.jpg": 0, "folder/fish": 0o444}
+    for name, mode in modes.items():
+        (project.root / name).chmod(mode)
+    project.write_params()
+    command = [*AS_USER, sys.executable, str(REPOSITORY / "stages/prepare.py")]
+    done = subprocess.run(command, cwd=project.root, capture_output=True, text=True)
+    for name in modes:
+        (project.root / name).chmod(0o755)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (
+        "; 2 excluded: no permission to read it; skipped: 2 folders without permission to read (birds, lost+found); "
+    ) in done.stdout
+
+
+def named_otherwise(label: str) -> Files:
+    """Photos of one class whose names do not say that they are photos, or in formats that few use."""
+    images = [draw_photo(label, number, (160, 120)) for number in range(11)]
+    named = {
+        "1.jpe": encode(images[0]),
+        "2.jpg_large": encode(images[1]),
+        "3.jpg ": encode(images[2]),
+        "4": encode(images[3], "PNG"),
+        "5.ppm": encode(images[4], "PPM"),
+        "6.pgm": encode(images[5].convert("L"), "PPM"),
+        "7.tga": encode(images[6], "TGA"),
+        "8.mpo": encode(images[7], "MPO"),
+        "9.jp2": encode(images[8], "JPEG2000"),
+        "10.webp~": encode(images[9], "WEBP"),
+        "11": encode(images[10], "TIFF"),
+    }
+    return {f"photos/{label}s/{name}": content for name, content in named.items()}
+
+
+NO_PHOTOS = {
+    "photos/README": b"read me",
+    "photos/cats/a.json": b"{}",
+    "photos/cats/b.nef": encode(draw_photo("cat", 1), "TIFF"),  # a camera's raw photo begins like a TIFF
+    "photos/cats/c.docx": in_zip({"media/1.jpg": photo_bytes("cat", 1)}),
+    "photos/cats/d.txt": photo_bytes("cat", 2),
+    "photos/fish.rar": b"Rar!",
+    "photos/cats/e.mp4": b"\0\0\0\x18ftypisom",
+    "photos/cats/Thumbs.db": b"\xd0\xcf\x11\xe0",
+}
+
+
+@pytest.mark.parametrize("source", ["folder", "data/raw/train.zip"])
+def test_prepare_knows_photos_by_their_content(source: str, project: Project) -> None:
+    files = named_otherwise("cat") | named_otherwise("dog")
+    project.photos(files | NO_PHOTOS, source)
+    project.split(train=14, validation=4, test=4)
+    kinds = ".db, 1 .docx, 1 .json, 1 .mp4, 1 .nef, 1 .txt, 1 7z or RAR archives, to be extracted (photos/fish.rar), "
+    kinds += "1 without a suffix"
+    line = last_line(project)
+    assert line.startswith("22 photos: 14 train, 4 validation, 4 test (11 cat, 11 dog); ")
+    assert f"; skipped: 1 {kinds}; " in line
+    pixels = project.pixels_of()
+    for name in ("cats/4", "cats/5.ppm", "cats/7.tga", "dogs/11"):
+        with Image.open(io.BytesIO(files[f"photos/{name}"])) as image:
+            assert (pixels[name] == np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR))).all()
+
+
+GREY = np.asarray(scene(5).convert("L"))
+# From black to white: what to do with numbers that may mean anything.
+STRETCHED = np.rint((GREY - float(GREY.min())) * (255 / np.ptp(GREY))).astype(np.uint8)
+GAPS = np.eye(*GREY.shape, dtype=bool)
+WIDE_GREYS = {  # the same photo in other numbers, and in 8 bits
+    "floats from 0 to 1": ((GREY / 255).astype(np.float32), GREY),
+    "floats of degrees": ((GREY / 9 - 15).astype(np.float32), STRETCHED),
+    "floats with gaps": (np.where(GAPS, np.nan, STRETCHED * 3.0).astype(np.float32), np.where(GAPS, 0, STRETCHED)),
+    "32 bits that use 8": (GREY.astype(np.int32), GREY),
+    "32 bits that use 16": (GREY.astype(np.int32) << 8, GREY),
+    "32 bits that use 24": (GREY.astype(np.int32) << 16, STRETCHED),
+    "32 bits with a sign": (GREY.astype(np.int32) - 128, STRETCHED),
+    "16 bits that use 8": (GREY.astype(np.uint16), GREY),
+    "16 bits that use 12": (GREY.astype(np.uint16) << 4 | 15, GREY),
+    "16 bits": (GREY.astype(np.uint16) << 8 | 255, GREY),
+    "0 and 1": ((GREY > 127).astype(np.int32), (GREY > 127) * np.uint8(255)),
+}
+
+
+@pytest.mark.parametrize("kind", WIDE_GREYS)
+def test_wide_grey_is_scaled_to_8_bits(kind: str) -> None:
+    values, grey = WIDE_GREYS[kind]
+    decoded = decode(encode(Image.fromarray(values), "TIFF"), 64, "squeeze").astype(int)
+    expected = decode(encode(Image.fromarray(grey), "PNG"), 64, "squeeze").astype(int)
+    assert np.abs(decoded - expected).max() <= 1
+
+
+def test_prepare_reads_jpeg_xl(project: Project) -> None:
+    pytest.importorskip("pillow_jxl")
+    files = {f"{label}s/{n}.jxl": encode(draw_photo(label, n), "JXL") for label in CLASSES for n in range(8)}
+    project.photos({"cats/9": files.pop("cats/0.jxl")} | files, "folder")
+    assert last_line(project).startswith("16 photos: 8 train, 4 validation, 4 test (8 cat, 8 dog); ")
+
+
+def test_prepare_says_what_to_install_for_heic_and_jpeg_xl(project: Project, tmp_path: Path) -> None:
+    blocked = "import sys\nsys.modules |= {'pillow_heif': None, 'pillow_jxl': None}\n"
+    (tmp_path / "sitecustomize.py").write_text(blocked)
+    files = {"cats/1.heic": b"", "cats/2": b"\0\0\0\x18ftypheic", "dogs/3.jxl": b"\xff\x0a", "dogs/4.heic": b""}
+    project.photos(files, "folder")
+    project.write_params()
+    assert error_line(project.run("prepare.py", env={"PYTHONPATH": str(tmp_path)})) == (
+        "folder: contains no photos; it has 3 .heic, 1 .jxl; `pip install -r requirements/phones.txt` to read HEIC and "
+        "JPEG XL"
+    )
 
 
 def test_prepare_says_what_a_source_without_photos_holds(project: Project) -> None:

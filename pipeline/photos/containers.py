@@ -36,7 +36,7 @@ HIDDEN = re.compile(r"(^|/)(\.(?!\./)|__MACOSX)")  # files and folders, but not 
 DEEPEST = 5  # archives in each other; there are some that hold themselves
 TEXT_SUFFIXES = frozenset({".txt", ".csv", ".json", ".xml"})  # labels, say: as many as photos, so they are not opened
 PHOTO, ARCHIVE, NO_SUFFIX = "photo", "archive", "without a suffix"
-UNPACKED = "archives that are unpacked beside them"
+UNPACKED, UNREAD_ARCHIVES = "archives that are unpacked beside them", "7z or RAR archives, to be extracted"
 
 
 class Container:
@@ -157,6 +157,8 @@ def _kind(path: str, entry: Entry) -> str:
         return ARCHIVE
     if suffix in TEXT_SUFFIXES:
         return suffix
+    if suffix in (".7z", ".rar"):
+        return UNREAD_ARCHIVES
     start = entry.start()
     if not suffix and is_archive_start(start):  # with a suffix, it is a document or the like
         return ARCHIVE

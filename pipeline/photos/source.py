@@ -7,11 +7,11 @@ from pathlib import Path
 
 from pipeline.core.errors import UserError
 from pipeline.photos.archives import FORBIDDEN_FOLDERS, LINKED_FOLDERS, SPECIAL_FILES, is_disk_error
-from pipeline.photos.containers import UNPACKED, Container, distinct
+from pipeline.photos.containers import UNPACKED, UNREAD_ARCHIVES, Container, distinct
 from pipeline.photos.decoding import UnreadablePhoto, what_to_install
 
 NAMED = 3  # examples in a message
-NAMED_KINDS = (LINKED_FOLDERS, FORBIDDEN_FOLDERS, SPECIAL_FILES, UNPACKED)  # which are counted with some names
+NAMED_KINDS = (LINKED_FOLDERS, FORBIDDEN_FOLDERS, SPECIAL_FILES, UNPACKED, UNREAD_ARCHIVES)  # shown with names
 
 
 @dataclass(eq=False)
