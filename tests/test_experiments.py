@@ -118,3 +118,12 @@ def test_dvc_exp_run_with_an_earlier_learning_rate_trains_nothing(repository: Re
     assert repository.results() == first
     assert repository.stages_run_by("exp", "run", "-S", "lr=0.0005") == []
     assert repository.results() == second
+
+
+def test_an_experiment_in_a_fresh_shallow_clone_is_recorded(repository: Repository, tmp_path: Path) -> None:
+    """Without the results of the stages that do not run: they are not in DVC's cache there."""
+    clone = Repository(tmp_path / "clone")
+    clone.git("clone", "--quiet", "--depth", "1", f"file://{repository.root}", ".")
+    shutil.copy(repository.root / "data/raw/train.zip", clone.root / "data/raw/train.zip")
+    assert clone.stages_run_by("exp", "run", "--name", "other", "-S", "prepare.seed=8", "prepare") == ["prepare"]
+    assert "other" in clone.dvc("exp", "list")

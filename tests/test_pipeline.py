@@ -113,7 +113,9 @@ def test_dvc_plots_shows_curves_confusion_matrices_and_the_contact_sheet(finishe
     drawn.append("metrics/confusion_ensemble.csv")
     named = ("ensemble", "resnet18", "resnet34")
     drawn += [f"metrics/{kind}/{name}.csv" for kind in ("roc", "reliability") for name in named]
-    assert set(plots) == {*drawn, "data/prepared/contact_sheet.png", "metrics/plots/confusion.png"}
+    kinds = ("accuracy", "confusion", "learning_curves", "reliability", "roc")
+    images = {f"metrics/plots/{kind}.png" for kind in kinds}  # which the page shows offline, too
+    assert set(plots) == {*drawn, *images, "data/prepared/contact_sheet.png"}
     for name in drawn:
         plot = plots[name][0]["content"]
         assert plot["title"]["text"] == name  # names the network
