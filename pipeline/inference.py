@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from pipeline.core.errors import UserError
-from pipeline.core.files import require_file
 from pipeline.core.params import Params, read_params
 from pipeline.core.paths import REJECTION, model
 from pipeline.networks.compute import autocast, set_up
@@ -17,6 +16,7 @@ from pipeline.networks.models import load_model
 from pipeline.networks.predicting import INFERENCE_BATCH_SIZE, ready_to_predict
 from pipeline.networks.rejection import Rejection, load_rejection
 from pipeline.photos.decoding import UnreadablePhoto, decode, silence_pillow
+from pipeline.results import require_ensemble, require_results
 from pipeline.scores.combining import read_combination, repeats_member
 from pipeline.scores.scoring import predicted_labels
 
@@ -70,12 +70,13 @@ class Ensemble:
     """
 
     def __init__(self, params: Params, device: torch.device, dtype: torch.dtype) -> None:
+        require_ensemble(params)
         names = list(params.networks)
         self.device, self.dtype = device, dtype
         self.networks: dict[str, nn.Module] = {}
         descriptions = []
         for name in names:
-            network, description = load_model(require_file(model(name)))
+            network, description = load_model(model(name))
             descriptions.append(description)
             self.networks[name] = ready_to_predict(network, params.evaluate.test_time_flip, device)
         first = descriptions[0]
@@ -127,7 +128,8 @@ class Ensemble:
     @cached_property
     def _rejection(self) -> Rejection:
         """Raises UserError if it is missing, or was not made for the same photos as the models."""
-        rejection = load_rejection(require_file(REJECTION), self.reject_share, self.device)
+        require_results(REJECTION)
+        rejection = load_rejection(REJECTION, self.reject_share, self.device)
         for key, value in self._photos.items():
             if rejection.description[key] != value:
                 different = key.removesuffix("_id")

@@ -16,9 +16,9 @@ from typing import Any
 
 from pipeline.core import WORKSPACE
 from pipeline.core.errors import UserError, first_line
-from pipeline.core.files import require_file
 from pipeline.core.params import flatten
 from pipeline.core.paths import ENSEMBLE_PREDICTIONS, PARAMS, PREDICTIONS, SPLIT_TABLE, network_metrics
+from pipeline.results import LOCK, require_results
 from pipeline.scores.predictions import (
     LOGIT,
     PROBABILITY,
@@ -38,7 +38,6 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from scipy.special import log_softmax, softmax
 
-LOCK = Path("dvc.lock")
 SEED = "train.seed"
 LEAST_PROBABILITY = 5e-10  # those of the ensemble are stored with nine digits
 
@@ -106,7 +105,7 @@ def open_run(name: str) -> tuple[str, Callable[[Path], bytes]]:
     """
     cache, remote = dvc_settings()
     if name == WORKSPACE:
-        return "", lambda path: require_file(path).read_bytes()
+        return "", read_here
     # A revision has the settings of its time; today's cache and remote may be others.
     files = DVCFileSystem(".", rev=name, remote=remote, config={"cache": {"dir": cache}})
     try:
@@ -132,6 +131,12 @@ def open_run(name: str) -> tuple[str, Callable[[Path], bytes]]:
             ) from None
 
     return commit, read
+
+
+def read_here(path: Path) -> bytes:
+    """The content of a result in the workspace. Raises UserError if it does not exist."""
+    require_results(path)
+    return path.read_bytes()
 
 
 @functools.cache

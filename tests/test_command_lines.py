@@ -72,9 +72,9 @@ def test_serve_names_a_package_that_is_not_installed(tmp_path: Path) -> None:
     copy_pipeline(tmp_path)
     project = Project(tmp_path)
     project.write_params()
-    (tmp_path / "models").mkdir(exist_ok=True)
-    for network in project.params["networks"]:
-        (tmp_path / f"models/{network}.safetensors").touch()
+    for name in ("metrics/combination.json", *(f"models/{name}.safetensors" for name in project.params["networks"])):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
     (tmp_path / "tools/flask.py").write_text("raise ModuleNotFoundError(name='flask')")  # found before the real one
     done = forked.run(["tools/serve.py"], tmp_path, os.environ)
     assert error_line(done) == "flask is not installed; run `pip install -r requirements/serve.txt` or `make serve`"

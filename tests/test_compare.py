@@ -531,7 +531,10 @@ def test_compare_names_results_in_the_workspace_that_are_missing_or_changed(
     write(repository, results(HEAD_WRONG) | {PREDICTIONS: results(HEAD_WRONG)[PREDICTIONS]})
     (repository.root / ENSEMBLE_PREDICTIONS).unlink()
     done = repository.run("compare.py")
-    assert error_line(done) == "metrics/ensemble_predictions.csv does not exist; run `dvc repro` to create it"
+    assert error_line(done) == (
+        "metrics/ensemble_predictions.csv does not exist; run `dvc repro` to create it, or `dvc checkout` to restore "
+        "the one in dvc.lock"
+    )
 
 
 def test_compare_reads_from_the_remote_what_the_cache_lacks(

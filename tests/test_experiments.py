@@ -6,6 +6,7 @@ The stages are stand-ins that take no time; test_pipeline.py runs real ones unde
 import csv
 import io
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from projects import STAGE_NAMES, Repository, stand_in_repository
+from projects import STAGE_NAMES, Repository, error_line, stand_in_repository
 
 pytestmark = pytest.mark.slow
 
@@ -127,3 +128,32 @@ def test_an_experiment_in_a_fresh_shallow_clone_is_recorded(repository: Reposito
     shutil.copy(repository.root / "data/raw/train.zip", clone.root / "data/raw/train.zip")
     assert clone.stages_run_by("exp", "run", "--name", "other", "-S", "prepare.seed=8", "prepare") == ["prepare"]
     assert "other" in clone.dvc("exp", "list")
+
+
+# Put before a stage's own code: it asks for a prediction while DVC runs the stage, and fails.
+ASK_AND_FAIL = """
+import subprocess, sys
+sys.exit(subprocess.run([sys.executable, "tools/predict.py", "a.jpg"], stderr=open("answer.txt", "w")).returncode)
+"""
+
+
+def test_predict_says_why_there_is_no_model_during_a_run_and_after_a_failed_one(repository: Repository) -> None:
+    script = repository.root / "stages/train.py"
+    script.write_text(ASK_AND_FAIL + script.read_text())
+    assert repository.try_dvc("exp", "run", "-S", "lr=0.0005").returncode != 0
+    assert re.fullmatch(
+        r"error: models/resnet18.safetensors does not exist: `dvc exp run -S lr=0.0005` \(process \d+\) is in "
+        r"progress, and DVC deletes the results of a stage before it runs; wait for it to finish\n",
+        (repository.root / "answer.txt").read_text(),
+    )
+    assert error_line(repository.run("predict.py", "a.jpg")) == (
+        "models/resnet18.safetensors does not exist; run `dvc repro` to create it, or `dvc checkout` to restore the "
+        "one in dvc.lock"
+    )
+    (repository.root / "models/resnet18.checkpoint").touch()
+    assert error_line(repository.run("predict.py", "a.jpg")) == (
+        "models/resnet18.safetensors does not exist: its training was interrupted; run `dvc repro` to resume it, or "
+        "`dvc checkout` to restore the one in dvc.lock"
+    )
+    repository.dvc("checkout")
+    assert (repository.root / "models/resnet18.safetensors").exists()

@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 from pipeline.core.command_line import read_arguments
 from pipeline.core.errors import UserError
-from pipeline.core.files import atomic_write, read_json, require_files
+from pipeline.core.files import atomic_write, read_json
 from pipeline.core.params import Params, read_params, without_folders
 from pipeline.core.paths import (
     ENSEMBLE_CLASS_SCORES,
@@ -28,17 +28,17 @@ from pipeline.core.paths import (
     NETWORK_CLASS_SCORES,
     NETWORK_SCORES,
     PREPARE_SUMMARY,
-    model,
     packed_split,
 )
 from pipeline.core.process import check_first, extra_packages, run_stage
+from pipeline.results import require_ensemble
 
 
 def read_inputs() -> Params:
     """The params. Raises UserError if they are wrong, or if a model is missing."""
     read_arguments(__doc__)
     params = read_params()
-    require_files(*map(model, params.networks))
+    require_ensemble(params)
     return params
 
 

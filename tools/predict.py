@@ -20,10 +20,10 @@ from functools import partial
 
 from pipeline.core.command_line import ArgumentParser
 from pipeline.core.errors import UserError
-from pipeline.core.files import atomic_write, require_files
+from pipeline.core.files import atomic_write
 from pipeline.core.params import read_params
-from pipeline.core.paths import model
 from pipeline.core.process import check_first, run_stage
+from pipeline.results import require_ensemble
 
 IMAGE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 
@@ -50,7 +50,7 @@ def read_inputs() -> argparse.Namespace:
         raise UserError(f"--image {arguments.image}: already exists; use another name or delete it")
     if arguments.explain and not arguments.image:
         raise UserError("--explain needs --image FILE, which it draws into")
-    require_files(*map(model, read_params().networks))
+    require_ensemble(read_params())
     return arguments
 
 

@@ -16,10 +16,9 @@ import threading
 
 from pipeline.core.command_line import ArgumentParser
 from pipeline.core.errors import UserError
-from pipeline.core.files import require_files
 from pipeline.core.params import read_params
-from pipeline.core.paths import model
 from pipeline.core.process import check_first, extra_packages, run_stage
+from pipeline.results import require_ensemble
 
 HOST, PORT = "127.0.0.1", 8000
 
@@ -31,7 +30,7 @@ def read_port() -> int:
         "port", nargs="?", type=port_number, default=PORT, metavar="PORT", help="default: %(default)s; 0: any free port"
     )
     port = parser.parse_args().port
-    require_files(*map(model, read_params().networks))
+    require_ensemble(read_params())
     return port
 
 
