@@ -157,3 +157,66 @@ def test_predict_says_why_there_is_no_model_during_a_run_and_after_a_failed_one(
     )
     repository.dvc("checkout")
     assert (repository.root / "models/resnet18.safetensors").exists()
+
+
+# Added to the stand-ins: scores that rank in one way on validation and in the other on test, models that are the same
+# for low rates, and validation photos that depend on the seed.
+SCORED = """
+params = yaml.safe_load(Path("params.yaml").read_text())
+rate, seed = params["lr"], params["prepare"]["seed"]
+scores = {"log_loss": 1 - rate, "validation_log_loss": rate, "validation_accuracy": 1 - rate}
+if params["ensemble"]["method"] == "fitted_weights":
+    scores = {"log_loss": 1 - rate}
+for path, content in {
+    "metrics/ensemble.json": json.dumps(scores),
+    "metrics/train_resnet18.json": '{"kept_epoch": 1}',
+    "metrics/train_resnet34.json": '{"epoch": 0}',
+    "models/resnet18.safetensors": str(rate > 0.001),
+    "models/resnet34.safetensors": str(rate > 0.001),
+    "data/prepared/split.csv": f"photo,label,split,sha256\\na.jpg,cat,validation,{seed}\\nb.jpg,cat,train,{seed}1\\n",
+}.items():
+    if any(path == name for name in stage["outs"]) or (path == "metrics/ensemble.json" and "ensemble" in stage["cmd"]):
+        Path(path).write_text(content)
+"""
+
+
+def run_tool(repository: Repository, name: str) -> str:
+    done = repository.run(name)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_experiments_are_ranked_by_validation_scores_and_those_with_the_same_models_marked(
+    repository: Repository,
+) -> None:
+    for name in ("prepare", "train", "ensemble"):
+        script = repository.root / f"stages/{name}.py"
+        script.write_text(script.read_text().replace("import sys", "import json\nimport sys") + SCORED)
+    repository.dvc("repro")
+    repository.commit()
+    for name, *changes in (
+        ("faster", "lr=0.05"),
+        ("fitted", "lr=0.0004", "ensemble.method=fitted_weights"),
+        ("other-photos", "prepare.seed=2"),
+    ):
+        repository.dvc("exp", "run", "--temp", "--name", name, *(f"--set-param={change}" for change in changes))
+    repository.dvc("exp", "run", "--queue", "--name", "later", "-S", "lr=0.07")
+    assert run_tool(repository, "experiments.py").splitlines() == [
+        "Ranked by the ensemble's log loss on 1 validation photos:",
+        "   experiment  log loss  accuracy  kept epoch    params that differ from HEAD",
+        "1  HEAD        0.0010    0.9990    resnet18 1/1",
+        "                                   resnet34 0/1",
+        "2  faster      0.0500    0.9500    resnet18 1/1  lr 0.05",
+        "                                   resnet34 0/1",
+        "-  fitted      none      none      resnet18 1/1  lr 0.0004, ensemble.method fitted_weights, the same",
+        "                                   resnet34 0/1  models as HEAD",
+        "",
+        "Ranked by the ensemble's log loss on 1 validation photos:",
+        "   experiment    log loss  accuracy  kept epoch    params that differ from HEAD",
+        "1  other-photos  0.0010    0.9990    resnet18 1/1  prepare.seed 2",
+        "                                     resnet34 0/1",
+        "",
+        "Scores on different validation photos cannot be compared.",
+        "Left out: later has no results; see `dvc queue status`",
+        "Which differences are more than chance: python tools/compare.py HEAD EXPERIMENT",
+    ]
