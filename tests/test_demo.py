@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import run
+
 import forked
 import pandas as pd
 import pytest
+import yaml
 from projects import REPOSITORY, error_line
 
 
@@ -40,3 +43,16 @@ def test_demo_refuses_to_delete_a_folder_that_is_not_its_own(tmp_path: Path) -> 
     done = subprocess.run([sys.executable, REPOSITORY / "demo/run.py", tmp_path], capture_output=True, text=True)
     assert error_line(done) == (f"{tmp_path} was not created by the demo; refusing to delete it; use another folder")
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_the_demo_uses_its_own_photos_after_a_run_on_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project, demo = tmp_path / "project", tmp_path / "demo"
+    project.mkdir()
+    run.copy_pipeline(project)
+    params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    params["prepare"] |= {"source": "data/raw/photos", "labels": "mine.csv"}
+    (project / "params.yaml").write_text(yaml.safe_dump(params))
+    monkeypatch.setattr(run, "PROJECT", project)
+    run.make_project(demo)
+    used = yaml.safe_load((demo / "params.yaml").read_text())["prepare"]
+    assert (used["source"], used["labels"]) == ("data/raw/train.zip", "data/labels.csv")
