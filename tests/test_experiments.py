@@ -169,13 +169,13 @@ if params["ensemble"]["method"] == "fitted_weights":
     scores = {"log_loss": 1 - rate}
 for path, content in {
     "metrics/ensemble.json": json.dumps(scores),
-    "metrics/train_resnet18.json": '{"kept_epoch": 1}',
-    "metrics/train_resnet34.json": '{"epoch": 0}',
+    "metrics/networks/resnet18.json": '{"kept_epoch": 1}',
+    "metrics/networks/resnet34.json": "{}",
     "models/resnet18.safetensors": str(rate > 0.001),
     "models/resnet34.safetensors": str(rate > 0.001),
     "data/prepared/split.csv": f"photo,label,split,sha256\\na.jpg,cat,validation,{seed}\\nb.jpg,cat,train,{seed}1\\n",
 }.items():
-    if any(path == name for name in stage["outs"]) or (path == "metrics/ensemble.json" and "ensemble" in stage["cmd"]):
+    if path.startswith((*stage["outs"], *(name for metric in stage.get("metrics", []) for name in metric))):
         Path(path).write_text(content)
 """
 
@@ -189,7 +189,7 @@ def run_tool(repository: Repository, name: str) -> str:
 def test_experiments_are_ranked_by_validation_scores_and_those_with_the_same_models_marked(
     repository: Repository,
 ) -> None:
-    for name in ("prepare", "train", "ensemble"):
+    for name in ("prepare", "train", "evaluate", "ensemble"):
         script = repository.root / f"stages/{name}.py"
         script.write_text(script.read_text().replace("import sys", "import json\nimport sys") + SCORED)
     repository.dvc("repro")
@@ -205,16 +205,16 @@ def test_experiments_are_ranked_by_validation_scores_and_those_with_the_same_mod
         "Ranked by the ensemble's log loss on 1 validation photos:",
         "   experiment  log loss  accuracy  kept epoch    params that differ from HEAD",
         "1  HEAD        0.0010    0.9990    resnet18 1/1",
-        "                                   resnet34 0/1",
+        "                                   resnet34 ?/1",
         "2  faster      0.0500    0.9500    resnet18 1/1  lr 0.05",
-        "                                   resnet34 0/1",
+        "                                   resnet34 ?/1",
         "-  fitted      none      none      resnet18 1/1  lr 0.0004, ensemble.method fitted_weights, the same",
-        "                                   resnet34 0/1  models as HEAD",
+        "                                   resnet34 ?/1  models as HEAD",
         "",
         "Ranked by the ensemble's log loss on 1 validation photos:",
         "   experiment    log loss  accuracy  kept epoch    params that differ from HEAD",
         "1  other-photos  0.0010    0.9990    resnet18 1/1  prepare.seed 2",
-        "                                     resnet34 0/1",
+        "                                     resnet34 ?/1",
         "",
         "Scores on different validation photos cannot be compared.",
         "Left out: later has no results; see `dvc queue status`",

@@ -23,7 +23,7 @@ from typing import Any
 from pipeline.core import WORKSPACE
 from pipeline.core.command_line import read_arguments
 from pipeline.core.errors import UserError, first_line
-from pipeline.core.paths import ENSEMBLE_METRICS, SPLIT_TABLE, model, train_scores
+from pipeline.core.paths import ENSEMBLE_METRICS, SPLIT_TABLE, model, network_metrics
 from pipeline.core.process import check_first, run_stage
 
 if __name__ == "__main__":
@@ -39,7 +39,7 @@ from scmrepo.exceptions import SCMError
 HEAD = "HEAD"
 WIDTH = 100  # of the output, in columns
 HEADINGS = ("", "experiment", "log loss", "accuracy", "kept epoch")
-UNKNOWN = "?"  # for what is not in DVC's cache
+UNKNOWN = "?"  # for what earlier versions did not store
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Experiment:
     name: str
     params: dict[str, Any]  # by dotted key
     scores: dict[str, float]  # those in metrics/ensemble.json
-    models: tuple[str | None, ...]  # hashes
+    models: tuple[str, ...]  # hashes
     kept_epochs: dict[str, int | str]  # by network
     photos: tuple[str, ...]  # the validation photos with their labels
 
@@ -93,14 +93,14 @@ def find_experiments(repository: Repo) -> tuple[list[Experiment], list[str]]:
     found: dict[str, Experiment] = {}
     unfinished = []
     for name, state, is_finished in named_states(states, repository.scm.get_rev()):
-        scores = content(state.data.metrics, ENSEMBLE_METRICS) if state.data and is_finished else {}
-        if scores:
+        if is_finished and state.data and content(state.data.metrics, ENSEMBLE_METRICS):
             try:
                 params, outputs = read_lock(name, state.rev, repository)
             except UserError as error:  # some of its stages have not run
                 unfinished.append(str(error))
                 continue
-            found.setdefault(json.dumps([params, outputs]), read_experiment(name, params, scores, outputs, repository))
+            experiment = read_experiment(name, params, state.data.metrics, outputs, repository)
+            found.setdefault(json.dumps([params, outputs]), experiment)
         elif name not in (HEAD, WORKSPACE):
             unfinished.append(f"{name} has no results; see `dvc queue status`")
     return list(found.values()), unfinished
@@ -140,24 +140,21 @@ def read_lock(name: str, revision: str, repository: Repo) -> tuple[dict[str, Any
 
 
 def read_experiment(
-    name: str, params: dict[str, Any], scores: dict[str, float], outputs: dict[str, str], repository: Repo
+    name: str, params: dict[str, Any], metrics: dict[str, dict], outputs: dict[str, str], repository: Repo
 ) -> Experiment:
-    """An experiment, with what DVC's cache has of its outputs."""
-
-    def read(path: Path) -> str:
-        """The content of an output; empty if the cache lacks it."""
-        cached = Path(repository.cache.local.oid_to_path(outputs.get(path.as_posix()) or "none"))
-        return cached.read_text(encoding="utf-8") if cached.exists() else ""
-
+    """An experiment; its validation photos are read from DVC's cache, and none are given if it lacks them."""
     networks = [key.split(".")[1] for key in params if key.startswith("networks.")]
-    kept = {network: json.loads(read(train_scores(network)) or "{}") for network in networks}
-    rows = csv.DictReader(io.StringIO(read(SPLIT_TABLE)))
+    split_table = Path(repository.cache.local.oid_to_path(outputs[SPLIT_TABLE.as_posix()]))
+    text = split_table.read_text(encoding="utf-8") if split_table.exists() else ""
+    rows = csv.DictReader(io.StringIO(text))
     return Experiment(
         name=name,
         params=params,
-        scores=scores,
-        models=tuple(outputs.get(model(network).as_posix()) for network in networks),
-        kept_epochs={network: of.get("kept_epoch", of.get("epoch", UNKNOWN)) for network, of in kept.items()},
+        scores=content(metrics, ENSEMBLE_METRICS),
+        models=tuple(outputs[model(network).as_posix()] for network in networks),
+        kept_epochs={
+            network: content(metrics, network_metrics(network)).get("kept_epoch", UNKNOWN) for network in networks
+        },
         photos=tuple(sorted(f"{row['sha256']} {row['label']}" for row in rows if row.get("split") == "validation")),
     )
 
@@ -170,9 +167,8 @@ def rank(experiments: list[Experiment], base: Experiment) -> Iterator[tuple[str,
     first_with: dict[tuple, str] = {}
     for place, experiment in enumerate(sorted(experiments, key=lambda experiment: experiment.log_loss), start=1):
         notes = [describe_change(key, experiment, base) for key in base.params | experiment.params]
-        if all(experiment.models):
-            same = first_with.setdefault(experiment.models, experiment.name)
-            notes += [f"the same models as {same}"] if same != experiment.name else []
+        same = first_with.setdefault(experiment.models, experiment.name)
+        notes += [f"the same models as {same}"] if same != experiment.name else []
         epochs = experiment.params.get("train.epochs", UNKNOWN)
         yield (
             str(place) if "validation_log_loss" in experiment.scores else "-",
