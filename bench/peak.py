@@ -5,6 +5,7 @@ The last line is `peak memory: 1234 MB on cuda` (tensors on the accelerator), or
 whole process, with mapped files) if it used no accelerator or PyTorch cannot tell.
 """
 
+import atexit
 import re
 import resource
 import runpy
@@ -15,10 +16,8 @@ from pathlib import Path
 
 def main() -> None:
     del sys.argv[0]
-    try:
-        runpy.run_path(sys.argv[0], run_name="__main__")
-    finally:
-        print(f"peak memory: {on_accelerator() or resident()}")
+    atexit.register(lambda: print(f"peak memory: {on_accelerator() or resident()}", flush=True))
+    runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def on_accelerator() -> str:

@@ -177,6 +177,40 @@ def test_dvc_repro_loses_no_results_when_a_stage_fails(repository: Repository) -
     assert repository.results() == before
 
 
+ENDING = """
+import atexit, sys, threading, time
+sys.path.insert(0, sys.argv[1])
+from pipeline.core.process import run_stage
+
+class Large:
+    def __del__(self):
+        print("freed")
+
+def main():
+    atexit.register(print, "handler")
+    threading.Thread(target=lambda: (time.sleep(0.1), print("thread"))).start()
+    print("x" * 100_000)
+
+large = Large()
+run_stage(main)
+"""
+
+
+def test_a_stage_ends_without_freeing_its_objects_but_after_its_threads_and_handlers() -> None:
+    done = subprocess.run([sys.executable, "-c", ENDING, REPOSITORY], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.split()[1:], done.stderr) == (0, ["thread", "handler"], "")
+    assert len(done.stdout.split()[0]) == 100_000
+
+
+def test_a_stage_whose_output_nobody_reads_says_so_in_one_line() -> None:
+    code = "import sys; sys.path.insert(0, sys.argv[1]); from pipeline.core.process import run_stage; run_stage(print)"
+    nobody, output = os.pipe()
+    os.close(nobody)
+    done = subprocess.run([sys.executable, "-c", code, REPOSITORY], stdout=output, stderr=subprocess.PIPE, text=True)
+    os.close(output)
+    assert error_line(done) == "I/O error: Broken pipe"
+
+
 def more_memory_than_there_is() -> None:
     torch.empty(2**50)
 
