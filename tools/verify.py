@@ -82,7 +82,7 @@ def rebuild_and_compare() -> None:
         ["init", "--quiet", "--no-scm"],
         ["config", "core.analytics", "false"],
         ["config", "core.check_update", "false"],
-        ["config", "cache.type", "reflink,hardlink,copy"],
+        ["config", "cache.type", "hardlink,copy"],
         ["repro", "--force"],  # even if a shared cache has the results
     ):
         if run_dvc(*arguments, cwd=SCRATCH).returncode != 0:
