@@ -45,10 +45,7 @@ def first_network(params: Params) -> tuple[str, str]:
 if __name__ == "__main__":
     check_first(read_inputs)
 
-from pipeline.core.split_table import read_split_table
-
-import pandas as pd
-from safetensors.numpy import save
+from safetensors import serialize
 
 COLUMNS = ["split", "photo", "label", "similarity", "rejected"]
 DIGITS = 6
@@ -60,20 +57,22 @@ def main() -> None:
         fit(params)
         return
     with atomic_write() as write_to:
-        write_to(REJECTION).write_bytes(save({}, {"rejection": json.dumps({"share": 0.0})}))
-        pd.DataFrame(columns=COLUMNS).to_csv(write_to(REJECTION_TABLE), index=False)
+        write_to(REJECTION).write_bytes(serialize({}, {"rejection": json.dumps({"share": 0.0})}))
+        write_to(REJECTION_TABLE).write_text(",".join(COLUMNS) + "\n")
     print("reject.share is 0: no photo is answered with none of these")
 
 
 def fit(params: Params) -> None:
     """Compute the features of known photos, set the threshold, and write both."""
-    # PyTorch takes seconds to import, and is not needed if reject.share is 0.
+    # These take seconds to import, and are not needed if reject.share is 0.
+    from pipeline.core.split_table import read_split_table
     from pipeline.networks.building import build_network
     from pipeline.networks.compute import set_up
     from pipeline.networks.dataset import open_split
     from pipeline.networks.predicting import predict_features
     from pipeline.networks.rejection import choose_threshold, make_references, save_rejection, similarities
 
+    import pandas as pd
     import torch
 
     name, weights = first_network(params)

@@ -4,6 +4,8 @@ import hashlib
 import os
 import pickle
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 from pipeline.core.errors import UserError
@@ -15,6 +17,7 @@ from pipeline.networks.models import load_model, save_model
 import pytest
 import torch
 import torchvision
+from projects import REPOSITORY
 from safetensors.torch import save as save_safetensors
 from weight_files import name_by_hash, save_weights, write_weights
 
@@ -201,3 +204,33 @@ def test_build_network_refuses_names_that_torchvision_does_not_know() -> None:
     for weights in ("IMAGENET", "DEFAULT"):  # torchvision may change the meaning of DEFAULT
         with pytest.raises(UserError, match=rf"networks\.resnet18\.weights is '{weights}'.*IMAGENET1K_V1"):
             build_network("resnet18", weights, 2, 512, 0.5, seed=1)
+
+
+TRAINING = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import pipeline.networks
+import torch
+layer = torch.nn.Linear(3, 2)
+optimizer = getattr(torch.optim, sys.argv[2])(layer.parameters(), lr=0.1)
+schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=9)
+with torch.no_grad():
+    layer.weight.fill_(1), layer.bias.fill_(0)
+for _ in range(3):
+    optimizer.zero_grad()
+    layer(torch.ones(1, 3)).square().sum().backward()
+    optimizer.step()
+    schedule.step()
+print("torch._dynamo" in sys.modules, layer.weight.flatten().tolist())
+"""
+
+
+@pytest.mark.parametrize("kind", ["Adam", "SGD"])
+def test_training_does_not_import_the_compiler_and_computes_the_same(kind: str) -> None:
+    without = TRAINING.replace("import pipeline.networks\n", "")
+    ours, plain = (
+        subprocess.run([sys.executable, "-c", code, REPOSITORY, kind], capture_output=True, text=True, check=True)
+        for code in (TRAINING, without)
+    )
+    assert ours.stdout.startswith("False ")
+    assert plain.stdout == ours.stdout.replace("False", "True")

@@ -1,5 +1,6 @@
 """torchvision's networks: building, training and running them on packed splits."""
 
-from pipeline.networks.startup import import_torchvision
+from pipeline.networks.startup import import_torchvision, keep_optimizers_from_importing_dynamo
 
 import_torchvision()  # first, so that importing it in any module of this package is quick
+keep_optimizers_from_importing_dynamo()

@@ -1,6 +1,7 @@
-"""Import torchvision without torch._dynamo, which takes more than a second to import.
+"""Use torchvision and torch.optim without torch._dynamo, which takes more than a second to import.
 
-torchvision refers to one of its functions, in an operation for detection that nothing here uses.
+It belongs to torch.compile, which nothing here uses. torchvision refers to one of its functions, in an operation for
+detection; optimizers tell it which of their methods not to compile.
 """
 
 import importlib
@@ -30,3 +31,21 @@ def import_torchvision() -> None:
         importlib.import_module("torchvision")
     finally:
         del sys.modules[NEEDED]
+
+
+def keep_optimizers_from_importing_dynamo() -> None:
+    """Replace what optimizers do for torch.compile, without a change to what they compute.
+
+    Some of their methods (torch._disable_dynamo) are replaced on the first call by what torch._dynamo makes of them,
+    which an attribute then holds; and `step` tells it where to break graphs. With another version of PyTorch, in which
+    these are not found, nothing is replaced.
+    """
+    import torch
+    from torch.optim import SGD, Adam, Optimizer
+
+    for method in vars(Optimizer).values():
+        if getattr(method, "__globals__", {}).get("__name__") == "torch._compile":
+            setattr(method.__wrapped__, "__dynamo_disable", method.__wrapped__)
+    for kind in (Adam, SGD):
+        if kind.step.__code__.co_name == "_use_grad":
+            kind.step = torch.no_grad()(kind.step.__wrapped__)
