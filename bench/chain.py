@@ -52,7 +52,7 @@ def run_script(command: list[str], folder: Path) -> Stage:
     """Run a stage and show what it prints. If it fails, its own message says why, and this program ends too."""
     start, lines = time.perf_counter(), []
     script, *arguments = command
-    python = [sys.executable, str(PROJECT / "bench/peak.py"), str(PROJECT / script), *arguments]
+    python = [sys.executable, "-u", str(PROJECT / "bench/peak.py"), str(PROJECT / script), *arguments]
     with subprocess.Popen(python, cwd=folder, env=clean_environment(), stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
             lines.append((time.perf_counter() - start, line.rstrip("\n")))

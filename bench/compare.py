@@ -8,10 +8,11 @@ Each round has a different seed. In each, `dvc repro`, the notebook (notebook.py
 (fastai_recipe.py) go from the same archive to the ensemble's accuracy with the same recipe, one after the other, and
 the hardware limit is measured again. With --photos, the pipeline, torchvision (torchvision_recipe.py) and fastai
 (fastai_fine_tune.py) also train the first network, each with its own recipe, until its validation accuracy is 0.98.
-The table has medians (means for accuracy).
+The alternatives use as many loader workers as serve them best (workers.py). The table has medians (means for accuracy).
 """
 
 import argparse
+import functools
 import importlib.util
 import io
 import json
@@ -219,7 +220,7 @@ def measure_prediction(archive: Path, folder: Path, measured: Measured) -> None:
 def measure_other(name: str, script: str, archive: Path, folder: Path, pipeline: Path, measured: Measured) -> None:
     """Run an alternative on the same photos in the same splits."""
     unpacking = unpack(archive, folder, pipeline)
-    output, seconds, peaks = watched([sys.executable, str(PROJECT / "bench" / script)], folder)
+    output, seconds, peaks = watched(alternative(script, folder), folder)
     measured["archive to ensemble, s", name].append(unpacking + seconds)
     measured["peak memory of training, MB", name].append(peaks["all"])
     for result in map(json.loads, output.splitlines()):
@@ -228,6 +229,19 @@ def measure_other(name: str, script: str, archive: Path, folder: Path, pipeline:
         if "train_rate" in result:
             measured[f"{network}: training, images/s", name].append(result["train_rate"])
             measured[f"{network}: inference, images/s", name].append(result["inference_rate"])
+
+
+def alternative(script: str, folder: Path) -> list[str]:
+    """The command that runs an alternative on the photos in `folder`."""
+    return [sys.executable, str(PROJECT / "bench" / script), str(best_workers(folder))]
+
+
+@functools.cache  # measured once, with the first photos
+def best_workers(folder: Path) -> int:
+    """The number of loader workers with which the alternatives load the most photos per second."""
+    rates = json.loads(watched([sys.executable, str(PROJECT / "bench/workers.py")], folder)[0])
+    print("photos/s by number of loader workers:", ", ".join(f"{rates[n]} with {n}" for n in rates), flush=True)
+    return int(max(rates, key=rates.get))
 
 
 def unpack(archive: Path, folder: Path, pipeline: Path) -> float:
@@ -254,8 +268,7 @@ def measure_time_to_goal(archive: Path, folder: Path, pipeline: Path, measured: 
     unpacking = unpack(archive, folder, pipeline)
     scripts = {TORCHVISION: "torchvision_recipe.py"} | ({FASTAI: "fastai_fine_tune.py"} if HAS_FASTAI else {})
     for other, script in scripts.items():
-        command = [sys.executable, str(PROJECT / "bench" / script)]
-        measured[what, other].append(unpacking + seconds_to(GOAL, command, folder))
+        measured[what, other].append(unpacking + seconds_to(GOAL, alternative(script, folder), folder))
 
 
 def measure_limits(archive: Path, pipeline: Path, measured: Measured) -> None:

@@ -3,7 +3,7 @@
 Usage and output are those of torchvision_recipe.py. The first epoch trains only the head, the second one everything.
 """
 
-import os
+import sys
 from pathlib import Path
 
 from fastai_recipe import make_learner
@@ -43,7 +43,7 @@ def main() -> None:
         valid="validation",
         item_tfms=Resize(params["prepare"]["image_size"]),
         batch_tfms=Normalize.from_stats(*imagenet_stats),
-        num_workers=os.cpu_count(),
+        num_workers=int(sys.argv[1]),
     )
     learner = make_learner(loaders, name, network["weights"])
     with learner.no_bar(), learner.no_logging():

@@ -5,7 +5,6 @@ default, everything but the head and BatchNorm is frozen.
 """
 
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -43,7 +42,7 @@ def main() -> None:
             item_tfms=Resize(params["prepare"]["image_size"], ResizeMethod.Squish),
             batch_tfms=Normalize.from_stats(*imagenet_stats),
             bs=train["batch_size"],
-            num_workers=os.cpu_count(),
+            num_workers=int(sys.argv[1]),
         )
         head = {"lin_ftrs": [train["head_width"]], "ps": train["dropout"]}
         learner = make_learner(loaders, name, network["weights"], **head)

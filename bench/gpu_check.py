@@ -8,6 +8,7 @@ the CPU, with fewer photos.
 
 import argparse
 import platform
+import re
 import shutil
 import statistics
 import sys
@@ -17,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "demo"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from chain import Chain, compare_bytes, run_chain
+from chain import Chain, Stage, compare_bytes, run_chain
 from draw import write_archive
 from limits import difference_of_graph, inference_limit, training_limit
 from measuring import inference_rate, number, training_rates
@@ -39,13 +40,16 @@ FOLDER = PROJECT / ".gpu-check"
 FIRST, SECOND = FOLDER / "first", FOLDER / "second"
 SHARES = {"train": 0.6, "validation": 0.2, "test": 0.2}
 EPOCHS = 2  # the first one is also a warm-up; the table shows the last one
+STAGE_WIDTH = 24
 DRAWN, DRAWN_ON_CPU = 4000, 200  # photos, by default
 
 EXPLANATION = """
 limit: the same step, without augmentation, on one batch that stays on the device; in parentheses, the pipeline's share
 of it. Training is that of the last epoch; outside of its steps are validation, shuffling and the checkpoint. The start
 of a torch stage lasts until its first line: it imports PyTorch, opens the photos and builds the network. If the epoch
-kept is 0, the fitted head, then only the learning curve shows whether training is the same twice."""
+kept is 0, the fitted head, then only the learning curve shows whether training is the same twice. The stages' times are
+those of the second run, when Python has compiled what it imports; a stage's end lasts from its last line until its
+process is gone."""
 
 Row = tuple[str, ...]  # what, the pipeline's value, and sometimes the limit
 
@@ -57,6 +61,7 @@ def main() -> None:
     params = read_params(FOLDER / PARAMS)
     runs = [run_chain(folder, FOLDER / PARAMS) for folder in (FIRST, SECOND)]
     print_table([*describe(params), *summarize(runs), *measure_networks(runs[0], params)])
+    print_stages(runs[1])
 
 
 def read_arguments() -> argparse.Namespace:
@@ -166,6 +171,28 @@ def measure_networks(run: Chain, params: Params) -> Iterator[Row]:
         kept = read_json(FIRST / train_scores(name))["kept_epoch"]
         yield f"{name}: epoch kept", f"{kept} of {EPOCHS}"
         yield f"{name}: peak memory of training", stage.lines[-1][1].removeprefix("peak memory: ")
+
+
+def print_stages(run: Chain) -> None:
+    """Print the seconds of each stage: in total, until its first line, and what some of its parts took."""
+    print(f"{'stage, s':{STAGE_WIDTH}}   total  first line  of it")
+    for name, stage in run.items():
+        print(f"{name:{STAGE_WIDTH}}{stage.seconds:8.2f}{stage.lines[0][0]:12.2f}  {', '.join(parts(name, stage))}")
+
+
+def parts(name: str, stage: Stage) -> Iterator[str]:
+    """What some parts of a stage took."""
+    lines = stage.lines[:-1]  # without the peak memory
+    if rate := re.search(r"([\d.]+) photos/s", stage.output):
+        yield f"decodes at {rate[1]} photos/s"
+    if epochs := [second for second, line in lines if re.search(r" epoch \d+/", line)]:
+        begin, *ends = epochs if len(epochs) > EPOCHS else (lines[0][0], *epochs)
+        if len(epochs) > EPOCHS:
+            yield f"fitted head {begin - lines[0][0]:.2f}"
+        yield f"{EPOCHS} epochs {ends[-1] - begin:.2f}"
+    if rates := re.findall(r"^(\w+): ([\d.]+) images/s", stage.output, re.MULTILINE):
+        yield "images/s " + ", ".join(f"{rate} {network}" for network, rate in rates)
+    yield f"end {stage.seconds - lines[-1][0]:.2f}"
 
 
 def print_table(rows: list[Row]) -> None:

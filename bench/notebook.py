@@ -1,6 +1,6 @@
 """The recipe of compare.py as it is usually written in a notebook.
 
-Usage, from a folder with params.yaml and photos/{train,validation,test}/CLASS/: python notebook.py
+Usage, from a folder with params.yaml and photos/{train,validation,test}/CLASS/: python notebook.py WORKERS
 An ImageFolder and a DataLoader with worker processes, float32, torchvision's pretrained network with a two-layer head,
 and the usual training loop. It reads `classes`, `networks`, `lr`, and from `train` the batch size, epochs, head width,
 dropout and seed; the head and every BatchNorm are trained. Two common mistakes are fixed, in the notebook's favour:
@@ -9,7 +9,6 @@ Prints one line of JSON per network, and one for the mean of their logits.
 """
 
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -26,20 +25,12 @@ def main() -> None:
     train = params["train"]
     size = params["prepare"]["image_size"]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    transform = transforms.Compose(
-        [
-            transforms.Resize((size, size)),
-            transforms.ToTensor(),
-            transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
-        ]
-    )
-    workers = os.cpu_count()
     loaders = {
         split: DataLoader(
-            datasets.ImageFolder(f"photos/{split}", transform),
+            make_dataset(split, size),
             batch_size=train["batch_size"],
             shuffle=split == "train",
-            num_workers=workers,
+            num_workers=int(sys.argv[1]),
         )
         for split in ("train", "validation", "test")
     }
@@ -75,6 +66,16 @@ def main() -> None:
         }
         print(json.dumps(result), flush=True)
     print(json.dumps({"network": "ensemble", "accuracy": accuracy(logits_sum, labels)}))
+
+
+def make_dataset(split: str, size: int) -> datasets.ImageFolder:
+    """The photos of a split, squeezed to `size` pixels a side."""
+    steps = [
+        transforms.Resize((size, size)),
+        transforms.ToTensor(),
+        transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+    ]
+    return datasets.ImageFolder(f"photos/{split}", transforms.Compose(steps))
 
 
 def pretrained(name: str, weights: str, classes: int, head_width: int, dropout: float) -> nn.Module:

@@ -1,12 +1,12 @@
 """torchvision's training recipe for classification, from its references/, re-typed for fine-tuning one network.
 
-Usage, from a folder with params.yaml and photos/{train,validation}/CLASS/: python torchvision_recipe.py
+Usage, from a folder with params.yaml and photos/{train,validation}/CLASS/: python torchvision_recipe.py WORKERS
 A RandomResizedCrop and flip for training, the central 224 of 256 pixels for validation, batches of 32, SGD with
 momentum and weight decay, every layer trained. The learning rate is not its 0.1, which is meant for training from
 random weights. Trains the first network in params.yaml for EPOCHS epochs and prints a line after each.
 """
 
-import os
+import sys
 from pathlib import Path
 
 from notebook import accuracy, last_linear, load_network, predict
@@ -50,7 +50,7 @@ def main() -> None:
 def make_loader(split: str, transforms: list[nn.Module]) -> DataLoader:
     transform = v2.Compose([*transforms, v2.PILToTensor(), *NORMALIZE])
     dataset = datasets.ImageFolder(f"photos/{split}", transform)
-    return DataLoader(dataset, BATCH_SIZE, shuffle=split == "train", num_workers=os.cpu_count())
+    return DataLoader(dataset, BATCH_SIZE, shuffle=split == "train", num_workers=int(sys.argv[1]))
 
 
 def pretrained(name: str, weights: str, classes: int) -> nn.Module:

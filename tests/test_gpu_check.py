@@ -54,6 +54,17 @@ def test_gpu_check_prints_every_line_and_needs_no_git(check: Path) -> None:
     assert all(float(second) > 0 for second in rows.pop("archive to ensemble, s").split(" and "))
     assert float(rows.pop("start of a torch stage, s")) > 0
     assert not rows
+    check_stages(done.stdout.split("first line  of it\n")[1].splitlines())
+
+
+def check_stages(lines: list[str]) -> None:
+    stages = dict(re.split(r"  +", line, maxsplit=1) for line in lines)
+    assert list(stages) == ["prepare", "train resnet18", "evaluate", "ensemble", "reject", "report"]
+    for stage in stages.values():
+        total, first, _, end = re.fullmatch(r"([\d.]+) +([\d.]+)  (.*)end ([\d.]+)", stage).groups()
+        assert float(total) >= max(float(first), float(end)) > 0
+    for name, part in {"prepare": "decodes at ", "train resnet18": "2 epochs ", "evaluate": "images/s "}.items():
+        assert part in stages[name]
 
 
 @pytest.mark.parametrize(
