@@ -9,7 +9,7 @@ from pipeline.networks.compute import autocast
 from pipeline.networks.dataset import PackedSplit
 from pipeline.networks.folding import fold_frozen_batchnorm
 from pipeline.networks.freezing import set_training
-from pipeline.networks.predicting import INFERENCE_BATCH_SIZE, ready_to_predict
+from pipeline.networks.predicting import inference_batch_size, ready_to_predict
 from pipeline.networks.stepping import TrainingStep, make_optimizer, make_scheduler
 
 import torch
@@ -67,7 +67,7 @@ def inference_limit(name: str, params: Params, train: PackedSplit, dtype: torch.
     """Images per second of evaluate.py's network, BatchNorm folded."""
     device = train.device
     network = ready_to_predict(new_network(name, params, train), params.evaluate.test_time_flip, device).eval()
-    images = train.images(torch.arange(min(INFERENCE_BATCH_SIZE, len(train)), device=train.pixels.device))
+    images = train.images(torch.arange(min(inference_batch_size(device), len(train)), device=train.pixels.device))
 
     def step() -> None:
         with autocast(device, dtype):

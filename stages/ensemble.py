@@ -39,7 +39,13 @@ if __name__ == "__main__":
 
 from pipeline.core.class_sizes import are_unequal
 from pipeline.scores.combining import Combination, fit_weights, repeats_member
-from pipeline.scores.predictions import Predictions, probability_columns, read_logits, select_split
+from pipeline.scores.predictions import (
+    PROBABILITY_DIGITS,
+    Predictions,
+    probability_columns,
+    read_logits,
+    select_split,
+)
 from pipeline.scores.scoring import (
     ENSEMBLE,
     confusion,
@@ -79,7 +85,7 @@ def main() -> None:
         write_json(write_to(COMBINATION), {**description, "best_member": best_member, **comparison})
         confusion(combined["test"], test.labels, test.classes).to_csv(write_to(ENSEMBLE_CONFUSION), index=False)
         tables = [table(split, splits[split], combined[split]) for split in splits]
-        pd.concat(tables).to_csv(write_to(ENSEMBLE_PREDICTIONS), index=False, float_format="%.9f")
+        pd.concat(tables).to_csv(write_to(ENSEMBLE_PREDICTIONS), index=False, float_format=f"%.{PROBABILITY_DIGITS}f")
 
     member_scores = {name: score(probabilities, test.labels) for name, probabilities in test.probabilities.items()}
     unequal = are_unequal(test.photos_by_class.values())
@@ -134,7 +140,7 @@ def compare(member: np.ndarray, combined: np.ndarray, labels: np.ndarray) -> dic
 
 def table(split: str, predictions: Predictions, probabilities: np.ndarray) -> pd.DataFrame:
     """One row per photo of a split: photo, label, split and the probability of each class."""
-    columns = pd.DataFrame(probabilities, columns=probability_columns(predictions.classes))
+    columns = pd.DataFrame(probabilities.round(PROBABILITY_DIGITS), columns=probability_columns(predictions.classes))
     return predictions.photos.assign(split=split).join(columns)
 
 

@@ -2,7 +2,9 @@
 
 Reads models/ and data/prepared/; writes metrics/predictions.csv (one row per photo and network), metrics/networks/
 (the main scores, one file per network), metrics/scores.csv, metrics/class_scores.csv and metrics/confusion/. `ensemble`
-and `report` run no network.
+and `report` run no network, so it also writes what the report shows of where the networks looked:
+metrics/heat_maps.safetensors with `rows`, the photos' rows in test (int64 [N]), and by network uint8 [N, height,
+width], 255 for the area that supports its prediction most. Networks without a last feature map (ViT) are left out.
 """
 
 import sys
@@ -17,6 +19,7 @@ from pipeline.core.errors import UserError, list_some
 from pipeline.core.files import atomic_write, require_files, write_json
 from pipeline.core.params import Params, read_params
 from pipeline.core.paths import (
+    HEAT_MAPS,
     MODELS,
     NETWORK_CLASS_SCORES,
     NETWORK_METRICS,
@@ -61,12 +64,15 @@ from pipeline.core.class_sizes import are_unequal, describe_few, few_to_test_on
 from pipeline.core.split_table import read_split_table
 from pipeline.networks.compute import dtype_name, set_up
 from pipeline.networks.dataset import PackedSplit, open_split
+from pipeline.networks.explaining import heat_maps
 from pipeline.networks.models import load_model
-from pipeline.networks.predicting import predict_logits, ready_to_predict
+from pipeline.networks.predicting import predict_logits, ready_to_predict, warm_up
+from pipeline.scores.hardest import hardest_with_any_method
 from pipeline.scores.predictions import Predictions, logit_columns, select_split
 from pipeline.scores.scoring import (
     confusion,
     headline,
+    predicted_labels,
     score,
     score_classes,
     scores_table,
@@ -76,9 +82,11 @@ from pipeline.scores.scoring import (
 
 import pandas as pd
 import torch
-from torch import nn
+from safetensors.torch import save
+from torch import Tensor, nn
 
 FEW_LISTED = 5  # classes with few test photos whose recall is printed
+HEAT_MAPS_AT_ONCE = 32  # photos
 LOGIT_DIGITS = 6  # decimal places; rounded before scoring, so that predictions.csv gives the same scores
 
 
@@ -94,10 +102,12 @@ def main() -> None:
     for name in params.networks:
         trained, kept_epochs[name] = read_network(name, splits)
         network = ready_to_predict(trained, params.evaluate.test_time_flip, device)
+        warm_up(network, splits.values(), dtype)
         start = time.perf_counter()
         tables.append(predict(name, network, splits, photos, dtype))
         print(f"{name}: {len(tables[-1]) / (time.perf_counter() - start):.1f} images/s", flush=True)
-    write_results(pd.concat(tables), kept_epochs)
+    logits = pd.concat(tables)
+    write_results(logits, explain(logits, splits), kept_epochs)
 
 
 def read_network(name: str, splits: dict[str, PackedSplit]) -> tuple[nn.Module, int | None]:
@@ -137,8 +147,25 @@ def predict(
     return pd.concat(tables)
 
 
-def write_results(logits: pd.DataFrame, kept_epochs: dict[str, int | None]) -> None:
-    """Score every network, write the logits and the scores, and print the main ones."""
+def explain(logits: pd.DataFrame, splits: dict[str, PackedSplit]) -> dict[str, Tensor]:
+    """What metrics/heat_maps.safetensors contains: where each network looked on the photos that the report shows."""
+    test, packed = select_split(logits, "test"), splits["test"]
+    rows = torch.from_numpy(hardest_with_any_method(list(test.logits.values()), test.labels))
+    tensors = {"rows": rows}
+    for name in test.logits:
+        network = read_network(name, splits)[0].to(packed.device, memory_format=torch.channels_last)
+        predicted = torch.from_numpy(predicted_labels(test.logits[name])[rows]).to(packed.device)
+        batches = rows.to(packed.pixels.device).split(HEAT_MAPS_AT_ONCE), predicted.split(HEAT_MAPS_AT_ONCE)
+        maps = [heat_maps(network, packed.images(batch), targets) for batch, targets in zip(*batches, strict=True)]
+        if maps[0] is None:
+            print(f"{name}: no heat maps; it has no last feature map")
+        else:
+            tensors[name] = torch.cat(maps)
+    return tensors
+
+
+def write_results(logits: pd.DataFrame, looked: dict[str, Tensor], kept_epochs: dict[str, int | None]) -> None:
+    """Score every network, write everything, and print the main scores."""
     validation, test = (select_split(logits, split) for split in ("validation", "test"))
     scores = {
         name: {
@@ -152,6 +179,7 @@ def write_results(logits: pd.DataFrame, kept_epochs: dict[str, int | None]) -> N
         logits.to_csv(write_to(PREDICTIONS), index=False)
         write_scores(write_to(NETWORK_SCORES), scores)
         write_class_scores(write_to(NETWORK_CLASS_SCORES), class_scores)
+        write_to(HEAT_MAPS).write_bytes(save(looked))
         for name, probabilities in test.probabilities.items():
             write_json(write_to(network_metrics(name)), {**headline(**scores[name]), "kept_epoch": kept_epochs[name]})
             matrix = confusion(probabilities, test.labels, test.classes)

@@ -74,7 +74,7 @@ from pipeline.core.split_table import describe_classes, read_split_table
 from pipeline.pages import plots
 from pipeline.pages.graph import read_stages
 from pipeline.pages.rendering import heat_uri, jpeg_uri, render, thumbnail
-from pipeline.scores.combining import repeats_member
+from pipeline.scores.combining import FITTED, repeats_member
 from pipeline.scores.curves import calibration, confidence_edges, count_correct, reliability_table, roc_table
 from pipeline.scores.hardest import WORST, hardest, least_confident, worst_mistakes
 from pipeline.scores.predictions import (
@@ -324,7 +324,7 @@ def show(rows: np.ndarray, results: Results, looked: bool = True) -> list[dict]:
             {
                 **results.photos.iloc[row],
                 "image": thumbnail(pixels[row]),
-                "looked": {name: heat_uri(pixels[row], maps[row]) for name, maps in heat_maps.items()},
+                "looked": {name: heat_uri(pixels[row], maps[row]) for name, maps in heat_maps.items() if row in maps},
                 "probabilities": {
                     name: dict(zip(results.classes, values[row].tolist(), strict=True))
                     for name, values in results.probabilities.items()
@@ -358,12 +358,12 @@ def least_similar(table: pd.DataFrame) -> np.ndarray:
 def read_heat_maps(shown: np.ndarray) -> dict[str, dict[int, np.ndarray]]:
     """By network, if it has any, and by row of test: uint8 [height, width].
 
-    Raises UserError unless the photos in the rows `shown` are among them.
+    Raises UserError unless the photos in the rows `shown` are among them. With fitted_weights some may not be.
     """
     with safe_open(require_file(HEAT_MAPS), framework="numpy") as file:
         maps = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     rows = maps.pop("rows").tolist()
-    if not set(shown.tolist()) <= set(rows):
+    if not set(shown.tolist()) <= set(rows) and read_json(COMBINATION)["method"] != FITTED:
         raise UserError(
             f"{HEAT_MAPS} is not for the hardest photos in {ENSEMBLE_PREDICTIONS}; run `dvc repro` to fix this"
         )

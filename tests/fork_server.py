@@ -31,7 +31,7 @@ IMPORTS = (
 )
 TORCH_IMPORTS = (
     *("torch", "torch._dynamo", "torch.distributed", "torch.fx.experimental.optimization", "torchvision"),
-    *("safetensors.torch", "captum.attr"),
+    "safetensors.torch",
 )
 
 
@@ -123,6 +123,8 @@ def become(request: dict, streams: list[int]) -> None:
         os.dup2(stream, number)
         os.close(stream)
     resource.setrlimit(resource.RLIMIT_FSIZE, (request["largest_file"], resource.RLIM_INFINITY))
+    if request["largest_file"] != resource.RLIM_INFINITY:
+        sys.dont_write_bytecode = True  # Python 3.11 does not notice that it was cut off
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])

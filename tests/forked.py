@@ -20,7 +20,6 @@ NEED_TORCH = (
     "train",
     "evaluate",
     "reject",
-    "explain",
     "verify",
     "audit",
     "export",

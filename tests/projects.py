@@ -29,7 +29,7 @@ ARGUMENTS = {"stages/train.py": ["resnet18"], "tools/networks.py": ["resnet18"],
 SPLITS = ("train", "validation", "test")
 DVC_SETTINGS = ("DVC_NO_ANALYTICS", "DVC_SITE_CACHE_DIR")  # of conftest.py
 # In dvc.yaml's order.
-STAGE_NAMES = ("prepare", "train_resnet18", "train_resnet34", "evaluate", "ensemble", "reject", "explain", "report")
+STAGE_NAMES = ("prepare", "train_resnet18", "train_resnet34", "evaluate", "ensemble", "reject", "report")
 
 
 class Project:

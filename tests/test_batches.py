@@ -3,13 +3,16 @@
 import json
 import os
 import struct
+import threading
+from concurrent.futures import Future
 from pathlib import Path
 
 import evaluate
 import train
-from pipeline.networks import dataset
+from pipeline.networks import dataset, reading
 from pipeline.networks.augmentation import Augmentation, crop, crop_together, draw_boxes
 from pipeline.networks.compute import free_memory
+from pipeline.networks.dataset import PackedSplit, normalise, open_split
 
 import pytest
 import torch
@@ -107,6 +110,24 @@ def test_splits_too_large_for_memory_give_the_same_results(
     fitted, large = results
     assert large.keys() == fitted.keys()
     assert {path for path in fitted if fitted[path] != large[path]} == set()
+
+
+def test_a_split_waits_for_its_copy_before_the_first_use(images: Tensor) -> None:
+    pixels = images.permute(0, 2, 3, 1)
+    copying: Future[Tensor] = Future()
+    packed = PackedSplit(copying, torch.zeros(len(pixels)), {})
+    assert len(packed) == len(pixels)  # needs no pixels
+    threading.Timer(0.1, copying.set_result, [pixels]).start()
+    assert torch.equal(packed.images(torch.arange(2)), normalise(images[:2]))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_split_is_copied_to_a_gpu_in_the_background(prepared_small: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "COPIED_AT_ONCE", 10_000)  # bytes, so that it takes several parts
+    path = prepared_small.root / "data/prepared/train.safetensors"
+    on_cpu, on_gpu = (open_split(path, torch.device(*device)) for device in (("cpu",), ("cuda", 0)))
+    assert on_gpu.pixels.device == torch.device("cuda", 0)
+    assert torch.equal(on_gpu.pixels.cpu(), on_cpu.pixels)
 
 
 def test_a_split_may_be_larger_than_the_machines_memory(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ SLOW = ("torch", "torchvision", "pandas", "scipy", "sklearn", "dvc", "onnx", "cl
 MISSING = {
     "train.py": "data/prepared/train.safetensors does not exist; run `dvc repro`",
     "evaluate.py": "models/resnet18.safetensors does not exist; run `dvc repro`",
-    "explain.py": "data/prepared/test.safetensors does not exist; run `dvc repro`",
     "reject.py": "networks.resnet18.weights: resnet18-0123abcd.pth does not exist; check the path",
 }
 

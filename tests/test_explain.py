@@ -1,4 +1,4 @@
-"""Heat maps: the stage that computes them, and the pages that show them."""
+"""Heat maps: what evaluate computes, and the pages that show them."""
 
 import re
 from pathlib import Path
@@ -45,7 +45,7 @@ def test_a_network_without_a_last_feature_map_has_none() -> None:
     assert heat_maps(network, torch.zeros(1, 3, 224, 224), torch.zeros(1, dtype=int)) is None
 
 
-def test_explain_covers_the_photos_that_the_report_shows(finished: Repository) -> None:
+def test_evaluate_covers_the_photos_that_the_report_shows(finished: Repository) -> None:
     maps = load_file(finished.root / "metrics/heat_maps.safetensors")
     table = pd.read_csv(finished.root / "metrics/ensemble_predictions.csv").query("split == 'test'").reset_index()
     assert maps.pop("rows").tolist() == list(range(len(table)))  # of twelve photos the report shows all

@@ -16,7 +16,7 @@ def test_networks_takes_one_out_and_puts_another_in_and_dvc_runs_what_is_new(tmp
     earlier = {name: (repository.root / name).read_bytes() for name in ("dvc.yaml", "params.yaml", "dvc.lock")}
 
     assert repository.run("networks.py", "resnet18").returncode == 0
-    assert repository.stages_run_by("exp", "run") == ["evaluate", "ensemble", "reject", "explain", "report"]
+    assert repository.stages_run_by("exp", "run") == ["evaluate", "ensemble", "reject", "report"]
     assert repository.has_clean_status()
 
     assert repository.run("networks.py", "resnet18", "mobilenet_v2").returncode == 0
@@ -27,7 +27,6 @@ def test_networks_takes_one_out_and_puts_another_in_and_dvc_runs_what_is_new(tmp
         "evaluate",
         "ensemble",
         "reject",
-        "explain",
         "report",
     ]
 

@@ -123,4 +123,4 @@ while len(list(Path().glob("here-*"))) < 2:
     for process in both:
         output, _ = process.communicate(timeout=60)
         assert process.returncode == 0, output
-    assert repository.stages_run_by("repro") == ["evaluate", "ensemble", "reject", "explain", "report"]
+    assert repository.stages_run_by("repro") == ["evaluate", "ensemble", "reject", "report"]

@@ -83,7 +83,7 @@ def test_pipeline_refuses_an_older_python_in_one_line() -> None:
 @pytest.mark.slow
 def test_dvc_exp_run_with_another_method_runs_no_network_and_can_be_compared(repository: Repository) -> None:
     command = ("exp", "run", "--name", "votes", "-S", "ensemble.method=majority_vote")
-    assert repository.stages_run_by(*command) == ["ensemble", "explain", "report"]
+    assert repository.stages_run_by(*command) == ["ensemble", "report"]
     assert repository.read_json("metrics/combination.json")["method"] == "majority_vote"
     page = (repository.root / "metrics/report.html").read_text(encoding="utf-8")
     assert "The confidence of a majority vote is the share of votes" in page

@@ -82,7 +82,7 @@ def with_made_up_predictions(folder: Path, photos: dict[str, int], networks: int
 
 
 def look(project: Project, random: np.random.Generator) -> None:
-    """Make up what explain writes, for every photo, and reject, by default."""
+    """Make up the heat maps that evaluate writes, for every photo, and what reject writes by default."""
     photos = sum(row["split"] == "test" for row in project.split_table())
     maps = {name: random.integers(0, 256, (photos, 7, 7), dtype=np.uint8) for name in project.params["networks"]}
     save_file({"rows": np.arange(photos), **maps}, project.root / "metrics/heat_maps.safetensors")

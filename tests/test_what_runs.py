@@ -21,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # DVC's o
 
 EVERYTHING = set(STAGE_NAMES)
 NETWORKS = EVERYTHING - {"prepare", "reject"}  # both, and what follows
-COMBINATION = {"ensemble", "explain", "report"}
+COMBINATION = {"ensemble", "report"}
 EVALUATION = {"evaluate"} | COMBINATION
 NOTHING: set[str] = set()
 
@@ -81,7 +81,6 @@ CODE = {
     "stages/evaluate.py": EVALUATION,
     "stages/ensemble.py": COMBINATION,
     "stages/reject.py": {"reject", "report"},
-    "stages/explain.py": {"explain", "report"},
     "stages/report.py": {"report"},
     "tools": NOTHING,
 }
@@ -120,6 +119,13 @@ def flatten(params: dict, above: str = "") -> Iterator[str]:
             yield from flatten(value, f"{above}{key}.")
         else:
             yield f"{above}{key}"
+
+
+def test_dvc_keeps_the_files_that_a_stage_wrote_and_copies_none(stand_in: Repository) -> None:
+    """They are gigabytes. DVC links them into its cache only if hard links are the first of its types of links."""
+    for out in yaml.safe_load((stand_in.root / "dvc.lock").read_text())["stages"]["prepare"]["outs"]:
+        kept = stand_in.root / ".dvc/cache/files/md5" / out["md5"][:2] / out["md5"][2:]
+        assert kept.samefile(stand_in.root / out["path"])
 
 
 def test_tables_here_cover_each_param_and_all_code() -> None:

@@ -5,12 +5,13 @@ import json
 import struct
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.core.errors import UserError
 from pipeline.networks.compute import free_memory
-from pipeline.networks.reading import read_ahead
+from pipeline.networks.reading import copy_in_background, read_ahead
 
 import numpy as np
 import torch
@@ -31,10 +32,11 @@ class PackedSplit:
 
     The labels, and the images that are made from the pixels, are on `device`. The pixels are there too unless they are
     too large (`is_large`). On the CPU they are memory-mapped: opening takes no time, and a batch reads only its own
-    photos. Rows are given as int64 tensors on the pixels' device.
+    photos. On a CUDA GPU, `content` is the future copy of the pixels, for which their first use waits. Rows are given
+    as int64 tensors on the pixels' device.
     """
 
-    pixels: Tensor
+    content: Tensor | Future[Tensor]
     labels: Tensor
     description: dict
     is_large: bool = False
@@ -43,8 +45,17 @@ class PackedSplit:
         return len(self.labels)
 
     @property
+    def pixels(self) -> Tensor:
+        return self.content.result() if isinstance(self.content, Future) else self.content
+
+    @property
     def device(self) -> torch.device:
         return self.labels.device
+
+    def wait(self) -> None:
+        """Wait until the pixels are on the GPU, if they are being copied there."""
+        if isinstance(self.content, Future):
+            self.content.result()
 
     def images(self, rows: Tensor) -> Tensor:
         """The photos at `rows`, normalised: float32 [len(rows), 3, size, size] in channels_last format."""
@@ -88,7 +99,10 @@ def _mean_and_std(device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def open_split(path: Path, device: torch.device) -> PackedSplit:
-    """Open a split written by `prepare`; on a GPU, copy it there if it fits. Raises UserError if it cannot be read."""
+    """Open a split written by `prepare`; if it fits on a GPU, start to copy it there.
+
+    Raises UserError if it cannot be read.
+    """
     try:
         with safe_open(path, framework="numpy") as file:
             labels, description = file.get_tensor("labels"), json.loads(file.metadata()["description"])
@@ -97,6 +111,8 @@ def open_split(path: Path, device: torch.device) -> PackedSplit:
         raise UserError(f"{path} cannot be read ({error}); run `dvc repro prepare` to create it") from None
     labels = torch.from_numpy(labels).long().to(device)
     is_large = pixels.nbytes > MOST_OF_FREE_MEMORY * free_memory(device)
+    if device.type == "cuda" and not is_large:
+        return PackedSplit(copy_in_background(pixels, device), labels, description)
     return PackedSplit(pixels if is_large else pixels.to(device), labels, description, is_large)
 
 

@@ -13,18 +13,42 @@ def heat_maps(network: nn.Module, images: Tensor, targets: Tensor) -> Tensor | N
     of it is 0 if no area does.
     None for a network without such a feature map (ViT). Leaves `network`, which must not be folded, in eval mode.
 
-    Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization", ICCV 2017.
+    Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization", ICCV 2017,
+    equations 1 and 2.
     """
-    from captum.attr import LayerGradCam  # here, because it takes a second, and most callers do not need it
-
     network.eval()
     layer = _last_feature_map(network, images[:1])
     if layer is None:
         return None
-    maps = LayerGradCam(network, layer).attribute(images, target=targets, relu_attributions=True)
-    maps = maps.detach().squeeze(1).cpu()
+    features, gradients = _features_and_gradients(network, layer, images, targets)
+    weights = gradients.mean(dim=(2, 3), keepdim=True)
+    maps = (weights * features).sum(dim=1).relu()
     maps /= maps.amax(dim=(1, 2), keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
-    return (255 * maps).round().to(torch.uint8)
+    return (255 * maps).round().to(torch.uint8).cpu()
+
+
+def _features_and_gradients(
+    network: nn.Module, layer: nn.Module, images: Tensor, targets: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The output of `layer`, and the gradient of each image's logit for its class with respect to it.
+
+    Only what follows `layer` is recorded for it, so that it takes little more memory than inference.
+    """
+    outputs = []
+
+    def record_from_here(_: nn.Module, __: object, output: Tensor) -> Tensor:
+        outputs.append(output.detach().requires_grad_())
+        torch.set_grad_enabled(True)
+        return outputs[-1].clone()  # the network may go on in place
+
+    hook = layer.register_forward_hook(record_from_here)
+    try:
+        with torch.no_grad():
+            logits = network(images).gather(1, targets[:, None])
+    finally:
+        hook.remove()
+    [gradients] = torch.autograd.grad(logits.sum(), outputs[-1])
+    return outputs[-1].detach(), gradients
 
 
 @torch.no_grad()

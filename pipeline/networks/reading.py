@@ -1,10 +1,37 @@
-"""Read batches ahead, for splits that are too large for the device's memory."""
+"""Bring photos to a device while it computes: a whole split, or batches of one that is too large for its memory."""
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 from torch import Tensor
+
+COPIED_AT_ONCE = 2**26  # bytes of page-locked memory, from which alone a GPU copies while the program goes on
+
+
+def copy_in_background(pixels: Tensor, device: torch.device) -> Future[Tensor]:
+    """Start to copy `pixels`, usually mapped from a file, to a CUDA GPU, in a thread and on a stream of its own.
+
+    The future has a result when all of it is there, so that every stream can use it without waiting. Reading the file
+    and copying the first part to page-locked memory take most of the time; both release Python's lock.
+    """
+    copied = torch.empty(pixels.shape, dtype=pixels.dtype, device=device)
+    stream = torch.Stream(device)
+    stream.wait_stream(torch.accelerator.current_stream(device))  # which may still use the memory that `copied` got
+    copied.record_stream(stream)  # so that, if nothing waits for the copy, its memory is not reused before it ends
+    rows = max(1, COPIED_AT_ONCE // pixels[0].nbytes)
+
+    def copy() -> Tensor:
+        with stream:
+            for part, target in zip(pixels.split(rows), copied.split(rows), strict=True):
+                target.copy_(part.pin_memory(), non_blocking=True)
+        stream.synchronize()
+        return copied
+
+    with_one_thread = ThreadPoolExecutor(1)
+    copying = with_one_thread.submit(copy)
+    with_one_thread.shutdown(wait=False)
+    return copying
 
 
 def read_ahead(pixels: Tensor, batches: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:

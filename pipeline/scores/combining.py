@@ -3,16 +3,19 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 from pipeline.core.errors import UserError, list_some
 from pipeline.core.files import read_json
+from pipeline.core.params import Ensemble
 from pipeline.core.paths import COMBINATION
 
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 
+FITTED = "fitted_weights"  # the only method that has weights
+METHODS: tuple[str, ...] = get_args(Ensemble.model_fields["method"].annotation)
 WEIGHT_DIGITS = 6  # decimal places; rounded before use, so that the weights in combination.json give the same results
 
 softmax_of_rows = partial(softmax, axis=-1)

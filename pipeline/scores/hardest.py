@@ -1,6 +1,11 @@
 """The photos that are hardest for the ensemble, which the report shows."""
 
+from collections.abc import Sequence
+from functools import reduce
+
+from pipeline.scores.combining import FITTED, METHODS, Combination
 from pipeline.scores.curves import confidence
+from pipeline.scores.predictions import PROBABILITY_DIGITS
 from pipeline.scores.scoring import predicted_labels
 
 import numpy as np
@@ -11,6 +16,16 @@ WORST, LEAST_CONFIDENT = 24, 12  # photos shown
 def hardest(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The rows of all photos shown, in ascending order; the arguments are those of `worst_mistakes`."""
     return np.union1d(worst_mistakes(probabilities, labels), least_confident(probabilities))
+
+
+def hardest_with_any_method(logits: Sequence[np.ndarray], labels: np.ndarray) -> np.ndarray:
+    """The rows of all photos shown with any ensemble.method but fitted_weights, which takes long to fit, in ascending
+    order; `logits` are float64 [N, classes] by network, `labels` int [N].
+    """
+    shown = [
+        hardest(Combination(method)(logits).round(PROBABILITY_DIGITS), labels) for method in METHODS if method != FITTED
+    ]
+    return reduce(np.union1d, shown)
 
 
 def worst_mistakes(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:

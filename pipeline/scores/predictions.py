@@ -12,6 +12,7 @@ import pandas as pd
 from scipy.special import softmax
 
 LOGIT, PROBABILITY = "logit_", "probability_"  # a column's name starts with this and ends with the class
+PROBABILITY_DIGITS = 9  # decimal places of the ensemble's probabilities in files
 TEXT = dict.fromkeys(("split", "photo", "label", "network"), str)  # columns; a class may look like a number
 
 
