@@ -7,7 +7,6 @@ from pipeline.scores.scoring import DIGITS, accuracy_interval, positive_labels, 
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import roc_curve
 
 CONFIDENCE_EDGES = (0, 0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1)  # of the reliability table's ranges
 FALSE_POSITIVE_RATES = np.linspace(0, 1, 1001)  # where the curves of several classes are averaged
@@ -64,6 +63,8 @@ def roc_table(probabilities: np.ndarray, labels: np.ndarray) -> pd.DataFrame:
     For two classes the corners of the second one's curve; otherwise the mean of the curves of each class against all
     others, at each of FALSE_POSITIVE_RATES.
     """
+    from sklearn.metrics import roc_curve  # here, because evaluate needs the rest of this module at once
+
     classes = probabilities.shape[1]
     curves = [roc_curve(labels == n, probabilities[:, n])[:2] for n in positive_labels(classes)]
     if len(curves) == 1:

@@ -8,7 +8,6 @@ from pipeline.core.files import require_file
 import numpy as np
 import pandas as pd
 from scipy.special import ndtri
-from sklearn.metrics import log_loss, precision_recall_fscore_support, roc_auc_score
 
 DIGITS = 6  # decimal places of scores in files
 ENSEMBLE = "ensemble"  # its name in tables, next to the networks'
@@ -26,6 +25,8 @@ def score(probabilities: np.ndarray, labels: np.ndarray) -> dict:
     Includes the 95 % intervals of accuracy and balanced accuracy; log loss is in nats. ROC AUC, balanced accuracy (the
     recall) and F1 are unweighted means over the classes.
     """
+    from sklearn.metrics import log_loss, roc_auc_score  # here, so that a stage says what it does before this import
+
     classes, predicted = probabilities.shape[1], predicted_labels(probabilities)
     correct, total = int((predicted == labels).sum()), len(labels)
     _, recall, f1, photos = class_rates(predicted, labels, classes)
@@ -47,6 +48,8 @@ def score(probabilities: np.ndarray, labels: np.ndarray) -> dict:
 
 def class_rates(predicted: np.ndarray, labels: np.ndarray, classes: int) -> tuple[np.ndarray, ...]:
     """Precision, recall, F1 and number of photos of each class; 0 where there is nothing to divide by."""
+    from sklearn.metrics import precision_recall_fscore_support
+
     return precision_recall_fscore_support(labels, predicted, labels=range(classes), zero_division=0)
 
 
