@@ -9,12 +9,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `pipeline` can be imported
 
-import os
 import time
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 
 from pipeline.core import SPLITS
 from pipeline.core.command_line import read_arguments
@@ -40,13 +37,11 @@ from pipeline.photos.corrections import correct
 from pipeline.photos.decoding import silence_pillow
 from pipeline.photos.hashing import hash_photos
 from pipeline.photos.labels import label_photos
-from pipeline.photos.packing import SplitWriter
+from pipeline.photos.packing import write_splits
 from pipeline.photos.source import NAMED, Photo, PhotoSource, describe_skipped
 from pipeline.photos.splits import (
-    FILL_ORDER,
     Plan,
     describe_redraw,
-    exclude_rest,
     exclude_unlabelled,
     fill_splits,
     require_enough,
@@ -64,8 +59,7 @@ def main() -> None:
     params = read_inputs()
     prepare = params.prepare
     silence_pillow()
-    # Threads, not processes: Pillow and hashlib release the GIL while they decode, scale and hash.
-    with PhotoSource(Path(prepare.source)) as source, ThreadPoolExecutor(os.cpu_count()) as pool:
+    with PhotoSource(Path(prepare.source)) as source:
         for note in source.notes:
             print(f"note: {note}")
         photos = source.photos()
@@ -73,23 +67,16 @@ def main() -> None:
         classes, notes = label_photos(photos, params.classes, prepare.split)
         correct(photos, classes)
         require_enough(photos, classes, source, params)
-        hash_photos(source, photos, pool)
+        hash_photos(source, photos)
         exclude_unlabelled(photos)
         groups = shuffle_groups(photos, prepare.seed)
-        plan = Plan(prepare.split, photos, groups, classes)
         with atomic_write() as write_to:
             files = {split: write_to(packed_split(split)) for split in SPLITS}
-            with ExitStack() as stack:
-                writers = {
-                    split: stack.enter_context(SplitWriter(files[split], split, plan.quotas[split], classes))
-                    for split in FILL_ORDER
-                }
-                fill_splits(source, groups, plan, writers, prepare, pool)
-                exclude_rest(photos, plan, writers)
+            is_complete = False
+            while not is_complete:  # a photo that can be hashed, but not decoded, leaves its place to another one
+                splits = fill_splits(photos, groups, Plan(prepare.split, photos, groups, classes))
                 require_sizes(photos, classes, params)
-                description = describe(photos, classes, prepare)
-                for writer in writers.values():
-                    writer.finish(description)
+                is_complete = write_splits(files, splits, describe(photos, classes, prepare), source)
             split_table(photos, classes).to_csv(write_to(SPLIT_TABLE), index=False)
             write_contact_sheet(write_to(CONTACT_SHEET), files)
             summary = summarize(photos, classes, source)

@@ -143,6 +143,7 @@ def list_archive(file: BinaryIO, name: str, stack: ExitStack) -> Listing:
 
     Raises UserError, NoArchive in particular, if it is none or is damaged.
     """
+    file = io.BufferedReader(_OwnPosition(file))
     start = file.read(START)
     file.seek(0)
     for magic, what in OTHER_FILES.items():
@@ -183,6 +184,34 @@ def explained(name: str) -> Iterator[None]:
 def is_disk_error(error: Exception) -> bool:
     """Whether a disk or network failed, or permission is missing; damaged bytes raise other kinds of OSError."""
     return isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
+
+
+class _OwnPosition(io.RawIOBase):
+    """Reads an open file from a position of its own: forked processes share the file's, and would move each other's."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        size = os.fstat(self._file.fileno()).st_size
+        position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: size}[whence]
+        if position < 0:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        self._position = position
+        return position
+
+    def readinto(self, buffer: memoryview) -> int:
+        content = os.pread(self._file.fileno(), len(buffer), self._position)
+        buffer[: len(content)] = content
+        self._position += len(content)
+        return len(content)
 
 
 class Spool:

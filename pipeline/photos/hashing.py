@@ -1,33 +1,45 @@
 """Hash photos: their bytes, and what they look like."""
 
 import hashlib
-from concurrent.futures import ThreadPoolExecutor
 
 from pipeline.photos.copies import perceptual_hash
 from pipeline.photos.decoding import UnreadablePhoto
 from pipeline.photos.source import Photo, PhotoSource
+from pipeline.photos.workers import in_batches, results_of
 
 from tqdm import tqdm
 
-HASHED_AT_ONCE = 16  # photos per task: starting one takes time, and a signal waits for the running ones
+
+def hash_photos(source: PhotoSource, photos: list[Photo]) -> None:
+    """Set the hashes of each photo, and exclude photos that cannot be read.
+
+    A JPEG is decoded here, at the smallest of its sizes that will do, and again for its pixels: the hash of its full
+    size would differ, and the pixels of all photos would have to be kept until the splits are known.
+    """
+
+    def hash_batch(batch: list[Photo]) -> list[tuple[str, bytes, str]]:
+        return [_hashes(source, photo) for photo in batch]
+
+    batches = in_batches(photos)
+    with (
+        results_of(hash_batch, batches) as results,
+        tqdm(total=len(photos), desc="hashing", unit=" photos", disable=None) as bar,
+    ):
+        for batch, hashes in zip(batches, results, strict=True):
+            for photo, (photo.sha256, photo.looks, unreadable) in zip(batch, hashes, strict=True):
+                if unreadable:
+                    photo.readable, photo.excluded = False, photo.excluded or unreadable
+            bar.update(len(batch))
 
 
-def hash_photos(source: PhotoSource, photos: list[Photo], pool: ThreadPoolExecutor) -> None:
-    """Set the hashes of each photo, and exclude photos that cannot be read."""
-
-    def set_hashes(some: list[Photo]) -> int:
-        for photo in some:
-            try:
-                content = source.read(photo)
-                photo.sha256 = hashlib.sha256(content).hexdigest()
-                if photo.label is not None:  # others are in no split, readable or not
-                    photo.looks = perceptual_hash(content)
-            except UnreadablePhoto as reason:
-                photo.readable = False
-                photo.excluded = photo.excluded or str(reason)
-        return len(some)
-
-    tasks = [photos[first : first + HASHED_AT_ONCE] for first in range(0, len(photos), HASHED_AT_ONCE)]
-    with tqdm(total=len(photos), desc="hashing", unit=" photos", disable=None) as bar:
-        for done in pool.map(set_hashes, tasks):
-            bar.update(done)
+def _hashes(source: PhotoSource, photo: Photo) -> tuple[str, bytes, str]:
+    """The SHA-256 of a photo's bytes, its perceptual hash, and why it cannot be read; each may be empty."""
+    sha256, looks = "", b""
+    try:
+        content = source.read(photo)
+        sha256 = hashlib.sha256(content).hexdigest()
+        if photo.label is not None:  # others are in no split, readable or not
+            looks = perceptual_hash(content)
+    except UnreadablePhoto as reason:
+        return sha256, looks, str(reason)
+    return sha256, looks, ""

@@ -6,90 +6,130 @@ The safetensors library only writes tensors that are in memory, and a split can 
 
 import json
 import math
+import os
 import struct
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
-from pipeline.photos.source import Photo
+from pipeline.photos.decoding import UnreadablePhoto, decode
+from pipeline.photos.source import Photo, PhotoSource
+from pipeline.photos.workers import in_batches, results_of
 
 import numpy as np
+from tqdm import tqdm
 
-HEADER_BYTES = 1024  # besides the classes; padded with spaces, because the number of rows is only known at the end
+HEADER_BYTES = 1024  # besides the classes; padded with spaces
 
 
-class SplitWriter:
-    """Writes a split so that any first part of it has the classes in the proportion of `quotas`, photos per class.
+class SplitOrder:
+    """Orders a split's photos so that any first part of it has the classes in the proportion of `quotas`.
 
-    `classes` are their names. Without `quotas` photos are written as they come. `rows` is the number of photos written
-    so far.
+    `quotas` are photos per class; without them, photos stay as they come. `photos` are those that have a row so far.
     """
 
-    def __init__(self, path: Path, split: str, quotas: Sequence[int] | None, classes: Sequence[str]) -> None:
-        self.rows = 0
+    def __init__(self, split: str, quotas: Sequence[int] | None) -> None:
+        self.photos: list[Photo] = []
         self._split = split
         self._quotas = quotas
-        self._written: Counter[int] = Counter()
-        self._waiting: dict[int, deque[tuple[Photo, np.ndarray]]] = {
-            label: deque() for label, quota in enumerate(quotas or ()) if quota
-        }
-        self._labels: list[int] = []
-        self._header_bytes = HEADER_BYTES + 8 * math.ceil(len(json.dumps(json.dumps(classes))) / 8)
-        self._file = path.open("wb")
-        self._file.write(bytes(self._header_bytes))
+        self._placed: Counter[int] = Counter()
+        self._waiting: dict[int, deque[Photo]] = {label: deque() for label, quota in enumerate(quotas or ()) if quota}
 
-    def __enter__(self) -> "SplitWriter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def add(self, photo: Photo, pixels: np.ndarray) -> None:
-        """Add a photo (uint8 [size, size, 3]); with quotas, it is written once the other classes have come as far."""
+    def add(self, photo: Photo) -> None:
+        """Give a photo the next row; with quotas, as soon as the other classes have come as far."""
         if self._quotas is None:
-            self._write(photo, pixels)
+            self._place(photo)
             return
-        self._waiting[photo.label].append((photo, pixels))
+        self._waiting[photo.label].append(photo)
         arrived = min(self._progress(label, len(queue)) for label, queue in self._waiting.items())
         while True:
             label = min(self._waiting, key=lambda label: self._progress(label, 1))
             if self._progress(label, 1) > arrived:
                 return
-            self._write(*self._waiting[label].popleft())
+            self._place(self._waiting[label].popleft())
 
     def waiting(self) -> list[Photo]:
         """The photos that still wait for one of another class."""
-        return [photo for queue in self._waiting.values() for photo, _ in queue]
+        return [photo for queue in self._waiting.values() for photo in queue]
 
-    def write_waiting(self) -> None:
-        """Write the photos that still wait."""
+    def add_waiting(self) -> None:
+        """Give rows to the photos that still wait."""
         for queue in self._waiting.values():
             while queue:
-                self._write(*queue.popleft())
+                self._place(queue.popleft())
 
-    def finish(self, description: dict) -> None:
-        """Write the labels and the header, which includes `description` (with the key `image_size`)."""
-        size = description["image_size"]
-        pixel_bytes = self.rows * size**2 * 3
-        labels = np.array(self._labels, dtype="<u2").tobytes()
-        header = {
-            # A single entry with a JSON string: safetensors' own writer puts several entries in random order.
-            "__metadata__": {"description": json.dumps(description)},
-            "pixels": {"dtype": "U8", "shape": [self.rows, size, size, 3], "data_offsets": [0, pixel_bytes]},
-            "labels": {"dtype": "U16", "shape": [self.rows], "data_offsets": [pixel_bytes, pixel_bytes + len(labels)]},
-        }
-        text = json.dumps(header).encode().ljust(self._header_bytes - 8)
-        self._file.write(labels)
-        self._file.seek(0)
-        self._file.write(struct.pack("<Q", len(text)) + text)
-
-    def _write(self, photo: Photo, pixels: np.ndarray) -> None:
-        self._file.write(pixels.data)
-        self._labels.append(photo.label)
-        photo.split, photo.row = self._split, self.rows
-        self.rows += 1
-        self._written[photo.label] += 1
+    def _place(self, photo: Photo) -> None:
+        photo.split, photo.row = self._split, len(self.photos)
+        self.photos.append(photo)
+        self._placed[photo.label] += 1
 
     def _progress(self, label: int, more: int) -> float:
-        """The share of its quota that a class has if `more` of its photos are written."""
-        return (self._written[label] + more) / self._quotas[label]
+        """The share of its quota that a class has if `more` of its photos are placed."""
+        return (self._placed[label] + more) / self._quotas[label]
+
+
+def write_splits(
+    files: Mapping[str, Path], photos: Mapping[str, Sequence[Photo]], description: dict, source: PhotoSource
+) -> bool:
+    """Write the packed file of each split, with its photos in the order of their rows.
+
+    `description` is stored in each file; its `image_size` and `resize` say how photos are decoded. Returns whether
+    every photo could be decoded; those that could not be are excluded, and the files are of no use.
+    """
+    size, resize = description["image_size"], description["resize"]
+    with ExitStack() as stack:
+        opened = {split: stack.enter_context(path.open("wb")).fileno() for split, path in files.items()}
+        starts = {split: _write_frame(file, photos[split], description) for split, file in opened.items()}
+
+        def write_batch(batch: Sequence[Photo]) -> dict[int, str]:
+            unreadable = {}
+            for place, photo in enumerate(batch):
+                try:
+                    pixels = decode(source.read(photo), size, resize)
+                except UnreadablePhoto as reason:
+                    unreadable[place] = str(reason)
+                else:
+                    start = starts[photo.split] + photo.row * pixels.nbytes
+                    _write_at(opened[photo.split], start, pixels)
+            return unreadable
+
+        everything = [photo for split in opened for photo in photos[split]]
+        batches = in_batches(everything)
+        is_complete = True
+        with (
+            results_of(write_batch, batches) as results,
+            tqdm(total=len(everything), desc="decoding", unit=" photos", disable=None) as bar,
+        ):
+            for batch, unreadable in zip(batches, results, strict=True):
+                for place, reason in unreadable.items():
+                    batch[place].readable, batch[place].excluded = False, reason
+                    is_complete = False
+                bar.update(len(batch))
+    return is_complete
+
+
+def _write_frame(file: int, photos: Sequence[Photo], description: dict) -> int:
+    """Write what stands around the pixels, the header and the labels; return the position of the first pixel."""
+    size, classes = description["image_size"], description["classes"]
+    labels = np.array([photo.label for photo in photos], dtype="<u2").tobytes()
+    pixel_bytes = len(photos) * size**2 * 3
+    header = {
+        # A single entry with a JSON string: safetensors' own writer puts several entries in random order.
+        "__metadata__": {"description": json.dumps(description)},
+        "pixels": {"dtype": "U8", "shape": [len(photos), size, size, 3], "data_offsets": [0, pixel_bytes]},
+        "labels": {"dtype": "U16", "shape": [len(photos)], "data_offsets": [pixel_bytes, pixel_bytes + len(labels)]},
+    }
+    start = HEADER_BYTES + 8 * math.ceil(len(json.dumps(json.dumps(classes))) / 8)
+    text = json.dumps(header).encode().ljust(start - 8)
+    _write_at(file, 0, struct.pack("<Q", len(text)) + text)
+    _write_at(file, start + pixel_bytes, labels)
+    return start
+
+
+def _write_at(file: int, position: int, content: bytes | np.ndarray) -> None:
+    """Write to an open file, by its descriptor; processes that share it do not move each other's position."""
+    rest = memoryview(content).cast("B")
+    while rest:
+        written = os.pwrite(file, rest, position)
+        position, rest = position + written, rest[written:]

@@ -8,30 +8,24 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 
 from pipeline.core import SPLITS
 from pipeline.core.class_names import normal_form
 from pipeline.core.errors import UserError, list_some
-from pipeline.core.params import AUTO, ROUNDING, Params, Prepare, Split
+from pipeline.core.params import AUTO, ROUNDING, Params, Split
 from pipeline.photos.copies import group_copies
-from pipeline.photos.decoding import UnreadablePhoto, decode
 from pipeline.photos.labels import folder_of, split_named
-from pipeline.photos.packing import SplitWriter
+from pipeline.photos.packing import SplitOrder
 from pipeline.photos.source import Photo, PhotoSource, describe_skipped
-
-import numpy as np
-from tqdm import tqdm
 
 FILL_ORDER = ("test", "validation", "train")  # if there are too few photos, train gets fewer ...
 LEAST_TRAIN_SHARE = 0.99  # ... but at least this share of what was asked for
-DECODED_AHEAD = 256  # photos in memory between decoding and writing
 NO_CLASS = "no class by its folder, its file name or the table"
 CONFLICTING = "the same photo stands under different labels"
 COPY = "a copy of a photo in validation or test"
 LEFT_OVER = "left over, to keep the classes in proportion"
 NOT_NEEDED = "not needed"
+NO_ROOM = frozenset({COPY, LEFT_OVER, NOT_NEEDED})  # for these photos in the splits
 
 Group = list[Photo]  # copies of one photo
 
@@ -149,7 +143,7 @@ class Plan:
             if isinstance(size, int):
                 parts = [*zip(self.quotas[name], self._room[name], strict=True)]
                 filled = min(((quota - room) / quota for quota, room in parts if quota), default=0)
-                held = sum(int(filled * quota + ROUNDING) for quota, _ in parts)  # as SplitWriter keeps the proportion
+                held = sum(int(filled * quota + ROUNDING) for quota, _ in parts)  # as SplitOrder keeps the proportion
                 if held < size * (LEAST_TRAIN_SHARE if name == "train" else 1):
                     return True
         return False
@@ -222,64 +216,36 @@ def is_named(photo: Photo, name: str) -> bool:
     return normal_form(name) in map(normal_form, _given_splits(photo))
 
 
-def fill_splits(
-    source: PhotoSource,
-    groups: list[Group],
-    plan: Plan,
-    writers: dict[str, SplitWriter],
-    prepare: Prepare,
-    pool: ThreadPoolExecutor,
-) -> None:
-    """Write each group to the first split with room for it.
+def fill_splits(photos: list[Photo], groups: list[Group], plan: Plan) -> dict[str, list[Photo]]:
+    """Give each group to the first split with room for it, and exclude the other photos; return each split's photos.
 
-    A group that fits into no split is not decoded. Room is checked again after decoding, because by then the groups
-    decoded before it have taken theirs.
+    May be called again after more photos have turned out to be unreadable.
     """
-
-    def read_and_decode(group: Group) -> dict[str, np.ndarray | UnreadablePhoto]:
-        decoded: dict[str, np.ndarray | UnreadablePhoto] = {}
-        for photo in group:
-            if photo.sha256 not in decoded:
-                try:
-                    decoded[photo.sha256] = decode(source.read(photo), prepare.image_size, prepare.resize)
-                except UnreadablePhoto as reason:
-                    decoded[photo.sha256] = reason
-        return decoded
-
-    wanted = (group for group in groups if plan.choose(group))
-    total = sum(map(len, groups))
-    if None not in plan.quotas.values():  # the rest is not decoded
-        total = min(total, sum(map(sum, plan.quotas.values())))
-    with tqdm(total=total, desc="decoding", unit=" photos", disable=None) as bar:
-        while ahead := list(islice(wanted, DECODED_AHEAD)):
-            for group, decoded in zip(ahead, pool.map(read_and_decode, ahead), strict=True):
-                bar.update(len(group))
-                for photo in group:
-                    if isinstance(decoded[photo.sha256], UnreadablePhoto):
-                        photo.readable = False
-                        photo.excluded = str(decoded[photo.sha256])
-                readable = [photo for photo in group if not photo.excluded]
-                if not readable or not (split := plan.choose(readable)):
-                    continue
-                plan.take(readable, split)
-                used = plan.members(readable, split)
-                for photo in readable:
-                    if photo in used:
-                        writers[split].add(photo, decoded[photo.sha256])
-                    else:
-                        photo.excluded = COPY
-
-
-def exclude_rest(photos: list[Photo], plan: Plan, writers: dict[str, SplitWriter]) -> None:
-    """Exclude every remaining photo that is not in a split, with a reason."""
-    for split, writer in writers.items():
+    for photo in photos:
+        photo.split, photo.row = "", -1
+        if photo.excluded in NO_ROOM:
+            photo.excluded = ""
+    orders = {split: SplitOrder(split, plan.quotas[split]) for split in FILL_ORDER}
+    for group in groups:
+        readable = [photo for photo in group if not photo.excluded]
+        if not readable or not (split := plan.choose(readable)):
+            continue
+        plan.take(readable, split)
+        used = set(plan.members(readable, split))
+        for photo in readable:
+            if photo in used:
+                orders[split].add(photo)
+            else:
+                photo.excluded = COPY
+    for split, order in orders.items():
         if plan.is_share(split):  # takes what there is
-            writer.write_waiting()
-        for photo in writer.waiting():
+            order.add_waiting()
+        for photo in order.waiting():
             photo.excluded = LEFT_OVER
     for photo in photos:
         if not photo.split and not photo.excluded:
             photo.excluded = NOT_NEEDED
+    return {split: orders[split].photos for split in SPLITS}
 
 
 def require_sizes(photos: list[Photo], classes: Sequence[str], params: Params) -> None:
