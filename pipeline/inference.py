@@ -1,10 +1,9 @@
 """The trained ensemble, applied to new photos."""
 
-import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 
 from pipeline.core.errors import UserError
 from pipeline.core.params import Params, read_params
@@ -15,7 +14,8 @@ from pipeline.networks.explaining import heat_maps
 from pipeline.networks.models import load_model
 from pipeline.networks.predicting import INFERENCE_BATCH_SIZE, ready_to_predict
 from pipeline.networks.rejection import Rejection, load_rejection
-from pipeline.photos.decoding import UnreadablePhoto, decode, silence_pillow
+from pipeline.photos.decoding import UnreadablePhoto, silence_pillow
+from pipeline.photos.decoding_many import decoded_images
 from pipeline.results import require_ensemble, require_results
 from pipeline.scores.combining import read_combination, repeats_member
 from pipeline.scores.scoring import predicted_labels
@@ -165,31 +165,15 @@ class Ensemble:
         With `keep_pixels=False` answers have no `pixels`, which saves memory when there are many photos; only with
         `explain` they have `heat_maps`, which takes several times as long. With `reject=False` none is `rejected`.
         """
-
-        def read_and_decode(question: Question) -> np.ndarray | UnreadablePhoto:
-            try:
-                return decode(question.read(), self.image_size, self.resize)
-            except UnreadablePhoto as reason:
-                return reason
-            except OSError as error:  # for example, deleted since it was found
-                return UnreadablePhoto(error.strerror or str(error))
-
-        starts = range(0, len(questions), INFERENCE_BATCH_SIZE)
-        batches = [questions[start : start + INFERENCE_BATCH_SIZE] for start in starts]
+        reads = [question.read for question in questions]
         with (
-            ThreadPoolExecutor(os.cpu_count()) as pool,
+            decoded_images(reads, self.image_size, self.resize) as images,  # the next ones, while the networks run
             tqdm(total=len(questions), desc="predicting", unit=" photos", disable=None, leave=False) as bar,
         ):
-            previous: tuple[list[Question], Iterator] | None = None
-            # Each batch is decoded while the networks run on the one before. The empty batch at the end starts no
-            # decoding, and only lets the networks run on the last one.
-            for batch in [*batches, []]:
-                current = (batch, pool.map(read_and_decode, batch))
-                if previous:
-                    asked, decoded = previous
-                    yield from self._answer_batch(asked, list(decoded), keep_pixels, explain, reject)
-                    bar.update(len(asked))
-                previous = current
+            for start in range(0, len(questions), INFERENCE_BATCH_SIZE):
+                batch = questions[start : start + INFERENCE_BATCH_SIZE]
+                yield from self._answer_batch(batch, list(islice(images, len(batch))), keep_pixels, explain, reject)
+                bar.update(len(batch))
 
     def _answer_batch(
         self,

@@ -40,21 +40,21 @@ def most_ahead() -> int:
 
 
 @contextmanager
-def results_of(
-    work: Callable[[Batch], Result], batches: Sequence[Batch], in_processes: bool = True
-) -> Iterator[Iterator[Result]]:
+def results_of(work: Callable[[Batch], Result], batches: Sequence[Batch]) -> Iterator[Iterator[Result]]:
     """Yield an iterator over the results of `work` on each batch, in order, computed on all usable cores.
 
     The work is done in forks of this process, which share its open files but not what it changes later; results are
-    pickled. For a few photos, and with `in_processes=False`, threads do it. However the `with` block is left, no
-    process remains. Raises what `work` raises, and UserError if a process is killed.
+    pickled. Threads do it if there are few photos, and in a thread other than the main one, which alone may handle
+    signals. However the `with` block is left, no process remains. Raises what `work` raises, and UserError if a process
+    is killed.
     """
     # Forks start at once, with the open source and the archives unpacked from it, which spawned processes would have to
     # open again. A fork has no use for locks that threads of this process might hold. macOS's libraries rule it out.
     cores = min(usable_cores(), len(batches))
     few = sum(map(len, batches)) < FEWEST_PHOTOS
     others = multiprocessing.active_children()
-    if few or cores == 1 or not in_processes or sys.platform != "linux":
+    is_main = threading.current_thread() is threading.main_thread()
+    if few or cores == 1 or not is_main or sys.platform != "linux":
         pool = ThreadPoolExecutor(max(1, cores))
         submit = lambda number: pool.submit(work, batches[number])  # noqa: E731
     else:
