@@ -276,7 +276,7 @@ def measure_limits(archive: Path, pipeline: Path, measured: Measured) -> None:
     params = yaml.safe_load((pipeline / "params.yaml").read_text())
     size, recipe = params["prepare"]["image_size"], params["train"]
     measured["decode and scale, photos/s", LIMIT].append(bare_decode_rate(archive, size))
-    device, dtype = set_up(params["device"], params["precision"])
+    device, dtype = set_up(params["device"], params["precision"], params["threads"])
     operations_per_s = product_rate(device, dtype)
     for name in params["networks"]:
         classes = len(params["classes"])
@@ -358,7 +358,7 @@ def print_table(measured: Measured, pipeline: Path) -> None:
         rows.append(row)
     params = yaml.safe_load((pipeline / "params.yaml").read_text())
     split = "/".join(str(count) for count in params["prepare"]["split"].values())
-    device, dtype = set_up(params["device"], params["precision"])
+    device, dtype = set_up(params["device"], params["precision"], params["threads"])
     print(
         f"\n{split} photos, epochs: {params['train']['epochs']}, batch size {params['train']['batch_size']}, "
         f"{dtype_name(dtype)} on {device.type}, {os.cpu_count()} cores, PyTorch {torch.__version__}\n"

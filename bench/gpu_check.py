@@ -126,7 +126,7 @@ def require_exists(path: Path) -> Path:
 
 def describe(params: Params) -> Iterator[Row]:
     """The rows on what is measured."""
-    device, dtype = set_up(params.device, params.precision)
+    device, dtype = set_up(params.device, params.precision, params.threads)
     yield "device", f"{device.type}: {hardware_name(device)}"
     cuda = f", CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}" if device.type == "cuda" else ""
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}"
@@ -147,7 +147,7 @@ def summarize(runs: list[Chain]) -> Iterator[Row]:
 
 def measure_networks(run: Chain, params: Params) -> Iterator[Row]:
     """The rows on each network: rates and their limits, the time outside of steps, and memory."""
-    device, dtype = set_up(params.device, params.precision)
+    device, dtype = set_up(params.device, params.precision, params.threads)
     train = open_split(FIRST / packed_split("train"), device)
     others = {torch.float32, torch.bfloat16} - {dtype} if device.type != "cpu" else ()  # may be very slow on a CPU
     for name in params.networks:

@@ -25,7 +25,7 @@ PACKAGES = ("torch", "torchvision", "numpy", "pandas", "pillow", "scikit-learn",
 def describe() -> dict:
     """What verify.json says of the results here, and of what they were made with."""
     params = read_params()
-    device, dtype = set_up(params.device, params.precision)
+    device, dtype = set_up(params.device, params.precision, params.threads)
     return {
         "commit": find_commit(),
         "params": dict(flatten(without_folders(params).model_dump(mode="json"))),

@@ -212,4 +212,4 @@ def load_ensemble() -> Ensemble:
     """Load the ensemble of params.yaml, on its device. Raises UserError as Ensemble and read_params do."""
     params = read_params()
     silence_pillow()
-    return Ensemble(params, *set_up(params.device, params.precision))
+    return Ensemble(params, *set_up(params.device, params.precision, params.threads))

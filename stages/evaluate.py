@@ -92,7 +92,7 @@ LOGIT_DIGITS = 6  # decimal places; rounded before scoring, so that predictions.
 
 def main() -> None:
     params = read_inputs()
-    device, dtype = set_up(params.device, params.precision)
+    device, dtype = set_up(params.device, params.precision, params.threads)
     photos = read_split_table()
     splits = {split: open_split(packed_split(split), device) for split in ("validation", "test")}
     sizes = " and ".join(f"{len(packed)} {split}" for split, packed in splits.items())

@@ -76,7 +76,7 @@ def fit(params: Params) -> None:
     import torch
 
     name, weights = first_network(params)
-    device, dtype = set_up(params.device, params.precision)
+    device, dtype = set_up(params.device, params.precision, params.threads)
     network = build_network(name, weights, classes=1, head_width=0, dropout=0, seed=0)
     network.to(device, memory_format=torch.channels_last)
     train = open_split(packed_split("train"), device)

@@ -62,7 +62,7 @@ LOSS_CHECK_INTERVAL_ON_GPU = 200  # ... on a GPU, which has nothing to do while 
 
 def main() -> None:
     name, params = read_inputs()
-    device, dtype = set_up(params.device, params.precision)
+    device, dtype = set_up(params.device, params.precision, params.threads)
     with process_group(device) as processes:
         train_network(name, params, device, dtype, processes)
 
@@ -303,6 +303,7 @@ def write_results(training: Training) -> None:
     # Without lr, because `dvc exp show` would show a second column of that name next to the param's.
     best = best_epoch(training.curve, training.params)
     curve = [{**scores, "kept": scores is best} for scores in training.curve]
+    used = {"threads": torch.get_num_threads()} if training.train.device.type == "cpu" else {}  # to reproduce it
     description = {
         "network": name,
         "kept_epoch": best["epoch"],
@@ -314,7 +315,7 @@ def write_results(training: Training) -> None:
         pd.DataFrame(curve).to_csv(write_to(learning_curve(name)), index=False)
         write_json(
             write_to(train_scores(name)),
-            {"kept_epoch" if key == "epoch" else key: value for key, value in best.items() if key != "lr"},
+            {"kept_epoch" if key == "epoch" else key: value for key, value in best.items() if key != "lr"} | used,
         )
         weights = {key: tensor.cpu() for key, tensor in training.best_weights.items()}
         save_model(write_to(model(name)), weights, description)

@@ -229,6 +229,28 @@ def run_python(
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=timeout)
 
 
+def prepare_with_cores(folder: Path, cores: int) -> Path:
+    """Write a script that runs prepare as on a machine with this many cores, and return its path.
+
+    It notes each fork in a file `forks`.
+    """
+    script = folder / f"prepare_with_{cores}_cores.py"
+    script.write_text(f"""
+import os, runpy, sys
+from pathlib import Path
+sys.path.insert(0, {str(REPOSITORY)!r})
+import pipeline.core.cores
+pipeline.core.cores.usable_cores = lambda: {cores}
+def noted(fork=os.fork):
+    with open("forks", "a") as file:
+        print("fork", file=file)
+    return fork()
+os.fork = noted
+runpy.run_path({str(REPOSITORY / "stages/prepare.py")!r}, run_name="__main__")
+""")
+    return script
+
+
 def error_line(result: subprocess.CompletedProcess) -> str:
     """The text after `error: ` of a script that a user's mistake has ended: status 1 and a single line on stderr."""
     assert result.returncode == 1, f"exit status {result.returncode}: {result.stderr}"

@@ -113,6 +113,7 @@ def test_read_params_accepts_each_choice_that_the_comments_offer(params: dict, t
     choices = {
         "device": ["auto", "cuda", "mps", "xpu", "cpu"],
         "precision": ["auto", "float32", "bfloat16"],
+        "threads": ["auto", 1],
         "prepare.resize": ["squeeze", "center_crop"],
         "train.layers": ["head", "batchnorm", "last_half", "all"],
         "train.batchnorm_statistics": ["fixed", "updated"],
@@ -150,6 +151,8 @@ def test_read_params_accepts_each_choice_that_the_comments_offer(params: dict, t
         ("lr", "nan", "a finite number"),
         ("precision", "float16", "'auto', 'float32' or 'bfloat16'"),
         ("precision", ["auto"], "'auto', 'float32' or 'bfloat16'"),
+        ("threads", 0, "auto, or a number from 1 to 1024"),
+        ("threads", True, "auto, or a number from 1 to 1024"),
         ("prepare", None, "expected the keys source, labels, image_size, resize, split, seed"),
         ("prepare", 3, "expected the keys source, labels, image_size, resize, split, seed"),
         ("prepare.image_size", 31, "greater than or equal to 32"),

@@ -2,12 +2,20 @@
 
 import hashlib
 import io
+import os
 import re
+import shutil
+import sys
 import zipfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import prepare
+from pipeline.photos import decoding, packing
+from pipeline.photos.decoding import UnreadablePhoto
+
+import forked
 import numpy as np
 import pytest
 from photos import (
@@ -22,7 +30,7 @@ from photos import (
     write_zip,
 )
 from PIL import Image
-from projects import SPLITS, Project, error_line
+from projects import SPLITS, Project, error_line, prepare_with_cores
 
 PACKED = tuple(f"{split}.safetensors" for split in SPLITS)
 ORIENTATIONS = {  # the EXIF tag's value, and how numpy turns such a photo upright
@@ -97,17 +105,47 @@ def test_prepare_names_photos_from_their_deepest_common_folder_whatever_the_name
     assert not any(row["excluded"] for row in project.split_table())
 
 
-@pytest.mark.parametrize("cpus", [1, 6])
-def test_prepare_gives_the_same_bytes_on_any_number_of_cpus(
-    cpus: int, prepared: Project, project: Project, tmp_path: Path
-) -> None:
-    # Python imports sitecustomize before the script, so it can change the number of CPUs.
-    patch = f"import os\ndef count():\n    open('asked', 'w').close()\n    return {cpus}\nos.cpu_count = count\n"
-    (tmp_path / "sitecustomize.py").write_text(patch)
+@pytest.mark.parametrize(("cores", "forks"), [(1, 0), (2, 4), (16, 32)])
+def test_prepare_gives_the_same_bytes_on_any_number_of_cores(cores: int, forks: int, small: Project) -> None:
+    expected = small.prepared_bytes()
+    shutil.rmtree(small.root / "data/prepared")
+    done = forked.run([prepare_with_cores(small.root, cores)], small.root, os.environ)
+    assert (done.returncode, done.stderr) == (0, "")
+    noted = small.root / "forks"
+    assert (noted.read_text().count("fork") if noted.exists() else 0) == (forks if sys.platform == "linux" else 0)
+    assert small.prepared_bytes() == expected
+
+
+def test_prepare_starts_no_processes_for_a_few_photos(project: Project) -> None:
     project.photos(kaggle_files(cats=10, dogs=10))
-    project.prepare(env={"PYTHONPATH": str(tmp_path)})
-    assert (project.root / "asked").exists(), "prepare did not look at os.cpu_count: this test tests nothing"
-    assert project.prepared_bytes() == prepared.prepared_bytes()
+    project.write_params()
+    assert forked.run([prepare_with_cores(project.root, 16)], project.root, os.environ).returncode == 0
+    assert not (project.root / "forks").exists()
+
+
+def test_prepare_replaces_a_photo_that_can_be_hashed_but_not_decoded(
+    prepared: Project, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def decode(content: bytes, size: int, resize: str) -> np.ndarray:
+        if hashlib.sha256(content).hexdigest() == unlucky["sha256"]:
+            raise UnreadablePhoto("damaged")
+        return decoding.decode(content, size, resize)
+
+    unlucky = next(row for row in prepared.split_table() if row["split"] == "test")
+    monkeypatch.setattr(packing, "decode", decode)
+    monkeypatch.setattr("sys.argv", ["prepare.py"])
+    project.photos(kaggle_files(cats=10, dogs=10))
+    project.write_params()
+    monkeypatch.chdir(project.root)
+    prepare.main()
+    row = project.row_of(unlucky["photo"])
+    assert (row["split"], row["excluded"]) == ("", "damaged")
+    kept = [row for row in project.split_table() if row["split"]]
+    assert Counter(row["split"] for row in kept) == {"train": 8, "validation": 4, "test": 4}
+    before = prepared.pixels_of()
+    both = [(pixels, before[photo]) for photo, pixels in project.pixels_of().items() if photo in before]
+    assert len(both) > 12
+    assert all((now == then).all() for now, then in both)
 
 
 # --- the packed splits

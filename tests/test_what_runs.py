@@ -31,6 +31,7 @@ PARAMS = {
     "lr": (0.0005, NETWORKS),
     "device": ("cpu", NETWORKS | {"reject"}),
     "precision": ("bfloat16", NETWORKS | {"reject"}),
+    "threads": (2, NETWORKS | {"reject"}),
     "prepare.source": ("data/raw/other.zip", EVERYTHING),
     "prepare.labels": ("data/other.csv", EVERYTHING),
     "prepare.image_size": (64, EVERYTHING),

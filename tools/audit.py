@@ -62,7 +62,7 @@ DIGITS = 6  # decimal places of probabilities
 
 def main() -> None:
     params = read_inputs()
-    device, dtype = set_up(params.device, params.precision)
+    device, dtype = set_up(params.device, params.precision, params.threads)
     start = time.perf_counter()
     splits = {split: open_split(packed_split(split), device) for split in SPLITS}
     classes = splits["train"].description["classes"]

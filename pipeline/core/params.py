@@ -14,7 +14,8 @@ from pipeline.core.paths import PARAMS
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, ValidationError
 
-AUTO = "auto"  # for classes: whatever the folders or the table say
+AUTO = "auto"
+MOST_THREADS = 1024
 ROUNDING = 1e-9  # 0.7 + 0.2 + 0.1 is a little more than 1
 LEAST_CLASSES = 2
 LEAST_SIZE, LARGEST_SIZE = 32, 1024  # pixels a side; most networks scale an image down to a 32nd
@@ -54,6 +55,12 @@ def _classes(value: Any) -> Any:
     return names
 
 
+def _threads(value: Any) -> Any:
+    if value == AUTO or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST_THREADS):
+        return value
+    raise ValueError(f"expected auto, or a number from 1 to {MOST_THREADS}")
+
+
 def _split_size(value: Any) -> Any:
     if isinstance(value, str):
         with suppress(ValueError):
@@ -79,6 +86,7 @@ Integer = Annotated[int, BeforeValidator(_not_bool)]
 Number = Annotated[float, BeforeValidator(_not_bool), Field(allow_inf_nan=False)]
 Count = Annotated[Integer, Field(ge=1)]
 Classes = Annotated[Literal["auto"] | tuple[str, ...], BeforeValidator(_classes)]
+Threads = Annotated[Literal["auto"] | int, BeforeValidator(_threads)]
 SplitSize = Annotated[int | float | str, BeforeValidator(_split_size)]
 Seed = Annotated[Integer, Field(ge=0, le=2**32 - 1)]
 Share = Annotated[Number, Field(gt=0, le=1)]
@@ -151,6 +159,7 @@ class Params(Section):
     lr: Annotated[Number, Field(gt=0)]
     device: Literal["auto", "cuda", "mps", "xpu", "cpu"]
     precision: Literal["auto", "float32", "bfloat16"]
+    threads: Threads
     networks: Annotated[dict[str, Network], Field(min_length=1)]
     prepare: Prepare
     train: Train

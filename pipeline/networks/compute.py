@@ -7,20 +7,25 @@ import sys
 import tempfile
 from contextlib import suppress
 
+from pipeline.core.cores import usable_cores
 from pipeline.core.errors import UserError
+from pipeline.core.params import AUTO
 
 import torch
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of glibc's mallopt(3)
 
 
-def set_up(device: str, precision: str) -> tuple[torch.device, torch.dtype]:
+def set_up(device: str, precision: str, threads: int | str) -> tuple[torch.device, torch.dtype]:
     """Set up this process to run networks; return what `device` and `precision` in params.yaml mean here.
+
+    `threads` are those that PyTorch then computes with on a CPU; `torch.get_num_threads()` says how many they are.
 
     Call it before using an accelerator. Raises UserError if this machine has no such device, or more processes than
     devices.
     """
     _make_deterministic()
+    _set_threads(threads)
     _keep_freed_memory()
     chosen = _choose_device(device)
     return chosen, choose_precision(precision, chosen)
@@ -36,6 +41,18 @@ def _make_deterministic() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms also imports torch.compile, in a second
     torch.utils.deterministic.fill_uninitialized_memory = False  # slow, and no code here reads uninitialised memory
+
+
+def _set_threads(threads: int | str) -> None:
+    """Set PyTorch's number of threads, on which the last digits of sums depend.
+
+    `auto` is its own choice (OMP_NUM_THREADS, or one for each core), but without that variable no more than the cores
+    that this process may use: PyTorch does not know the limits of containers.
+    """
+    if threads != AUTO:
+        torch.set_num_threads(threads)
+    elif "OMP_NUM_THREADS" not in os.environ and usable_cores() < torch.get_num_threads():
+        torch.set_num_threads(usable_cores())
 
 
 def _keep_freed_memory() -> None:
