@@ -20,7 +20,7 @@ import psutil
 import pytest
 import torch
 from photos import kaggle_files
-from projects import REPOSITORY, Project, Repository, error_line, run_python
+from projects import REPOSITORY, Project, Repository, error_line, prepare_with_cores, run_python
 
 STAGE_COMMANDS = (("prepare.py",), ("train.py", "resnet18"), ("evaluate.py",), ("ensemble.py",), ("report.py",))
 SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]  # with the exit status of a stage
@@ -88,19 +88,60 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Project:
     return project
 
 
+def workers_of(process: subprocess.Popen, project: Project) -> list[psutil.Process]:
+    """The processes that work for prepare, once all of them have started to decode."""
+    wait_for((project.root / "data/prepared/train.safetensors.partial").exists)
+    prepare = psutil.Process(process.pid)
+    wait_for(lambda: len(prepare.children()) == 4)
+    return prepare.children()
+
+
+def have_ended(processes: list[psutil.Process]) -> bool:
+    return not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes)
+
+
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="threads do the work")
 @pytest.mark.parametrize(("number", "status"), SIGNALS)
+@pytest.mark.parametrize("to_all", [False, True])  # Ctrl-C goes to all processes of the terminal
 def test_prepare_ends_at_once_on_a_signal_and_leaves_nothing_half_written(
-    number: int, status: int, large: Project, start: Start
+    number: int, status: int, to_all: bool, large: Project, start: Start
 ) -> None:
-    process = start(large, sys.executable, REPOSITORY / "stages/prepare.py")
-    wait_for((large.root / "data/prepared/train.safetensors.partial").exists)
-    process.send_signal(number)
+    process = start(large, sys.executable, prepare_with_cores(large.root, 4))
+    workers = workers_of(process, large)
+    for receiver in [*workers, process] if to_all else [process]:
+        receiver.send_signal(number)
     sent = time.monotonic()
     _, errors = process.communicate(timeout=60)
     assert time.monotonic() - sent < 2
     assert (process.returncode, errors) == (status, "")
+    assert have_ended(workers)
     assert large.results() == {}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="threads do the work")
+def test_prepare_ends_with_one_line_if_a_process_of_it_is_killed(large: Project, start: Start) -> None:
+    process = start(large, sys.executable, prepare_with_cores(large.root, 4))
+    workers = workers_of(process, large)
+    workers[1].kill()  # as the system does if memory runs out
+    _, errors = process.communicate(timeout=60)
+    expected = "error: a process that decodes photos was killed, probably because memory ran out; close other programs"
+    assert (process.returncode, errors) == (1, f"{expected} and run this again\n")
+    assert have_ended(workers)
+    assert large.results() == {}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="threads do the work")
+def test_processes_of_prepare_end_if_it_is_killed(large: Project, start: Start) -> None:
+    process = start(large, sys.executable, prepare_with_cores(large.root, 4))
+    workers = workers_of(process, large)
+    process.kill()
+    _, errors = process.communicate(timeout=60)
+    assert errors == ""
+    wait_for(lambda: have_ended(workers), seconds=10)
+    shutil.rmtree(large.root / "data/prepared")
 
 
 @pytest.mark.slow

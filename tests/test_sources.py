@@ -15,7 +15,10 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+from pipeline.photos import copies
+from pipeline.photos.copies import similar_hashes
 from pipeline.photos.decoding import decode
+from pipeline.photos.source import Photo
 
 import numpy as np
 import pytest
@@ -530,6 +533,41 @@ def test_prepare_keeps_copies_in_one_split_and_tests_on_one_of_them(kind: str, p
         assert both == [split, split] if split == "train" else sorted(both, key=str) == sorted([None, split], key=str)
     copies = [row for row in project.split_table() if row["copy_of"]]
     assert len(copies) == 24
+
+
+def hashes_with_near_copies() -> list[bytes]:
+    """4,500 random hashes; a fifth are copies of another one, from which they differ in 1 to 60 bits."""
+    random = np.random.default_rng(1)
+    bits = random.integers(0, 2, (3600, 256), dtype=np.uint8)
+    copied = bits[:900].copy()
+    for number, copy in enumerate(copied):
+        copy[random.permutation(256)[: 1 + number % 60]] ^= 1
+    return list(map(bytes, np.packbits(random.permutation(np.concatenate([bits, copied])), axis=1)))
+
+
+def test_similar_hashes_are_those_that_differ_in_at_most_50_bits() -> None:
+    hashes = hashes_with_near_copies()
+    bits = np.unpackbits(np.frombuffer(b"".join(hashes), np.uint8).reshape(len(hashes), -1), axis=1).astype(int)
+    set_bits = bits.sum(axis=1)
+    different = set_bits[:, None] + set_bits - 2 * (bits.astype("float32") @ bits.T.astype("float32"))
+    expected = np.argwhere(np.triu(different <= 50, k=1))
+    assert len(expected) == 15 * 50
+    found = np.concatenate([*similar_hashes(hashes)])
+    assert sorted(map(tuple, found.tolist())) == sorted(map(tuple, expected.tolist()))
+
+
+def test_group_copies_gives_the_same_groups_however_few_pairs_it_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    def group() -> list[list[str]]:
+        photos = [Photo(str(number), "", sha256=str(number), looks=looks) for number, looks in enumerate(hashes)]
+        return [[photo.name for photo in group] for group in copies.group_copies(photos)]
+
+    hashes = hashes_with_near_copies()
+    hashes += hashes[100:200]  # the same once more, in other files
+    groups = group()
+    assert len(groups) == 4500 - 15 * 50
+    monkeypatch.setattr(copies, "MOST_PAIRS", 10)
+    assert group() == groups
+    assert copies.group_copies([]) == []
 
 
 def test_prepare_excludes_copies_under_both_labels(project: Project) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import train
 from pipeline.core.params import read_params
+from pipeline.networks import compute
 from pipeline.networks.building import build_network
 from pipeline.networks.dataset import PackedSplit
 from pipeline.networks.selection import calibrated_loss, explain_choice, find_trouble
@@ -36,6 +37,41 @@ def test_train_gives_the_same_bytes_again_and_others_with_another_seed(small: Pr
 def scripted(loss: float) -> dict:
     """What `validate` returns, if the network is as confident as it should be."""
     return {"validation_loss": loss, "validation_calibrated_loss": loss, "validation_accuracy": 0.5}
+
+
+@pytest.mark.slow
+def test_train_computes_with_the_threads_asked_for_and_records_them(small: Project) -> None:
+    small.params["train"]["epochs"] = 1
+    for threads, used in ("auto", 1), (2, 2):  # conftest.py sets OMP_NUM_THREADS to 1
+        small.params["threads"] = threads
+        small.succeed("train.py", "resnet18")
+        assert small.read_json("metrics/train_resnet18.json")["threads"] == used
+
+
+@pytest.mark.parametrize(
+    ("threads", "environment", "cores", "used"),
+    [
+        ("auto", {}, 3, 3),  # a container with a limit
+        ("auto", {}, 8, 4),
+        ("auto", {"OMP_NUM_THREADS": "4"}, 3, 4),
+        (2, {"OMP_NUM_THREADS": "4"}, 3, 2),
+        (6, {}, 3, 6),
+    ],
+)
+def test_threads_are_no_more_than_the_usable_cores_unless_asked_for(
+    threads: int | str, environment: dict[str, str], cores: int, used: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(compute, "usable_cores", lambda: cores)
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)  # PyTorch's choice
+    try:
+        compute.set_up("cpu", "float32", threads)
+        assert torch.get_num_threads() == used
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.slow
