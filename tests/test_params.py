@@ -266,8 +266,8 @@ def test_prepare_prints_a_line_for_each_mistake_in_params(params: dict, project:
 )
 def test_read_params_refuses_a_file_without_a_mapping(text: str, shown: str, tmp_path: Path) -> None:
     assert refusal(text, tmp_path) == (
-        f"params.yaml: the file is {shown}; expected the keys classes, lr, device, precision, networks, prepare, "
-        "train, evaluate, ensemble, reject"
+        f"params.yaml: the file is {shown}; expected the keys classes, lr, device, precision, threads, networks, "
+        "prepare, train, evaluate, ensemble, reject"
     )
 
 
@@ -314,8 +314,8 @@ def test_read_params_takes_a_share_in_quotes_for_a_share(written: str, meant: ob
     ("pattern", "text", "said"),
     [
         (r"^device:", "lr: 0.5\ndevice:", "lr stands in lines 6 and 7"),
-        (r"^evaluate:", "train:\n  epochs: 9\nevaluate:", "train stands in lines 29 and 52"),
-        (r"^  resnet34:", "  resnet18:", "resnet18 stands in lines 14 and 15"),
+        (r"^evaluate:", "train:\n  epochs: 9\nevaluate:", "train stands in lines 30 and 53"),
+        (r"^  resnet34:", "  resnet18:", "resnet18 stands in lines 15 and 16"),
     ],
 )
 def test_read_params_refuses_a_key_that_stands_twice(pattern: str, text: str, said: str, tmp_path: Path) -> None:

@@ -54,6 +54,9 @@ HASHED_SIZE = 64  # pixels; what a perceptual hash needs at least
 # scanners write long profiles; the size of a file is limited where it is read.
 Image.MAX_IMAGE_PIXELS = 110_000_000  # an error above twice this
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**28  # bytes
+# Keep up to 64 MB of freed images for the next ones: the system zeroes new memory, in a tenth of a small photo's time.
+# See https://pillow.readthedocs.io/en/stable/reference/block_allocator.html
+Image.core.set_blocks_max(4)
 
 TURNED = {  # EXIF orientation: the transposition that turns the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -140,7 +143,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:  # show it on white: transparent pixels may have any colour
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _to_8_bits(values: np.ndarray) -> np.ndarray:
