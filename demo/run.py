@@ -75,9 +75,10 @@ def make_folder(folder: Path, purpose: str) -> None:
 
 def copy_pipeline(folder: Path) -> None:
     """Copy the code and the settings of DVC and git to an existing folder: no params, photos, corrections or cache."""
-    for part in ("stages", "pipeline", "tools"):
+    for part in ("stages", "pipeline", "tools", "requirements"):
         shutil.copytree(PROJECT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("dvc.yaml", ".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitattributes", ".gitignore"):
+    settings = (".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitattributes", ".gitignore")
+    for name in ("dvc.yaml", "requirements.txt", *settings):
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copy(PROJECT / name, folder / name)
     (folder / "data").mkdir()

@@ -8,6 +8,7 @@ import functools
 import hashlib
 import io
 import json
+import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Any
 from pipeline.core import WORKSPACE
 from pipeline.core.errors import UserError, first_line
 from pipeline.core.params import flatten
-from pipeline.core.paths import ENSEMBLE_PREDICTIONS, PARAMS, PREDICTIONS, SPLIT_TABLE, network_metrics
+from pipeline.core.paths import CODE, ENSEMBLE_PREDICTIONS, PARAMS, PREDICTIONS, SPLIT_TABLE, network_metrics
 from pipeline.results import LOCK, require_results
 from pipeline.scores.predictions import (
     LOGIT,
@@ -59,7 +60,7 @@ class Run:
     name: str  # as the user calls it
     commit: str  # its first digits; empty for the workspace
     params: dict[str, Any]  # by dotted key
-    code: dict[str, str]  # the hash of each script and room that a stage depends on
+    code: dict[str, str]  # the hash of each module that a stage ran, and the version of each package
     photos: pd.DataFrame  # photo, label and sha256, sorted by sha256
     answers: dict[str, Answers]  # by network; and the ensemble's, unless it was fitted to these photos
     models: dict[str, str]  # by network: the hash of its model
@@ -87,15 +88,10 @@ def read_run(name: str, split: str) -> Run:
     if split == "test" or params["ensemble.method"] != "fitted_weights":
         rows = read_table(name, read, ENSEMBLE_PREDICTIONS, ["split", "photo"], PROBABILITY)
         answers[ENSEMBLE] = answer(name, ENSEMBLE_PREDICTIONS, photos, rows[rows["split"] == split])
-    code = {
-        dependency["path"]: dependency["md5"]
-        for stage in stages.values()
-        for dependency in stage["deps"]
-        if dependency["path"].startswith(("stages/", "pipeline/"))
-    }
     networks = [network for network in answers if network != ENSEMBLE]
     models = {network: stages[f"train_{network}"]["outs"][0]["md5"] for network in networks}
-    return Run(name, commit, params, code, photos, answers, models, read_kept_epochs(networks, read))
+    kept_epochs = read_kept_epochs(networks, read)
+    return Run(name, commit, params, read_code(stages, read), photos, answers, models, kept_epochs)
 
 
 def open_run(name: str) -> tuple[str, Callable[[Path], bytes]]:
@@ -177,6 +173,26 @@ def params_of(name: str, stages: dict[str, dict]) -> dict[str, Any]:
     return params
 
 
+def read_code(stages: dict[str, dict], read: Callable[[Path], bytes]) -> dict[str, str]:
+    """The hash of each module that the stages ran, and the version of each package.
+
+    If what track_code wrote is not there any more, its own hash is all that is known.
+    """
+    code = {}
+    for path, md5 in {dep["path"]: dep["md5"] for stage in stages.values() for dep in stage["deps"]}.items():
+        if CODE in Path(path).parents:
+            with suppress(UserError):
+                if md5_of(content := read(Path(path))) == md5:
+                    code |= dict(re.split(" |==", line, maxsplit=1) for line in content.decode().splitlines())
+                    continue
+            code[path] = md5
+    return code
+
+
+def md5_of(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
 def require_consistent(name: str, stages: dict[str, dict], read: Callable[[Path], bytes]) -> None:
     """Raise UserError unless each stage ran with the files that the stages before it wrote, and these are unchanged."""
     written = {out["path"]: out["md5"] for stage in stages.values() for out in stage["outs"]}
@@ -186,7 +202,7 @@ def require_consistent(name: str, stages: dict[str, dict], read: Callable[[Path]
             if path in written and dependency["md5"] != written[path]:
                 raise UserError(f"{name} is out of date: {stage_name} ran with another {path}; run `dvc repro`")
     for path in (SPLIT_TABLE, PREDICTIONS, ENSEMBLE_PREDICTIONS) if name == WORKSPACE else ():
-        if hashlib.md5(read(path), usedforsecurity=False).hexdigest() != written[path.as_posix()]:
+        if md5_of(read(path)) != written[path.as_posix()]:
             raise UserError(f"{name}: {path} is not the one that `dvc repro` wrote; run `dvc repro` to restore it")
 
 

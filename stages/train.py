@@ -93,7 +93,7 @@ def train_network(name: str, params: Params, device: torch.device, dtype: torch.
             "train.batchnorm_statistics to updated"
         )
     training = Training(name, params, train, validation, dtype, processes)
-    checkpoint = Checkpoint(checkpoint_file(name), settings, files, device)
+    checkpoint = Checkpoint(checkpoint_file(name), settings, files, Path(__file__), device)
     if state := processes.broadcast(checkpoint.load() if processes.is_first else None):
         training.load_state_dict(state)
         processes.report(f"{name}: resuming after epoch {training.last_epoch}")

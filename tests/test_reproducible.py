@@ -32,6 +32,7 @@ KILLED_AFTER = {
     "Running stage 'ensemble'": 1,
     "Running stage 'report'": 1,
 }
+SCRIPT = REPOSITORY / "stages/train.py"
 MODEL, CHECKPOINT = Path("models/resnet18.safetensors"), Path("models/resnet18.checkpoint")
 
 
@@ -116,7 +117,7 @@ def test_checkpoint_is_loaded_only_by_the_same_training(tmp_path: Path, monkeypa
     photos.write_bytes(b"photos")
 
     def checkpoint(lr: float = 0.001) -> Checkpoint:
-        return Checkpoint(path, {"lr": lr}, [photos], torch.device("cpu"))
+        return Checkpoint(path, {"lr": lr}, [photos], SCRIPT, torch.device("cpu"))
 
     def save(state: dict) -> None:
         saving = checkpoint()

@@ -234,9 +234,10 @@ def copy_pipeline() -> None:
     Their paths become absolute, but links are not resolved, because the name of an archive or of weights matters.
     """
     shutil.rmtree(SCRATCH, ignore_errors=True)
-    for folder in ("stages", "pipeline"):
+    for folder in ("stages", "pipeline", "requirements"):
         shutil.copytree(folder, SCRATCH / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(PIPELINE, SCRATCH)
+    for file in (PIPELINE, "requirements.txt"):
+        shutil.copy(file, SCRATCH)
     (SCRATCH / "data").mkdir()
     shutil.copy(CORRECTIONS, SCRATCH / "data")
     params = yaml.safe_load(PARAMS.read_text(encoding="utf-8"))

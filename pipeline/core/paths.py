@@ -10,6 +10,7 @@ RAW = Path("data/raw")
 ARCHIVE = RAW / "train.zip"  # what tools/download.py writes
 UNLABELLED_ARCHIVES = (RAW / "test1.zip", RAW / "test.zip")  # of Kaggle's competitions, for tools/submission.py
 
+CODE = Path("data/code")  # what `track_code` writes
 PREPARED = Path("data/prepared")  # what `prepare` writes
 SPLIT_TABLE = PREPARED / "split.csv"
 CONTACT_SHEET = PREPARED / "contact_sheet.png"
@@ -38,6 +39,11 @@ COMPARE_PAGE = METRICS / "compare.html"
 
 EXPORT = Path("export")
 SUBMISSION = Path("submission.csv")
+
+
+def code_text(stage: str) -> Path:
+    """What a script in stages/ runs, as `track_code` describes it."""
+    return CODE / f"{stage}.txt"
 
 
 def packed_split(split: str) -> Path:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import TracebackType
 
 from pipeline.core.errors import UserError, untrusted_by_git
@@ -38,13 +39,16 @@ def run_stage(main: Callable[[], None]) -> None:
     """Call `main()`, and turn errors that the user can fix into one line on stderr and exit status 1.
 
     The exit status is 130 after Ctrl-C and 143 after SIGTERM; partial files are deleted first. A stage that DVC started
-    also exits when DVC does, because it would otherwise keep writing while the next `dvc repro` runs. Does not return:
-    the process ends when `main()` has.
+    also exits when DVC does, because it would otherwise keep writing while the next `dvc repro` runs, and refuses to run
+    other code than DVC is going to record. Does not return: the process ends when `main()` has.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with _explained_errors():
         if DVC:
             threading.Thread(target=_end_with_dvc, daemon=True).start()
+            from pipeline.core.code import require_unchanged  # other scripts do without
+
+            require_unchanged(Path(sys.argv[0]))
         main()
         _end()
 

@@ -7,31 +7,32 @@ import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from pipeline.core.code import describe
 from pipeline.core.files import atomic_write, partial_of
 from pipeline.networks.compute import hardware_name
 
 import torch
 import torchvision
 
-ROOT = Path(__file__).resolve().parents[2]
 DIGEST_BYTES = 32  # SHA-256, at the start of the file
 
 
 class Checkpoint:
     """The state of a training run after its last finished epoch, in a file that only an identical run loads.
 
-    A run is identical if `settings` (any JSON value), the size and modification time of `files`, the code, library
-    versions, device and number of threads are all the same. Resuming from any other state would give different bytes.
+    A run is identical if `settings` (any JSON value), the size and modification time of `files`, the code of `script`
+    (by meaning), library versions, device and number of threads are all the same. Resuming from any other state would
+    give different bytes.
     """
 
-    def __init__(self, path: Path, settings: dict, files: list[Path], device: torch.device) -> None:
+    def __init__(self, path: Path, settings: dict, files: list[Path], script: Path, device: torch.device) -> None:
         self._path = path
         self._writer = ThreadPoolExecutor(1)
         self._writing: Future | None = None
         identity = {
             "settings": settings,
             "files": [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files],
-            "code": {str(file): hashlib.sha256((ROOT / file).read_bytes()).hexdigest() for file in _code_files()},
+            "code": describe(script),
             "versions": [torch.__version__, torchvision.__version__],
             "device": hardware_name(device),
             "threads": torch.get_num_threads(),
@@ -90,10 +91,3 @@ class Checkpoint:
                 f"warning: {self._path}: {error.strerror}; an interrupted training run will start from scratch",
                 file=sys.stderr,
             )
-
-
-def _code_files() -> list[Path]:
-    """The running script and the modules of `pipeline` it has imported, as paths relative to the project's root."""
-    ours = [module for name, module in sys.modules.items() if name == "__main__" or name.startswith("pipeline")]
-    files = {Path(file).resolve() for module in ours if (file := getattr(module, "__file__", None))}
-    return sorted(file.relative_to(ROOT) for file in files if ROOT in file.parents)

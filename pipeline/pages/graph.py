@@ -5,20 +5,20 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from pipeline.core.errors import UserError
-from pipeline.core.paths import PIPELINE
+from pipeline.core.paths import CODE, PIPELINE
 
 import yaml
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of dvc.yaml; `after` lists the stages whose outputs it reads."""
+    """A stage of dvc.yaml; `after` lists the stages whose outputs it reads, except track_code."""
 
     name: str
     description: str
     command: str
     params: list[str]
-    reads: list[str]  # without code
+    reads: list[str]  # without what track_code says of its code
     writes: list[str]
     after: list[str]
 
@@ -33,7 +33,10 @@ def read_stages(params: dict, path: Path = PIPELINE) -> list[list[Stage]]:
         return re.sub(r"\$\{([\w.]+)\}", lambda match: str(params.get(match[1], match[0])), text)
 
     found = yaml.safe_load(path.read_text(encoding="utf-8"))["stages"]
-    deps = {name: [fill_in(dep) for dep in paths_of(stage, "deps")] for name, stage in found.items()}
+    deps = {
+        name: [fill_in(dep) for dep in paths_of(stage, "deps") if not overlap(dep, CODE.as_posix())]
+        for name, stage in found.items()
+    }
     outs = {name: paths_of(stage, "outs", "metrics", "plots") for name, stage in found.items()}
     after = {
         name: [
@@ -49,7 +52,7 @@ def read_stages(params: dict, path: Path = PIPELINE) -> list[list[Stage]]:
             stage.get("desc", ""),
             fill_in(str(stage.get("cmd", ""))),
             paths_of(stage, "params"),
-            [dep for dep in deps[name] if not dep.startswith(("stages/", "pipeline/"))],
+            deps[name],
             outs[name],
             after[name],
         )
