@@ -1,11 +1,15 @@
-"""What DVC reruns after a change: each key of params.yaml and all code has a row here.
+"""What DVC reruns after a change of params, code or packages. Each key of params.yaml has a row here.
 
-DVC decides as it always does, from the repository's own dvc.yaml; the stages are stand-ins that take no time and write
-something new each time they run.
+DVC decides as it always does, from the repository's own dvc.yaml; the stages, except track_code, are stand-ins that
+take no time and write something new each time they run.
 """
 
 import os
-from collections.abc import Iterator
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from modulefinder import ModuleFinder
 from pathlib import Path
 
@@ -19,7 +23,7 @@ from projects import REPOSITORY, STAGE_NAMES, Repository, stand_in_repository
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # DVC's own
 
-EVERYTHING = set(STAGE_NAMES)
+EVERYTHING = {*STAGE_NAMES} - {"track_code"}  # which runs after any change of code
 NETWORKS = EVERYTHING - {"prepare", "reject"}  # both, and what follows
 COMBINATION = {"ensemble", "report"}
 EVALUATION = {"evaluate"} | COMBINATION
@@ -66,16 +70,28 @@ PARAMS = {
     "reject.share": (0.01, {"reject", "report"}),
 }
 
-# Each room of the pipeline and each script, and what runs if a file there changes.
+# Code: a module or template, and the stages that run if it says something else.
 CODE = {
-    "pipeline/core": EVERYTHING,
-    "pipeline/photos": EVERYTHING,
-    "pipeline/networks": NETWORKS | {"reject"},
-    "pipeline/scores": EVALUATION,  # a different way to combine predictions retrains nothing
-    "pipeline/pages": {"report"},
+    "pipeline/core/__init__.py": EVERYTHING,
+    "pipeline/core/files.py": EVERYTHING,
+    "pipeline/core/code.py": NOTHING,  # it decides what is in data/code, which shows it if it decides differently
+    "pipeline/core/split_table.py": {"reject"} | EVALUATION,
+    "pipeline/photos/decoding.py": EVERYTHING,
+    "pipeline/networks/building.py": NETWORKS | {"reject"},
+    "pipeline/networks/startup.py": NETWORKS | {"reject"},  # imported by the package's __init__
+    "pipeline/networks/checkpoint.py": NETWORKS,
+    "pipeline/networks/fitting.py": NETWORKS,
+    "pipeline/networks/rejection.py": {"reject", "report"},  # imported in a function
+    "pipeline/networks/explaining.py": {"explain", "report"},
+    "pipeline/scores/scoring.py": EVALUATION,
+    "pipeline/scores/combining.py": COMBINATION,
+    "pipeline/scores/curves.py": {"explain", "report"},
+    "pipeline/pages/plots.py": {"report"},
+    "pipeline/pages/templates/report.html.jinja": {"report"},
+    "pipeline/pages/templates/page.html.jinja": {"report"},  # which that template extends
+    "pipeline/pages/templates/gallery.html.jinja": {"report"},  # from which it imports
+    "pipeline/pages/templates/audit.html.jinja": NOTHING,
     "pipeline/differences.py": NOTHING,  # for the tools
-    "pipeline/runs.py": NOTHING,
-    "pipeline/fingerprint.py": NOTHING,
     "pipeline/inference.py": NOTHING,
     "stages/prepare.py": EVERYTHING,
     "stages/train.py": NETWORKS,
@@ -83,7 +99,21 @@ CODE = {
     "stages/ensemble.py": COMBINATION,
     "stages/reject.py": {"reject", "report"},
     "stages/report.py": {"report"},
-    "tools": NOTHING,
+    "tools/predict.py": NOTHING,
+}
+
+# Packages, and the stages that run if requirements.txt or a file in requirements/ locks another version.
+PACKAGES = {
+    "torch": NETWORKS | {"reject"},
+    "pillow": EVERYTHING,
+    "pillow-heif": EVERYTHING,  # optional
+    "scikit-learn": NETWORKS,
+    "matplotlib": {"report"},
+    "jinja2": {"report"},  # though PyTorch requires it
+    "captum": {"explain", "report"},
+    "dvc": NOTHING,
+    "tqdm": NOTHING,
+    "flask": NOTHING,
 }
 
 
@@ -95,7 +125,7 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Repository]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(repository.root)
         patch.setenv("PATH", forked.on_path(os.environ)["PATH"])
-        assert run_by_repro() == EVERYTHING
+        assert run_by_repro() == {*STAGE_NAMES}
         yield repository
 
 
@@ -106,8 +136,9 @@ def run_by_repro() -> set[str]:
 
 
 def would_run() -> set[str]:
-    """What `dvc repro` would run: the stages that `dvc status` calls changed, and all that follow them."""
+    """What `dvc repro` would run after track_code: the stages that `dvc status` calls changed, and all that follow."""
     with Repo() as repo:
+        repo.reproduce("track_code")
         changed = repo.status()
         stages = {stage.name: stage for stage in repo.index.stages if stage.name in STAGE_NAMES}
         followers = [ancestors(repo.index.graph, stages[name]) for name in changed]
@@ -129,12 +160,8 @@ def test_dvc_keeps_the_files_that_a_stage_wrote_and_copies_none(stand_in: Reposi
         assert kept.samefile(stand_in.root / out["path"])
 
 
-def test_tables_here_cover_each_param_and_all_code() -> None:
+def test_the_table_here_covers_each_param() -> None:
     assert set(PARAMS) == set(flatten(yaml.safe_load((REPOSITORY / "params.yaml").read_text())))
-    files = [path.relative_to(REPOSITORY) for folder in ("stages", "pipeline", "tools") for path in code_files(folder)]
-    without = [file.as_posix() for file in files if not any(file.is_relative_to(part) for part in CODE)]
-    assert without == ["pipeline/__init__.py"]
-    assert (REPOSITORY / "pipeline/__init__.py").read_text().count("\n") == 1  # a docstring, so nothing depends on it
 
 
 def code_files(part: str) -> list[Path]:
@@ -161,14 +188,70 @@ def test_dvc_reruns_only_what_reads_a_changed_param(stand_in: Repository, key: s
     assert found == stages
 
 
-@pytest.mark.parametrize("part", CODE)
-def test_dvc_reruns_only_what_imports_changed_code(stand_in: Repository, part: str) -> None:
-    code = stand_in.root / code_files(part)[-1].relative_to(REPOSITORY)
-    before = code.read_bytes()
-    code.write_bytes(before + b"\n# a change\n")
-    found = would_run()
-    code.write_bytes(before)
-    assert found == CODE[part]
+@pytest.mark.parametrize("file", CODE)
+def test_dvc_reruns_only_what_uses_changed_code(stand_in: Repository, file: str) -> None:
+    with changed(stand_in, {file: lambda text: f"{text}\nCHANGED = 1\n"}):
+        assert would_run() == CODE[file]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_dvc_reruns_only_what_uses_a_package_that_is_locked_at_another_version(
+    stand_in: Repository, package: str
+) -> None:
+    def raise_version(text: str) -> str:
+        return re.sub(rf"^{package}==", f"{package}==9", text, flags=re.MULTILINE)
+
+    locks = ["requirements.txt", *(f"requirements/{path.name}" for path in REPOSITORY.glob("requirements/*.txt"))]
+    with changed(stand_in, dict.fromkeys(locks, raise_version)):
+        assert would_run() == PACKAGES[package]
+
+
+def test_dvc_reruns_nothing_for_comments_docstrings_and_formatting(stand_in: Repository) -> None:
+    """In every file at once, by ruff, with other quotes and line breaks than here."""
+
+    def comment(text: str) -> str:
+        text = re.sub(r'(\A|:\n *)"""', r'\1"""Another docstring. ', text)
+        return "# a comment\n" + text.replace("\n\n\n", "\n\n\n# a comment\n") + '\n"""Nothing."""\n'
+
+    files = [path for folder in ("stages", "pipeline") for path in code_files(folder) if path.suffix == ".py"]
+    names = [path.relative_to(REPOSITORY).as_posix() for path in files]
+    with changed(stand_in, dict.fromkeys(names, comment)):
+        commented = {name: Path(name).read_text() for name in names}
+        style = ["--config", "line-length=60", "--config", "format.quote-style='single'"]
+        style += ["--config", "format.skip-magic-trailing-comma=true"]
+        subprocess.run([sys.executable, "-m", "ruff", "format", "--quiet", "--isolated", *style, *names], check=True)
+        assert sum(Path(name).read_text() != text for name, text in commented.items()) > 50
+        assert run_by_repro() == {"track_code"}
+        assert would_run() == NOTHING
+
+
+def test_a_new_way_to_combine_or_a_section_of_the_report_retrains_nothing(stand_in: Repository) -> None:
+    method = {
+        "pipeline/core/params.py": lambda text: text.replace('"majority_vote",', '"majority_vote", "median",'),
+        "pipeline/scores/combining.py": lambda text: f"{text}\n\ndef median(): ...\n",
+    }
+    with changed(stand_in, method):
+        assert would_run() == COMBINATION
+    section = {
+        "stages/report.py": lambda text: f"{text}\n\ndef describe_hardware(): ...\n",
+        "pipeline/pages/templates/report.html.jinja": lambda text: text.replace("</section>", "</section>\n<hr>"),
+    }
+    with changed(stand_in, section):
+        assert would_run() == {"report"}
+
+
+@contextmanager
+def changed(repository: Repository, changes: Mapping[str, Callable[[str], str]]) -> Iterator[None]:
+    """Change the text of files, and change it back."""
+    before = {repository.root / name: (repository.root / name).read_text() for name in changes}
+    try:
+        for (path, text), change in zip(before.items(), changes.values(), strict=True):
+            path.write_text(change(text))
+        assert any(path.read_text() != text for path, text in before.items())
+        yield
+    finally:
+        for path, text in before.items():
+            path.write_text(text)
 
 
 def test_dvc_reruns_everything_for_photos_labels_and_corrections_but_nothing_for_a_comment(
@@ -185,14 +268,11 @@ def test_dvc_reruns_everything_for_photos_labels_and_corrections_but_nothing_for
     assert would_run() == NOTHING
 
 
-@pytest.mark.parametrize("name", STAGE_NAMES)
-def test_stages_depend_on_the_script_and_the_rooms_that_they_import(name: str) -> None:
+@pytest.mark.parametrize("name", sorted(EVERYTHING))
+def test_each_stage_depends_on_what_its_script_runs(name: str) -> None:
     stage = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"][name]
-    imported = imported_by(REPOSITORY / stage["cmd"].split()[1]) - {"pipeline/__init__.py"}
-    code = [dep for dep in stage["deps"] if dep.startswith(("stages/", "pipeline/"))]
-    for dep in code:
-        assert any(Path(file).is_relative_to(dep) for file in imported), f"{dep} is not imported"
-    assert [file for file in imported if not any(Path(file).is_relative_to(dep) for dep in code)] == []
+    [code] = [dep for dep in stage["deps"] if dep.startswith(("data/code", "stages", "pipeline"))]
+    assert code == f"data/code/{Path(stage['cmd'].split()[1]).stem}.txt"
 
 
 # What each room may import besides itself, without circles.
