@@ -8,9 +8,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.core.all_params import Params
 from pipeline.core.errors import UserError, list_some
-from pipeline.core.params import read_params
 from pipeline.core.paths import METRICS, MODELS, PIPELINE, PREPARED
+from pipeline.core.read_params import read_params
 from run import PROJECT, clean_environment
 
 import yaml
@@ -33,7 +34,7 @@ Chain = dict[str, Stage]  # by name, such as `prepare` and `train resnet18`, in 
 
 def run_chain(folder: Path, params_file: Path) -> Chain:
     """Run every stage of dvc.yaml in `folder`, train.py once for each network in the params."""
-    networks = read_params(params_file).networks
+    networks = read_params(Params, params_file).networks
     (folder / "data").mkdir(parents=True)
     (folder / "data/corrections.txt").touch()
     shutil.copy(params_file, folder)

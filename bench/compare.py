@@ -40,10 +40,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from draw import write_archive
 from measuring import inference_rate, number, training_rates
+from pipeline.core.all_params import Params
 from pipeline.core.cores import usable_cores
 from pipeline.core.errors import UserError
-from pipeline.core.params import read_params, weights_file
+from pipeline.core.params import weights_file
 from pipeline.core.process import run_stage
+from pipeline.core.read_params import read_params
 from pipeline.networks.building import build_network
 from pipeline.networks.compute import autocast, dtype_name, set_up
 from pipeline.networks.freezing import set_trainable, set_training
@@ -138,7 +140,7 @@ def write_photos(archive: Path, source: Path | None, split: list[int]) -> list[s
     if source is None:
         write_archive(archive, photos=2 * math.ceil(SPARE * count_needed(split, classes=2)), seed=1)
         return ["cat", "dog"]
-    params = read_params(PROJECT / "params.yaml")
+    params = read_params(Params, PROJECT / "params.yaml")
     with PhotoSource(source) as photos, zipfile.ZipFile(archive, "w") as subset:
         labelled = photos.photos()
         classes, _ = label_photos(labelled, params.classes, params.prepare.split)
@@ -262,7 +264,7 @@ def unpack(archive: Path, folder: Path, pipeline: Path) -> float:
 
 def measure_time_to_goal(archive: Path, folder: Path, pipeline: Path, measured: Measured) -> None:
     """How long each takes from the archive to the first epoch whose validation accuracy reaches GOAL."""
-    name = next(iter(read_params(pipeline / "params.yaml").networks))
+    name = next(iter(read_params(Params, pipeline / "params.yaml").networks))
     what = f"{name}: archive to {GOAL} on validation, s"
     dvc = [sys.executable, "-m", "dvc", "repro", "--force", "--no-run-cache", f"train_{name}"]
     measured[what, OURS].append(seconds_to(GOAL, dvc, pipeline))

@@ -22,12 +22,13 @@ from chain import Chain, Stage, compare_bytes, run_chain
 from draw import write_archive
 from limits import difference_of_graph, inference_limit, training_limit
 from measuring import inference_rate, number, training_rates
+from pipeline.core.all_params import Params
 from pipeline.core.command_line import ArgumentParser
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_json
-from pipeline.core.params import Params, read_params
 from pipeline.core.paths import PARAMS, PREPARE_SUMMARY, packed_split, train_scores
 from pipeline.core.process import run_stage
+from pipeline.core.read_params import read_params
 from pipeline.networks.compute import dtype_name, hardware_name, set_up
 from pipeline.networks.dataset import open_split
 from run import PROJECT, make_folder
@@ -58,7 +59,7 @@ def main() -> None:
     arguments = read_arguments()
     make_folder(FOLDER, "gpu-check")
     write_inputs(arguments)
-    params = read_params(FOLDER / PARAMS)
+    params = read_params(Params, FOLDER / PARAMS)
     runs = [run_chain(folder, FOLDER / PARAMS) for folder in (FIRST, SECOND)]
     print_table([*describe(params), *summarize(runs), *measure_networks(runs[0], params)])
     print_stages(runs[1])

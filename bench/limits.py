@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-from pipeline.core.params import Params
+from pipeline.core.all_params import Params
 from pipeline.networks.building import build_network
 from pipeline.networks.compute import autocast
 from pipeline.networks.dataset import PackedSplit
@@ -47,7 +47,7 @@ def training_step(
     """train.py's training step; only on a CUDA GPU can it be run `as_graph`."""
     recipe, on_cuda = params.train, train.device.type == "cuda"
     network.to(train.device, memory_format=torch.channels_last)
-    optimizer = make_optimizer(network, name, params, as_graph=on_cuda)
+    optimizer = make_optimizer(network, name, params.lr, params.train, as_graph=on_cuda)
     scheduler = make_scheduler(recipe, optimizer, MOST_STEPS)
     set_training(network, recipe.layers, recipe.batchnorm_statistics)
     trained = fold_frozen_batchnorm(network) if on_cuda else network

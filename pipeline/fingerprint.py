@@ -7,10 +7,12 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
+from pipeline.core.all_params import Params, without_folders
 from pipeline.core.errors import UserError, untrusted_by_git
 from pipeline.core.files import require_file
-from pipeline.core.params import flatten, read_params, without_folders
+from pipeline.core.params import flatten
 from pipeline.core.paths import ENSEMBLE_PREDICTIONS, PREDICTIONS
+from pipeline.core.read_params import read_params
 from pipeline.networks.compute import dtype_name, hardware_name, set_up
 from pipeline.scores.predictions import LOGIT, PROBABILITY, TEXT, classes_of
 from pipeline.scores.scoring import ENSEMBLE, predicted_labels
@@ -24,7 +26,7 @@ PACKAGES = ("torch", "torchvision", "numpy", "pandas", "pillow", "scikit-learn",
 
 def describe() -> dict:
     """What verify.json says of the results here, and of what they were made with."""
-    params = read_params()
+    params = read_params(Params)
     device, dtype = set_up(params.device, params.precision, params.threads)
     return {
         "commit": find_commit(),

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 
+from pipeline.core.all_params import Params
 from pipeline.core.errors import UserError
-from pipeline.core.params import Params, read_params
 from pipeline.core.paths import REJECTION, model
+from pipeline.core.read_params import read_params
 from pipeline.networks.compute import autocast, set_up
 from pipeline.networks.dataset import normalise
 from pipeline.networks.explaining import heat_maps
@@ -210,6 +211,6 @@ class Ensemble:
 
 def load_ensemble() -> Ensemble:
     """Load the ensemble of params.yaml, on its device. Raises UserError as Ensemble and read_params do."""
-    params = read_params()
+    params = read_params(Params)
     silence_pillow()
     return Ensemble(params, *set_up(params.device, params.precision, params.threads))

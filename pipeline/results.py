@@ -4,8 +4,8 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
+from pipeline.core.all_params import Params
 from pipeline.core.errors import UserError
-from pipeline.core.params import Params
 from pipeline.core.paths import COMBINATION, MODELS, checkpoint_file, model
 
 LOCK = Path("dvc.lock")

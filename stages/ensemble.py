@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `pipelin
 
 from pipeline.core.command_line import read_arguments
 from pipeline.core.files import atomic_write, require_file, write_json
-from pipeline.core.params import Params, read_params
+from pipeline.core.params import Section
 from pipeline.core.paths import (
     COMBINATION,
     ENSEMBLE_CLASS_SCORES,
@@ -24,12 +24,20 @@ from pipeline.core.paths import (
     PREDICTIONS,
 )
 from pipeline.core.process import check_first, run_stage
+from pipeline.core.read_params import read_params
+from pipeline.core.sections.ensemble import Ensemble
+
+
+class Params(Section):
+    """What this stage reads of params.yaml."""
+
+    ensemble: Ensemble
 
 
 def read_inputs() -> Params:
     """The params. Raises UserError if they are wrong, or if the predictions are missing."""
     read_arguments(__doc__)
-    params = read_params()
+    params = read_params(Params)
     require_file(PREDICTIONS)
     return params
 

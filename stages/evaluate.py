@@ -17,7 +17,7 @@ import time
 from pipeline.core.command_line import read_arguments
 from pipeline.core.errors import UserError, list_some
 from pipeline.core.files import atomic_write, require_files, write_json
-from pipeline.core.params import Params, read_params
+from pipeline.core.params import Device, Networks, Precision, Section, Threads
 from pipeline.core.paths import (
     HEAT_MAPS,
     MODELS,
@@ -32,12 +32,24 @@ from pipeline.core.paths import (
     packed_split,
 )
 from pipeline.core.process import check_first, run_stage
+from pipeline.core.read_params import read_params
+from pipeline.core.sections.evaluate import Evaluate
+
+
+class Params(Section):
+    """What this stage reads of params.yaml."""
+
+    networks: Networks
+    device: Device
+    precision: Precision
+    threads: Threads
+    evaluate: Evaluate
 
 
 def read_inputs() -> Params:
     """The params. Raises UserError if they are wrong, or if an input is missing."""
     read_arguments(__doc__)
-    params = read_params()
+    params = read_params(Params)
     require_models(set(params.networks))
     require_files(packed_split("validation"), packed_split("test"), SPLIT_TABLE)
     return params

@@ -17,15 +17,24 @@ from pipeline.core import SPLITS
 from pipeline.core.command_line import read_arguments
 from pipeline.core.errors import list_some
 from pipeline.core.files import atomic_write, write_json
-from pipeline.core.params import Params, Prepare, read_params
+from pipeline.core.params import Classes, Section
 from pipeline.core.paths import CONTACT_SHEET, PREPARE_SUMMARY, SPLIT_TABLE, packed_split
 from pipeline.core.process import check_first, run_stage
+from pipeline.core.read_params import read_params
+from pipeline.core.sections.prepare import Prepare
+
+
+class Params(Section):
+    """What this stage reads of params.yaml."""
+
+    classes: Classes
+    prepare: Prepare
 
 
 def read_inputs() -> Params:
     """The params. Raises UserError if they are wrong."""
     read_arguments(__doc__)
-    return read_params()
+    return read_params(Params)
 
 
 if __name__ == "__main__":
@@ -66,7 +75,7 @@ def main() -> None:
         apply_table(photos, Path(prepare.labels))
         classes, notes = label_photos(photos, params.classes, prepare.split)
         correct(photos, classes)
-        require_enough(photos, classes, source, params)
+        require_enough(photos, classes, source, prepare)
         hash_photos(source, photos)
         exclude_unlabelled(photos)
         groups = shuffle_groups(photos, prepare.seed)
@@ -75,7 +84,7 @@ def main() -> None:
             is_complete = False
             while not is_complete:  # a photo that can be hashed, but not decoded, leaves its place to another one
                 splits = fill_splits(photos, groups, Plan(prepare.split, photos, groups, classes))
-                require_sizes(photos, classes, params)
+                require_sizes(photos, classes, prepare)
                 is_complete = write_splits(files, splits, describe(photos, classes, prepare), source)
             split_table(photos, classes).to_csv(write_to(SPLIT_TABLE), index=False)
             write_contact_sheet(write_to(CONTACT_SHEET), files)

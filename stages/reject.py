@@ -16,15 +16,27 @@ from pipeline.core import SPLITS
 from pipeline.core.command_line import read_arguments
 from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_write, require_files
-from pipeline.core.params import Params, find_weights, read_params
+from pipeline.core.params import Device, Networks, Precision, Section, Threads, find_weights
 from pipeline.core.paths import REJECTION, REJECTION_TABLE, SPLIT_TABLE, packed_split
 from pipeline.core.process import check_first, run_stage
+from pipeline.core.read_params import read_params
+from pipeline.core.sections.reject import Reject
+
+
+class Params(Section):
+    """What this stage reads of params.yaml."""
+
+    networks: Networks
+    device: Device
+    precision: Precision
+    threads: Threads
+    reject: Reject
 
 
 def read_inputs() -> Params:
     """The params. Raises UserError if they are wrong, or if something is missing that fitting needs."""
     read_arguments(__doc__)
-    params = read_params()
+    params = read_params(Params)
     if params.reject.share:
         name, weights = first_network(params)
         if weights == "none":

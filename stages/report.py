@@ -13,10 +13,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `pipelin
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from pipeline.core.all_params import Params, without_folders
 from pipeline.core.command_line import read_arguments
 from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_write, read_json, require_file, require_files
-from pipeline.core.params import Params, flatten, read_params, without_folders
+from pipeline.core.params import flatten
 from pipeline.core.paths import (
     COMBINATION,
     CONTACT_SHEET,
@@ -40,6 +41,7 @@ from pipeline.core.paths import (
     roc_file,
 )
 from pipeline.core.process import check_first, run_stage
+from pipeline.core.read_params import read_params
 
 INPUTS = (
     packed_split("test"),
@@ -61,7 +63,7 @@ INPUTS = (
 def read_inputs() -> Params:
     """The params. Raises UserError if they are wrong, or if another stage's result is missing."""
     read_arguments(__doc__)
-    params = read_params()
+    params = read_params(Params)
     require_files(*INPUTS)
     return params
 

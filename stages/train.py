@@ -16,9 +16,22 @@ import time
 from pipeline.core.command_line import ArgumentParser
 from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_write, require_files, write_json
-from pipeline.core.params import Params, Train, find_weights, read_params
+from pipeline.core.params import Device, LearningRate, Networks, Precision, Section, Threads, find_weights
 from pipeline.core.paths import checkpoint_file, learning_curve, model, packed_split, train_scores
 from pipeline.core.process import check_first, run_stage
+from pipeline.core.read_params import read_params
+from pipeline.core.sections.train import Train
+
+
+class Params(Section):
+    """What this stage reads of params.yaml."""
+
+    lr: LearningRate
+    device: Device
+    precision: Precision
+    threads: Threads
+    networks: Networks
+    train: Train
 
 
 def read_inputs() -> tuple[str, Params]:
@@ -26,7 +39,7 @@ def read_inputs() -> tuple[str, Params]:
     parser = ArgumentParser(__doc__)
     parser.add_argument("network", metavar="NETWORK", help="one of the networks in params.yaml, such as resnet18")
     name = parser.parse_args().network
-    params = read_params()
+    params = read_params(Params)
     if name not in params.networks:
         raise UserError(f"{name} is not under networks in params.yaml; expected one of {', '.join(params.networks)}")
     require_files(packed_split("train"), packed_split("validation"))
@@ -136,7 +149,7 @@ class Training:
         self.dtype, self.processes = dtype, processes
         self.network = make_network(name, params, train, processes)
         self.as_graph = train.device.type == "cuda" and processes.count == 1
-        self.optimizer = make_optimizer(self.network, name, params, self.as_graph)
+        self.optimizer = make_optimizer(self.network, name, params.lr, params.train, self.as_graph)
         self.steps = len(train) // self.params.batch_size  # in an epoch; the last partial batch is dropped
         self.scheduler = make_scheduler(self.params, self.optimizer, self.steps)
         self.augment = make_augmentation(self.params, train.description["image_size"], self.params.image_size)

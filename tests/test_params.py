@@ -5,8 +5,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from pipeline.core.all_params import Params
 from pipeline.core.errors import UserError
-from pipeline.core.params import read_params
+from pipeline.core.read_params import read_params
 
 import pytest
 import yaml
@@ -33,7 +34,7 @@ def read(params: Any, folder: Path) -> Any:
     """The result of `read_params` for `params` (text is written unchanged)."""
     path = folder / "params.yaml"
     path.write_text(params if isinstance(params, str) else yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
-    return read_params(path)
+    return read_params(Params, path)
 
 
 def refusal(params: Any, folder: Path) -> str:
@@ -59,7 +60,7 @@ def every_key(section: dict, prefix: str = "") -> list[str]:
 
 
 def test_read_params_reads_the_repositorys_own_values_unchanged() -> None:
-    read_back = read_params(REPOSITORY / "params.yaml")
+    read_back = read_params(Params, REPOSITORY / "params.yaml")
     params = yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
     for key in every_key(params):
         section, last = place(params, key)
@@ -343,7 +344,7 @@ def test_read_params_refuses_bytes_that_are_not_yaml_in_one_line(content: bytes,
     path = tmp_path / "params.yaml"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"params\.yaml") as caught:
-        read_params(path)
+        read_params(Params, path)
     assert "\n" not in str(caught.value)
 
 

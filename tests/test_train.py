@@ -5,7 +5,8 @@ import re
 from pathlib import Path
 
 import train
-from pipeline.core.params import read_params
+from pipeline.core.all_params import Params
+from pipeline.core.read_params import read_params
 from pipeline.networks import compute
 from pipeline.networks.building import build_network
 from pipeline.networks.dataset import PackedSplit
@@ -157,7 +158,7 @@ def test_train_uses_images_of_the_size_asked_for(augment: str, small: Project, m
 
 def test_train_crops_keep_the_share_of_a_photo_asked_for() -> None:
     photos = torch.arange(64, dtype=torch.uint8).expand(200, 3, 64, 64)  # each pixel is the number of its column
-    params = read_params(REPOSITORY / "params.yaml").train
+    params = read_params(Params, REPOSITORY / "params.yaml").train
     for crop_scale in (0.05, 0.9):
         update = {"augment": "crop_and_flip", "crop_scale": crop_scale}
         augment = train.make_augmentation(params.model_copy(update=update), 64)
@@ -299,7 +300,9 @@ def test_train_names_what_goes_wrong(curve: list[dict], trouble: str) -> None:
 
 
 def test_train_says_why_it_kept_an_epoch_before_the_last_one() -> None:
-    params = read_params(REPOSITORY / "params.yaml").train.model_copy(update={"epochs": 3, "lr_schedule": "step"})
+    params = read_params(Params, REPOSITORY / "params.yaml").train.model_copy(
+        update={"epochs": 3, "lr_schedule": "step"}
+    )
     curve = curve_of((0.05, 0.3), (0.2, 0.2), (0.1, 0.1), (0.05, 0.15))
     assert explain_choice(curve, 2, params, lr=0.001) == (
         "kept epoch 2 of 3: validation loss 0.1000, validation accuracy 0.500000; its calibrated validation loss is "

@@ -15,18 +15,19 @@ import warnings
 from collections.abc import Iterator
 
 from pipeline.core import SPLITS
+from pipeline.core.all_params import Params
 from pipeline.core.command_line import read_arguments
 from pipeline.core.files import atomic_write
-from pipeline.core.params import Params, read_params
 from pipeline.core.paths import AUDIT_PAGE, AUDIT_TABLE, SPLIT_TABLE, packed_split
 from pipeline.core.process import check_first, extra_packages, run_stage
+from pipeline.core.read_params import read_params
 from pipeline.results import require_results
 
 
 def read_inputs() -> Params:
     """The params. Raises UserError if they are wrong, or if a prepared file is missing."""
     read_arguments(__doc__)
-    params = read_params()
+    params = read_params(Params)
     require_results(*map(packed_split, SPLITS), SPLIT_TABLE)
     return params
 

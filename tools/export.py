@@ -17,10 +17,10 @@ import logging
 import warnings
 from collections.abc import Callable
 
+from pipeline.core.all_params import Params, without_folders
 from pipeline.core.command_line import read_arguments
 from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_write, read_json
-from pipeline.core.params import Params, read_params, without_folders
 from pipeline.core.paths import (
     ENSEMBLE_CLASS_SCORES,
     ENSEMBLE_SCORES,
@@ -31,13 +31,14 @@ from pipeline.core.paths import (
     packed_split,
 )
 from pipeline.core.process import check_first, extra_packages, run_stage
+from pipeline.core.read_params import read_params
 from pipeline.results import require_ensemble
 
 
 def read_inputs() -> Params:
     """The params. Raises UserError if they are wrong, or if a model is missing."""
     read_arguments(__doc__)
-    params = read_params()
+    params = read_params(Params)
     require_ensemble(params)
     return params
 

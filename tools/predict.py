@@ -18,11 +18,12 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 
+from pipeline.core.all_params import Params
 from pipeline.core.command_line import ArgumentParser
 from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_write
-from pipeline.core.params import read_params
 from pipeline.core.process import check_first, run_stage
+from pipeline.core.read_params import read_params
 from pipeline.results import require_ensemble
 
 IMAGE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
@@ -50,7 +51,7 @@ def read_inputs() -> argparse.Namespace:
         raise UserError(f"--image {arguments.image}: already exists; use another name or delete it")
     if arguments.explain and not arguments.image:
         raise UserError("--explain needs --image FILE, which it draws into")
-    require_ensemble(read_params())
+    require_ensemble(read_params(Params))
     return arguments
 
 

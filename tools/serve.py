@@ -14,10 +14,11 @@ import os
 import socket
 import threading
 
+from pipeline.core.all_params import Params
 from pipeline.core.command_line import ArgumentParser
 from pipeline.core.errors import UserError
-from pipeline.core.params import read_params
 from pipeline.core.process import check_first, extra_packages, run_stage
+from pipeline.core.read_params import read_params
 from pipeline.results import require_ensemble
 
 HOST, PORT = "127.0.0.1", 8000
@@ -30,7 +31,7 @@ def read_port() -> int:
         "port", nargs="?", type=port_number, default=PORT, metavar="PORT", help="default: %(default)s; 0: any free port"
     )
     port = parser.parse_args().port
-    require_ensemble(read_params())
+    require_ensemble(read_params(Params))
     return port
 
 

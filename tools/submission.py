@@ -13,12 +13,13 @@ import re
 from functools import partial
 from pathlib import PurePosixPath
 
+from pipeline.core.all_params import Params
 from pipeline.core.command_line import ArgumentParser
 from pipeline.core.errors import UserError, list_some
 from pipeline.core.files import atomic_write
-from pipeline.core.params import read_params
 from pipeline.core.paths import SUBMISSION, UNLABELLED_ARCHIVES
 from pipeline.core.process import check_first, run_stage
+from pipeline.core.read_params import read_params
 from pipeline.results import require_ensemble
 
 
@@ -28,7 +29,7 @@ def read_archive() -> Path:
     names = " or ".join(map(str, UNLABELLED_ARCHIVES))
     parser.add_argument("archive", nargs="?", type=Path, metavar="ARCHIVE", help=f"Kaggle's photos (default: {names})")
     archive = parser.parse_args().archive or find_archive()
-    require_ensemble(read_params())
+    require_ensemble(read_params(Params))
     return archive
 
 

@@ -20,12 +20,14 @@ import subprocess
 from typing import Any
 
 from pipeline.core import WORKSPACE
+from pipeline.core.all_params import Params
 from pipeline.core.command_line import ArgumentParser
 from pipeline.core.errors import UserError, list_some
 from pipeline.core.files import atomic_write, write_json
-from pipeline.core.params import read_params, weights_file
+from pipeline.core.params import weights_file
 from pipeline.core.paths import CORRECTIONS, PARAMS, PIPELINE, SPLIT_TABLE
 from pipeline.core.process import check_first, run_stage
+from pipeline.core.read_params import read_params
 
 
 def read_arguments() -> argparse.Namespace:
@@ -216,7 +218,7 @@ def check_status() -> None:
 
 def require_source() -> None:
     """Raise UserError unless the photos exist."""
-    source = read_params().prepare.source
+    source = read_params(Params).prepare.source
     if not Path(source).exists():
         raise UserError(f"{source}: no such file or folder; the results can only be rebuilt from these photos")
 

@@ -6,7 +6,7 @@ A learning curve is a list of the epochs so far, each a dict with `epoch` (0: th
 
 import math
 
-from pipeline.core.params import Train
+from pipeline.core.sections.train import Train
 
 from torch import Tensor, nn
 

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Sequence
 
 from pipeline.core.errors import UserError
-from pipeline.core.params import Params, Train
+from pipeline.core.sections.train import Train
 from pipeline.networks.compute import autocast
 from pipeline.networks.freezing import set_trainable
 
@@ -94,26 +94,26 @@ class TrainingStep:
             self._compute(self._images, self._labels)
 
 
-def make_optimizer(network: nn.Module, name: str, params: Params, as_graph: bool) -> torch.optim.Optimizer:
+def make_optimizer(network: nn.Module, name: str, lr: float, params: Train, as_graph: bool) -> torch.optim.Optimizer:
     """Freeze everything except the head and train.layers. The head trains at lr, the body at lr * train.body_lr_factor.
 
     `as_graph` is that of TrainingStep. Raises UserError if train.layers is batchnorm and the network has no BatchNorm
     layers.
     """
-    head, body = set_trainable(network, params.train.layers)
-    if params.train.layers == "batchnorm" and not body:
+    head, body = set_trainable(network, params.layers)
+    if params.layers == "batchnorm" and not body:
         raise UserError(
             f"params.yaml: train.layers is batchnorm, but {name} has no BatchNorm layers; expected head, last_half "
             "or all"
         )
-    groups = [{"params": head, "lr": params.lr}, {"params": body, "lr": params.lr * params.train.body_lr_factor}]
+    groups = [{"params": head, "lr": lr}, {"params": body, "lr": lr * params.body_lr_factor}]
     device = head[0].device
     if as_graph:  # it reads the rates from these tensors
         groups = [{**group, "lr": torch.tensor(group["lr"], device=device)} for group in groups]
     fused = True if device.type == "cuda" else None
-    if params.train.optimizer == "adam":
+    if params.optimizer == "adam":
         return torch.optim.Adam(groups, fused=fused, capturable=as_graph)
-    return torch.optim.SGD(groups, momentum=params.train.momentum, fused=fused)
+    return torch.optim.SGD(groups, momentum=params.momentum, fused=fused)
 
 
 def keep_rate_tensors(optimizer: torch.optim.Optimizer, rates: Sequence[float | Tensor]) -> None:

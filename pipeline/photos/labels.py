@@ -8,7 +8,8 @@ from pathlib import PurePosixPath
 
 from pipeline.core.class_names import natural_key, normal_form
 from pipeline.core.errors import UserError, list_some
-from pipeline.core.params import AUTO, Split
+from pipeline.core.params import AUTO
+from pipeline.core.sections.prepare import Split
 from pipeline.photos.source import Photo, printable
 
 SPLIT_WORDS = {

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pipeline.core import SPLITS
 from pipeline.core.class_names import normal_form
 from pipeline.core.errors import UserError, list_some
-from pipeline.core.params import AUTO, ROUNDING, Params, Split
+from pipeline.core.params import AUTO, ROUNDING
+from pipeline.core.sections.prepare import Prepare, Split
 from pipeline.photos.copies import group_copies
 from pipeline.photos.labels import folder_of, split_named
 from pipeline.photos.packing import SplitOrder
@@ -30,10 +31,10 @@ NO_ROOM = frozenset({COPY, LEFT_OVER, NOT_NEEDED})  # for these photos in the sp
 Group = list[Photo]  # copies of one photo
 
 
-def require_enough(photos: list[Photo], classes: Sequence[str], source: PhotoSource, params: Params) -> None:
+def require_enough(photos: list[Photo], classes: Sequence[str], source: PhotoSource, prepare: Prepare) -> None:
     """Raise UserError right away if there are too few photos even if every one of them can be read."""
     found = Counter(photo.label for photo in photos if photo.label is not None and not photo.excluded)
-    asked = {name: size for name, size in params.prepare.split if isinstance(size, int)}
+    asked = {name: size for name, size in prepare.split if isinstance(size, int)}
     spared = (1 - LEAST_TRAIN_SHARE) * asked.get("train", 0)
     least = math.ceil(sum(asked.values()) - spared)
     missing = [name for label, name in enumerate(classes) if not found[label]]
@@ -49,7 +50,7 @@ def require_enough(photos: list[Photo], classes: Sequence[str], source: PhotoSou
         advice = f"add photos of {list_some(missing)}, or change classes in params.yaml"
     else:
         advice = f"prepare.split in params.yaml needs at least {least}; lower it, set shares such as 0.2, or add photos"
-    raise UserError(f"{params.prepare.source}: found {describe_found(photos, classes)}{skipped}; {advice}")
+    raise UserError(f"{prepare.source}: found {describe_found(photos, classes)}{skipped}; {advice}")
 
 
 def describe_found(photos: list[Photo], classes: Sequence[str]) -> str:
@@ -248,20 +249,20 @@ def fill_splits(photos: list[Photo], groups: list[Group], plan: Plan) -> dict[st
     return {split: orders[split].photos for split in SPLITS}
 
 
-def require_sizes(photos: list[Photo], classes: Sequence[str], params: Params) -> None:
+def require_sizes(photos: list[Photo], classes: Sequence[str], prepare: Prepare) -> None:
     """Raise UserError if a split is too small or lacks a class; warn if train is slightly smaller than asked for.
 
     Both messages give the counts.
     """
     got = {split: Counter(photo.label for photo in photos if photo.split == split) for split in SPLITS}
-    asked = {split: size for split, size in params.prepare.split if isinstance(size, int)}
+    asked = {split: size for split, size in prepare.split if isinstance(size, int)}
     short = {split: got[split].total() for split in asked if got[split].total() < asked[split]}
     lacking = {split: [name for label, name in enumerate(classes) if not got[split][label]] for split in SPLITS}
     if not short and not any(lacking.values()):
         return
     reasons = Counter(photo.excluded for photo in photos if photo.excluded)
     excluded = "".join(f"; {count} excluded: {reason}" for reason, count in sorted(reasons.items()))
-    text = f"{params.prepare.source}: of {len(photos)} photos, " + ", ".join(
+    text = f"{prepare.source}: of {len(photos)} photos, " + ", ".join(
         f"{split} got {got[split].total()}" + (f" of {asked[split]}" if split in asked else "") for split in SPLITS
     )
     found = f"found {describe_found(photos, classes)}"

@@ -1,0 +1,35 @@
+"""All of params.yaml, for the report and the tools. A stage that reads less depends on less."""
+
+from pathlib import Path
+
+from pipeline.core.params import Classes, Device, LearningRate, Network, Networks, Precision, Section, Threads
+from pipeline.core.sections.ensemble import Ensemble
+from pipeline.core.sections.evaluate import Evaluate
+from pipeline.core.sections.prepare import Prepare
+from pipeline.core.sections.reject import Reject
+from pipeline.core.sections.train import Train
+
+
+class Params(Section):
+    """All of params.yaml."""
+
+    classes: Classes
+    lr: LearningRate
+    device: Device
+    precision: Precision
+    threads: Threads
+    networks: Networks
+    prepare: Prepare
+    train: Train
+    evaluate: Evaluate
+    ensemble: Ensemble
+    reject: Reject
+
+
+def without_folders(params: Params) -> Params:
+    """Reduce the paths of photos and weights to file names, so that pages are the same in every folder."""
+    networks = {name: Network(weights=Path(network.weights).name) for name, network in params.networks.items()}
+    prepare = params.prepare.model_copy(
+        update={"source": Path(params.prepare.source).name, "labels": Path(params.prepare.labels).name}
+    )
+    return params.model_copy(update={"networks": networks, "prepare": prepare})

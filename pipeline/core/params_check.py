@@ -1,0 +1,78 @@
+"""Check all of params.yaml. No result depends on this module, because it only raises errors."""
+
+import itertools
+from typing import Any
+
+from pipeline.core.all_params import Params
+from pipeline.core.class_names import normal_form
+from pipeline.core.errors import UserError
+from pipeline.core.params import ROUNDING, Section
+
+from pydantic import ValidationError
+
+
+def check_all(content: Any) -> None:
+    """Raise UserError, with a line per mistake, if the content of params.yaml is wrong."""
+    try:
+        params = Params.model_validate(content)
+    except ValidationError as error:
+        raise UserError(*map(_describe, error.errors())) from None
+    _check_together(params)
+
+
+def _check_together(params: Params) -> None:
+    """Raise UserError if two values contradict each other."""
+    train, prepare = params.train, params.prepare
+    names = [(name, value) for name, value in prepare.split if isinstance(value, str)]
+    for (one, value), (other, its_value) in itertools.combinations(names, 2):
+        if normal_form(value) == normal_form(its_value):
+            raise UserError(
+                f"params.yaml: prepare.split.{one} and prepare.split.{other} are both {value!r}; expected different "
+                "photos"
+            )
+    shares = [value for _, value in prepare.split if isinstance(value, float)]
+    if sum(shares) > 1 + ROUNDING:
+        raise UserError(
+            f"params.yaml: the shares in prepare.split are {' + '.join(map(str, shares))}; expected at most 1 in all"
+        )
+    if isinstance(prepare.split.train, int) and train.batch_size > prepare.split.train:
+        raise UserError(
+            f"params.yaml: train.batch_size is {train.batch_size}; expected at most prepare.split.train "
+            f"({prepare.split.train})"
+        )
+    if train.head_init == "fitted" and train.head_width:
+        raise UserError(
+            f"params.yaml: train.head_width is {train.head_width}; expected 0, a linear head, because train.head_init "
+            "is fitted; or set train.head_init to random"
+        )
+    if train.image_size > prepare.image_size:
+        raise UserError(
+            f"params.yaml: train.image_size is {train.image_size}; expected at most prepare.image_size "
+            f"({prepare.image_size}), or 0 to use that size"
+        )
+
+
+def _describe(error: Any) -> str:
+    """Format a pydantic error as one line: the key, its value and what was expected."""
+    key = ".".join(map(str, error["loc"]))
+    if error["type"] == "missing":
+        return f"params.yaml: the key {key} is missing"
+    if error["type"] == "extra_forbidden":
+        return f"params.yaml: unknown key {key}; remove it or correct its name"
+    value = "empty" if error["input"] is None else repr(error["input"])
+    return f"params.yaml: {key or 'the file'} is {value}; {_expected(error)}"
+
+
+def _expected(error: Any) -> str:
+    """What was expected instead of the value of a pydantic error."""
+    if error["type"] == "model_type":
+        section = next(
+            kind
+            for kind in Section.__subclasses__()
+            if kind.__name__ == error["ctx"]["class_name"] and kind.__module__.startswith("pipeline.")
+        )
+        return f"expected the keys {', '.join(section.model_fields)}"
+    if error["type"] == "dict_type":
+        return "expected names of networks, each with its weights, such as resnet18: {weights: IMAGENET1K_V1}"
+    text = error["msg"].removeprefix("Value error, ")
+    return f"{text[0].lower()}{text[1:]}"

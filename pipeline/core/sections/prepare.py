@@ -1,0 +1,24 @@
+"""The section `prepare` of params.yaml."""
+
+from typing import Annotated, Literal
+
+from pipeline.core.params import LARGEST_SIZE, LEAST_SIZE, Integer, Section, Seed, SplitSize, Text
+
+from pydantic import Field
+
+
+class Split(Section):
+    """For each split the number of photos, a share of them, or the name of a given split."""
+
+    train: SplitSize
+    validation: SplitSize
+    test: SplitSize
+
+
+class Prepare(Section):
+    source: Text
+    labels: Text
+    image_size: Annotated[Integer, Field(ge=LEAST_SIZE, le=LARGEST_SIZE)]
+    resize: Literal["squeeze", "center_crop"]
+    split: Split
+    seed: Seed
