@@ -17,6 +17,21 @@ def test_dvc_repro_has_nothing_to_do_the_second_time(finished: Repository) -> No
     assert "Data and pipelines are up to date" in finished.dvc("repro")
 
 
+def test_a_stage_refuses_code_that_was_edited_after_dvc_repro_began(repository: Repository) -> None:
+    """Here it is edited before, but track_code is skipped."""
+    script = repository.root / "stages/ensemble.py"
+    repro = ("repro", "--force", "--single-item", "ensemble")
+    before = script.read_text()
+    script.write_text(f"{before}# a comment\n")
+    repository.dvc(*repro)
+    script.write_text(f"{before}CHANGED = 1\n")
+    assert "error: stages/ensemble.py has changed since `dvc repro` began; run `dvc repro` again\n" in (
+        repository.try_dvc(*repro).stderr
+    )
+    assert repository.stages_run_by("repro") == ["track_code", "ensemble"]
+    assert repository.has_clean_status()
+
+
 def test_git_tracks_the_metrics_but_no_photos_predictions_or_models(finished: Repository) -> None:
     tracked = set(finished.git("ls-files").splitlines())
     names = ("ensemble", "networks/resnet18", "networks/resnet34")

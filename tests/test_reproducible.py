@@ -14,6 +14,7 @@ from pathlib import Path
 import report
 from pipeline.core.errors import UserError
 from pipeline.fingerprint import find_commit
+from pipeline.networks import checkpoint as checkpoint_module
 from pipeline.networks.checkpoint import Checkpoint
 
 import pandas as pd
@@ -132,9 +133,10 @@ def test_checkpoint_is_loaded_only_by_the_same_training(tmp_path: Path, monkeypa
     assert loaded["curves"] == state["curves"]
 
     assert checkpoint(lr=0.002).load() is None
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
-    assert checkpoint().load() is None
-    monkeypatch.undo()
+    for module, name in ((torch, "get_num_threads"), (checkpoint_module, "describe")):
+        monkeypatch.setattr(module, name, lambda *_: "another")
+        assert checkpoint().load() is None
+        monkeypatch.undo()
     assert checkpoint().load()
     whole = path.read_bytes()
     for damaged in (whole[:100], b"", whole[:-200] + bytes([whole[-200] ^ 1]) + whole[-199:]):

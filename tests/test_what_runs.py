@@ -6,6 +6,7 @@ take no time and write something new each time they run.
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -76,6 +77,13 @@ CODE = {
     "pipeline/core/files.py": EVERYTHING,
     "pipeline/core/code.py": NOTHING,  # it decides what is in data/code, which shows it if it decides differently
     "pipeline/core/split_table.py": {"reject"} | EVALUATION,
+    "pipeline/core/params.py": EVERYTHING,
+    "pipeline/core/params_check.py": NOTHING,  # it only raises errors
+    "pipeline/core/sections/prepare.py": EVERYTHING,
+    "pipeline/core/sections/train.py": NETWORKS,
+    "pipeline/core/sections/evaluate.py": EVALUATION,
+    "pipeline/core/sections/reject.py": {"reject", "report"},
+    "pipeline/core/tool_paths.py": NOTHING,
     "pipeline/photos/decoding.py": EVERYTHING,
     "pipeline/networks/building.py": NETWORKS | {"reject"},
     "pipeline/networks/startup.py": NETWORKS | {"reject"},  # imported by the package's __init__
@@ -107,7 +115,7 @@ PACKAGES = {
     "torch": NETWORKS | {"reject"},
     "pillow": EVERYTHING,
     "pillow-heif": EVERYTHING,  # optional
-    "scikit-learn": NETWORKS,
+    "scikit-learn": EVALUATION,
     "matplotlib": {"report"},
     "jinja2": {"report"},  # though PyTorch requires it
     "captum": {"explain", "report"},
@@ -227,7 +235,9 @@ def test_dvc_reruns_nothing_for_comments_docstrings_and_formatting(stand_in: Rep
 
 def test_a_new_way_to_combine_or_a_section_of_the_report_retrains_nothing(stand_in: Repository) -> None:
     method = {
-        "pipeline/core/params.py": lambda text: text.replace('"majority_vote",', '"majority_vote", "median",'),
+        "pipeline/core/sections/ensemble.py": lambda text: text.replace(
+            '"majority_vote",', '"majority_vote", "median",'
+        ),
         "pipeline/scores/combining.py": lambda text: f"{text}\n\ndef median(): ...\n",
     }
     with changed(stand_in, method):
@@ -269,10 +279,13 @@ def test_dvc_reruns_everything_for_photos_labels_and_corrections_but_nothing_for
 
 
 @pytest.mark.parametrize("name", sorted(EVERYTHING))
-def test_each_stage_depends_on_what_its_script_runs(name: str) -> None:
+def test_each_stage_depends_on_the_code_and_params_that_its_script_reads(name: str) -> None:
     stage = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"][name]
+    script = stage["cmd"].removeprefix("${train.launcher}").split("/")[-1].split(".")[0]
     [code] = [dep for dep in stage["deps"] if dep.startswith(("data/code", "stages", "pipeline"))]
-    assert code == f"data/code/{Path(stage['cmd'].split()[1]).stem}.txt"
+    assert code == f"data/code/{script}.txt"
+    params = runpy.run_path(f"{REPOSITORY}/stages/{script}.py")["Params"]
+    assert {key.partition(".")[0] for key in stage["params"]} == {*params.model_fields}
 
 
 # What each room may import besides itself, without circles.

@@ -18,9 +18,10 @@ from pipeline.core import SPLITS
 from pipeline.core.all_params import Params
 from pipeline.core.command_line import read_arguments
 from pipeline.core.files import atomic_write
-from pipeline.core.paths import AUDIT_PAGE, AUDIT_TABLE, SPLIT_TABLE, packed_split
+from pipeline.core.paths import SPLIT_TABLE, packed_split
 from pipeline.core.process import check_first, extra_packages, run_stage
 from pipeline.core.read_params import read_params
+from pipeline.core.tool_paths import AUDIT_PAGE, AUDIT_TABLE
 from pipeline.results import require_results
 
 

@@ -20,8 +20,9 @@ from pipeline.core import WORKSPACE
 from pipeline.core.command_line import ArgumentParser
 from pipeline.core.errors import UserError, list_some
 from pipeline.core.files import atomic_write
-from pipeline.core.paths import COMPARE_PAGE, SPLIT_TABLE, packed_split
+from pipeline.core.paths import SPLIT_TABLE, packed_split
 from pipeline.core.process import check_first, run_stage
+from pipeline.core.tool_paths import COMPARE_PAGE
 
 
 def read_arguments() -> argparse.Namespace:

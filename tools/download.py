@@ -15,8 +15,8 @@ import time
 
 from pipeline.core.command_line import ArgumentParser
 from pipeline.core.errors import UserError
-from pipeline.core.paths import ARCHIVE
 from pipeline.core.process import run_stage
+from pipeline.core.tool_paths import ARCHIVE
 
 import requests
 import urllib3

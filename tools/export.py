@@ -24,7 +24,6 @@ from pipeline.core.files import atomic_write, read_json
 from pipeline.core.paths import (
     ENSEMBLE_CLASS_SCORES,
     ENSEMBLE_SCORES,
-    EXPORT,
     NETWORK_CLASS_SCORES,
     NETWORK_SCORES,
     PREPARE_SUMMARY,
@@ -32,6 +31,7 @@ from pipeline.core.paths import (
 )
 from pipeline.core.process import check_first, extra_packages, run_stage
 from pipeline.core.read_params import read_params
+from pipeline.core.tool_paths import EXPORT
 from pipeline.results import require_ensemble
 
 

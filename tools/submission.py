@@ -17,9 +17,9 @@ from pipeline.core.all_params import Params
 from pipeline.core.command_line import ArgumentParser
 from pipeline.core.errors import UserError, list_some
 from pipeline.core.files import atomic_write
-from pipeline.core.paths import SUBMISSION, UNLABELLED_ARCHIVES
 from pipeline.core.process import check_first, run_stage
 from pipeline.core.read_params import read_params
+from pipeline.core.tool_paths import SUBMISSION, UNLABELLED_ARCHIVES
 from pipeline.results import require_ensemble
 
 

@@ -125,8 +125,8 @@ def _read(file: Path) -> _Source:
 def _meaning(node: Any) -> str:
     """The syntax tree as text. (ast.dump gives another text in another version of Python.)
 
-    Empty fields are left out, because new versions of Python add fields. So are strings that stand alone, which are
-    docstrings and have no effect, and empty parts of f-strings, which Python 3.12.1 adds.
+    Fields that are empty or 0 are left out, because new versions of Python add fields; so are the empty parts that
+    Python 3.12.1 adds to f-strings, and strings that stand alone: these are docstrings, or have no effect.
     """
     if isinstance(node, ast.Constant):
         return ascii(node.value)
@@ -135,7 +135,7 @@ def _meaning(node: Any) -> str:
         return f"f[{','.join(map(_meaning, parts))}]"
     if isinstance(node, ast.AST):
         fields = [(name, getattr(node, name, None)) for name in node._fields if name not in NO_MEANING]
-        texts = [f"{name}={_meaning(value)}" for name, value in fields if value is not None and value != []]
+        texts = [f"{name}={_meaning(value)}" for name, value in fields if value]
         return f"{type(node).__name__}({' '.join(texts)})"
     if isinstance(node, list):
         return f"[{','.join(_meaning(item) for item in node if not _stands_alone(item))}]"

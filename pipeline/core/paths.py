@@ -1,4 +1,4 @@
-"""Paths of the project's files, relative to its root."""
+"""Paths of the files that stages read and write, relative to the project's root."""
 
 from pathlib import Path
 
@@ -6,9 +6,6 @@ PARAMS = Path("params.yaml")
 PIPELINE = Path("dvc.yaml")
 
 CORRECTIONS = Path("data/corrections.txt")
-RAW = Path("data/raw")
-ARCHIVE = RAW / "train.zip"  # what tools/download.py writes
-UNLABELLED_ARCHIVES = (RAW / "test1.zip", RAW / "test.zip")  # of Kaggle's competitions, for tools/submission.py
 
 CODE = Path("data/code")  # what `track_code` writes
 PREPARED = Path("data/prepared")  # what `prepare` writes
@@ -33,12 +30,6 @@ REJECTION = METRICS / "rejection.safetensors"
 REJECTION_TABLE = METRICS / "rejection.csv"
 HEAT_MAPS = METRICS / "heat_maps.safetensors"
 REPORT = METRICS / "report.html"
-AUDIT_TABLE = METRICS / "audit.csv"
-AUDIT_PAGE = METRICS / "audit.html"
-COMPARE_PAGE = METRICS / "compare.html"
-
-EXPORT = Path("export")
-SUBMISSION = Path("submission.csv")
 
 
 def code_text(stage: str) -> Path:

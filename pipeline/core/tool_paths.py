@@ -1,0 +1,16 @@
+"""Paths of the files that only tools read and write, relative to the project's root."""
+
+from pathlib import Path
+
+from pipeline.core.paths import METRICS
+
+RAW = Path("data/raw")
+ARCHIVE = RAW / "train.zip"  # what tools/download.py writes
+UNLABELLED_ARCHIVES = (RAW / "test1.zip", RAW / "test.zip")  # of Kaggle's competitions, for tools/submission.py
+
+AUDIT_TABLE = METRICS / "audit.csv"
+AUDIT_PAGE = METRICS / "audit.html"
+COMPARE_PAGE = METRICS / "compare.html"
+
+EXPORT = Path("export")
+SUBMISSION = Path("submission.csv")
