@@ -37,6 +37,7 @@ CLASSES = ["cat", "dog"]
 NETWORKS = ("resnet18", "resnet34")
 SPLIT_TABLE, PREDICTIONS = "data/prepared/split.csv", "metrics/predictions.csv"
 ENSEMBLE_PREDICTIONS = "metrics/ensemble_predictions.csv"
+CODE = "data/code/evaluate.txt"
 HEAD_WRONG = {"resnet18": range(20), "resnet34": range(10, 30)}  # the photos that HEAD gets wrong in each split
 # Of resnet18's mistakes this corrects six and adds four; resnet34's answers are the same.
 SLOWER_WRONG = {"resnet18": [*range(6, 20), 50, 51, 52, 53], "resnet34": range(10, 30)}
@@ -175,10 +176,12 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Repository:
     repository.commit()
     repository.git("tag", "nothing-stored")
 
+    repository.dvc("repro", "track_code")
     for stage in yaml.safe_load((repository.root / "dvc.yaml").read_text())["stages"].values():
         for out in (*stage["outs"], *stage.get("metrics", [])):
             name = out if isinstance(out, str) else next(iter(out))
-            write(repository, {name if Path(name).suffix else f"{name}/content.json": b"{}"})
+            if name != "data/code":
+                write(repository, {name if Path(name).suffix else f"{name}/content.json": b"{}"})
     write(repository, results(HEAD_WRONG) | {"metrics/networks/resnet34.json": b'{"kept_epoch": 0}'})
     repository.dvc("commit", "--force")
     repository.commit()
@@ -211,15 +214,16 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Repository:
     for name, spoil in {
         "not-evaluated": lambda stages: stages.pop("evaluate"),
         "mixed": lambda stages: stages["train_resnet34"]["params"]["params.yaml"].update(lr=0.5),
-        "new-code": lambda stages: stages["evaluate"]["deps"][-1].update(md5="0" * 32 + ".dir"),
         "retrained": lambda stages: stages["train_resnet18"]["outs"][0].update(md5="0" * 32),
         "half-run": lambda stages: next(of for of in stages["ensemble"]["deps"] if of["path"] == PREDICTIONS).update(
             md5="0" * 32
         ),
     }.items():
         store(repository, name, old, spoil=spoil)
-        if name == "new-code":
-            store(repository, "new-code-and-seed", old, {"train.seed": 2}, spoil=spoil)
+    code = {CODE: (repository.root / CODE).read_bytes().replace(b"stages/evaluate.py ", b"stages/evaluate.py 0")}
+    for name, params in {"new-code": {}, "new-code-and-seed": {"train.seed": 2}}.items():
+        write(repository, code)
+        store(repository, name, old | code, params)
     store(repository, "old", old | {PREDICTIONS: old[PREDICTIONS].replace(b"logit_", b"margin_")})
     return repository
 

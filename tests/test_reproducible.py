@@ -98,6 +98,8 @@ def test_train_resumes_after_its_last_epoch_but_only_with_the_same_code(reposito
         time.sleep(0.01)
     kill(process)
     checkpoint = (repository.root / CHECKPOINT).read_bytes()
+    code = repository.root / "pipeline/networks/compute.py"
+    code.write_text(f"# a comment\n{code.read_text()}")
     output = repository.dvc("repro", "--force", "--single-item", "train_resnet18")
     assert "resnet18: resuming after epoch" in output
     assert "epoch 1/3" not in output
@@ -105,8 +107,7 @@ def test_train_resumes_after_its_last_epoch_but_only_with_the_same_code(reposito
     assert not (repository.root / CHECKPOINT).exists()
 
     (repository.root / CHECKPOINT).write_bytes(checkpoint)
-    with (repository.root / "pipeline/networks/compute.py").open("a") as code:
-        code.write("# a change\n")
+    code.write_text(f"{code.read_text()}CHANGED = 1\n")
     output = repository.dvc("repro", "train_resnet18")
     assert "training starts from scratch" in output
     assert "epoch 1/3" in output
@@ -164,7 +165,7 @@ def test_verify_rebuilds_everything_and_finds_it_unchanged(repository: Repositor
     before = repository.git("status", "--porcelain", "--ignored")
     done = repository.run("verify.py")
     assert done.returncode == 0, done.stderr
-    folders = [repository.root / name for name in ("data/prepared", "metrics", "models")]
+    folders = [repository.root / name for name in ("data/code", "data/prepared", "metrics", "models")]
     files = {path.relative_to(repository.root) for folder in folders for path in folder.rglob("*") if path.is_file()}
     assert {Path(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("same ")} == files
     assert f"All {len(files)} outputs are the same, byte for byte. Others can compare" in done.stdout
