@@ -25,7 +25,7 @@ UNUSED_MODULES = ("pipeline/core/code.py", "pipeline/core/params_check.py")
 UNUSED_PACKAGES = ("psutil", "tqdm")  # find DVC's process, show progress
 
 # The names of packages that are imported by another one.
-PACKAGES = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+PACKAGES = {"PIL": "pillow", "pillow_jxl": "pillow-jxl-plugin", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 # What packages compute with, whose version counts, too. (Not all that they require: PyTorch requires Jinja.)
 COMPUTE_WITH = {
     "captum": ["numpy"],
@@ -183,7 +183,7 @@ def _locked(names: set[str]) -> Iterator[str]:
         if not (lines := next((_lock(file)[package] for file in files if package in _lock(file)), None)):
             raise UserError(
                 f"the code imports {package}, which requirements.txt does not list; add it to requirements.in and run "
-                "`make lock`"
+                "`make lock`, or its name there to PACKAGES in pipeline/core/code.py"
             )
         yield ", ".join(lines)  # several if platforms or versions of Python differ
 
