@@ -82,6 +82,7 @@ CODE = {
     "pipeline/core/sections/prepare.py": EVERYTHING,
     "pipeline/core/sections/train.py": NETWORKS,
     "pipeline/core/sections/evaluate.py": EVALUATION,
+    "pipeline/core/sections/ensemble.py": EVALUATION,  # its methods, as for combining.py
     "pipeline/core/sections/reject.py": {"reject", "report"},
     "pipeline/core/tool_paths.py": NOTHING,
     "pipeline/photos/decoding.py": EVERYTHING,
@@ -90,10 +91,9 @@ CODE = {
     "pipeline/networks/checkpoint.py": NETWORKS,
     "pipeline/networks/fitting.py": NETWORKS,
     "pipeline/networks/rejection.py": {"reject", "report"},  # imported in a function
-    "pipeline/networks/explaining.py": {"explain", "report"},
+    "pipeline/networks/explaining.py": EVALUATION,
     "pipeline/scores/scoring.py": EVALUATION,
-    "pipeline/scores/combining.py": COMBINATION,
-    "pipeline/scores/curves.py": {"explain", "report"},
+    "pipeline/scores/combining.py": EVALUATION,  # evaluate looks for the hardest photos with any method
     "pipeline/pages/plots.py": {"report"},
     "pipeline/pages/templates/report.html.jinja": {"report"},
     "pipeline/pages/templates/page.html.jinja": {"report"},  # which that template extends
@@ -118,7 +118,6 @@ PACKAGES = {
     "scikit-learn": EVALUATION,
     "matplotlib": {"report"},
     "jinja2": {"report"},  # though PyTorch requires it
-    "captum": {"explain", "report"},
     "dvc": NOTHING,
     "tqdm": NOTHING,
     "flask": NOTHING,
@@ -241,7 +240,7 @@ def test_a_new_way_to_combine_or_a_section_of_the_report_retrains_nothing(stand_
         "pipeline/scores/combining.py": lambda text: f"{text}\n\ndef median(): ...\n",
     }
     with changed(stand_in, method):
-        assert would_run() == COMBINATION
+        assert would_run() == EVALUATION
     section = {
         "stages/report.py": lambda text: f"{text}\n\ndef describe_hardware(): ...\n",
         "pipeline/pages/templates/report.html.jinja": lambda text: text.replace("</section>", "</section>\n<hr>"),
@@ -295,8 +294,9 @@ MAY_IMPORT = {
     "networks": {"core"},
     "scores": {"core"},
     "pages": {"core", "scores"},
-    "inference.py": {"core", "photos", "networks", "scores"},
-    "runs.py": {"core", "scores"},
+    "results.py": {"core"},
+    "inference.py": {"core", "photos", "networks", "scores", "results.py"},
+    "runs.py": {"core", "scores", "results.py"},
     "fingerprint.py": {"core", "networks", "scores"},
     "differences.py": set(),
 }

@@ -28,7 +28,6 @@ UNUSED_PACKAGES = ("psutil", "tqdm")  # find DVC's process, show progress
 PACKAGES = {"PIL": "pillow", "pillow_jxl": "pillow-jxl-plugin", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 # What packages compute with, whose version counts, too. (Not all that they require: PyTorch requires Jinja.)
 COMPUTE_WITH = {
-    "captum": ["numpy"],
     "imagehash": ["numpy", "pywavelets", "scipy"],
     "jinja2": ["markupsafe"],
     "matplotlib": ["contourpy", "numpy"],

@@ -39,8 +39,8 @@ def run_stage(main: Callable[[], None]) -> None:
     """Call `main()`, and turn errors that the user can fix into one line on stderr and exit status 1.
 
     The exit status is 130 after Ctrl-C and 143 after SIGTERM; partial files are deleted first. A stage that DVC started
-    also exits when DVC does, because it would otherwise keep writing while the next `dvc repro` runs. It refuses to run
-    other code than DVC is going to record. Does not return: the process ends when `main()` has.
+    also exits when DVC does, because it would otherwise keep writing while the next `dvc repro` runs; and it refuses to
+    run other code than DVC is going to record. Does not return: the process ends when `main()` has.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with _explained_errors():

@@ -7,8 +7,8 @@ from typing import Any, get_args
 
 from pipeline.core.errors import UserError, list_some
 from pipeline.core.files import read_json
-from pipeline.core.params import Ensemble
 from pipeline.core.paths import COMBINATION
+from pipeline.core.sections.ensemble import Ensemble
 
 import numpy as np
 from scipy.optimize import minimize
