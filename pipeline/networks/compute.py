@@ -110,7 +110,8 @@ def choose_precision(precision: str, device: torch.device) -> torch.dtype:
     Support for bfloat16 alone is not enough: on a CPU with only AVX2 it is several times slower than float32. AMX is
     built for it, and AMD's AVX512-BF16 doubles the rate of float32; Intel's AVX512-BF16 without AMX trains at about the
     same rate and predicts more slowly. oneDNN may also be kept from using these units (ONEDNN_MAX_CPU_ISA, some
-    containers), so it is queried. On a GPU, `float32` keeps PyTorch's default, which uses TF32 in convolutions.
+    containers), so it is queried. On a GPU, `float32` keeps PyTorch's default, which uses TF32 in convolutions: with
+    small batches single kernels are faster in it, but not as fast as a CUDA graph in bfloat16 (docs/gpus.md).
     """
     if precision == "auto":
         if device.type == "cuda":
