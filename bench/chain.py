@@ -33,7 +33,7 @@ Chain = dict[str, Stage]  # by name, such as `prepare` and `train resnet18`, in 
 
 
 def run_chain(folder: Path, params_file: Path) -> Chain:
-    """Run every stage of dvc.yaml in `folder`, train.py once for each network in the params."""
+    """Run every stage of dvc.yaml, except track_code, in `folder`, train.py once for each network in the params."""
     networks = read_params(Params, params_file).networks
     (folder / "data").mkdir(parents=True)
     (folder / "data/corrections.txt").touch()
@@ -41,7 +41,9 @@ def run_chain(folder: Path, params_file: Path) -> Chain:
     shutil.copy(PROJECT / PIPELINE, folder)  # the report shows it
     stages = yaml.safe_load((PROJECT / PIPELINE).read_text(encoding="utf-8"))["stages"].values()
     chain = {}
-    for script in dict.fromkeys(stage["cmd"].split()[1] for stage in stages):
+    scripts = dict.fromkeys(stage["cmd"].split()[1] for stage in stages)
+    del scripts["stages/track_code.py"]  # DVC alone needs it
+    for script in scripts:
         for arguments in [[name] for name in networks] if script == "stages/train.py" else [[]]:
             name = " ".join([Path(script).stem, *arguments])
             print(f"\n{folder.name} run: {name}", flush=True)

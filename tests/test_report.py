@@ -423,7 +423,7 @@ def test_report_names_the_missing_file(repository: Repository, monkeypatch: pyte
     monkeypatch.chdir(repository.root)
     stage = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]["report"]
     for dep in stage["deps"]:
-        if dep.startswith(("data/", "metrics/")):
+        if dep.startswith(("data/prepared/", "metrics/")):
             path = Path(dep) / "resnet34.csv" if Path(dep).is_dir() else Path(dep)
             path.rename("away")
             with pytest.raises(UserError, match=f"{path} does not exist; run `dvc repro` to create it"):
