@@ -116,7 +116,7 @@ def split_named(name: str) -> str | None:
 
 def folder_of(photo: Photo) -> Folder:
     """The folders of a photo's path in the source, outermost first."""
-    return PurePosixPath(photo.path).parts[:-1]
+    return tuple(photo.path.split("/")[:-1])  # much faster than PurePosixPath, and called for each photo several times
 
 
 def _given_label(photo: Photo, names: ClassNames, classes: Sequence[str]) -> int | None:
