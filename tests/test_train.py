@@ -289,6 +289,8 @@ def curve_of(*epochs: tuple[float, float]) -> list[dict]:
         (curve_of((0.05, 0.08)), ""),
         (curve_of((0.05, 0.08), (0.2, 0.4)), ""),  # the rate is high, and the head's train loss no measure
         (curve_of((0.05, 0.08), (0.2, 9.26)), r"the loss \(9.26\) is far above that of guessing .*; lr is too high"),
+        (curve_of((0.05, 0.08), (0.7, 0.69)), "the network is no longer better than guessing; lr is too high"),
+        (curve_of((0.7, 0.7), (0.7, 0.69)), ""),  # it has not learned anything yet
         (curve_of((0.05, 0.08), (3.5, 0.4)), r"the loss \(3.5\) is far above that of guessing .*; lr is too high"),
         (curve_of((0.05, 0.08), (0.2, 0.1), (0.1, 0.09)), ""),
         (curve_of((0.05, 0.08), (0.2, 0.1), (0.3, 0.2)), "the train loss has risen from 0.2000; lr may be too high"),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 LOWEST_SCALE, HIGHEST_SCALE = 1e-3, 1e3  # of logits; without any mistake, the best scale would be infinite
 BISECTIONS = 40  # of the logarithm of the scale; more would not change the loss
 NOTABLE = 1.2  # a loss has risen if it is larger by a fifth; less may be noise
-DIVERGED = 2  # times the loss of guessing
+LEARNED, FORGOTTEN, DIVERGED = 0.5, 0.95, 2  # times the loss of guessing
 
 
 def calibrated_loss(logits: Tensor, labels: Tensor) -> float:
@@ -49,9 +49,8 @@ def best_epoch(curve: list[dict], params: Train) -> dict | None:
 def find_trouble(curve: list[dict], classes: int) -> str:
     """What the last epoch of the curve shows to be going wrong, and what to do about it; empty if nothing is."""
     *before, last = curve
-    if is_diverging(curve, classes):
-        loss = max(last["train_loss"], last["validation_loss"])
-        return f"the loss ({loss:.4g}) is far above that of guessing ({math.log(classes):.4g}); lr is too high"
+    if divergence := describe_divergence(curve, classes):
+        return f"{divergence}; lr is too high"
     if not before or before[-1]["epoch"] == 0:  # the fitted head's train loss is of photos that it was fitted to
         return ""
     previous = before[-1]
@@ -66,12 +65,19 @@ def find_trouble(curve: list[dict], classes: int) -> str:
     return ""
 
 
-def is_diverging(curve: list[dict], classes: int) -> bool:
-    """Whether the loss of the curve's last epoch is far above that of guessing, and training is what made it so."""
+def describe_divergence(curve: list[dict], classes: int) -> str:
+    """How the curve's last epoch shows that training makes the network worse than guessing; empty if it does not."""
     *before, last = curve
-    far_above = DIVERGED * math.log(classes)
-    was_lower = any(scores["validation_loss"] < far_above for scores in before)
-    return last["epoch"] > 0 and (last["train_loss"] > far_above or (was_lower and last["validation_loss"] > far_above))
+    guessing = math.log(classes)
+    had_learned = any(scores["validation_calibrated_loss"] < LEARNED * guessing for scores in before)
+    if last["epoch"] == 0:
+        return ""
+    if last["train_loss"] > DIVERGED * guessing or (had_learned and last["validation_loss"] > DIVERGED * guessing):
+        loss = max(last["train_loss"], last["validation_loss"])
+        return f"the loss ({loss:.4g}) is far above that of guessing ({guessing:.4g})"
+    if had_learned and last["validation_calibrated_loss"] > FORGOTTEN * guessing:
+        return "the network is no longer better than guessing"
+    return ""
 
 
 def explain_choice(curve: list[dict], classes: int, params: Train, lr: float) -> str:
@@ -88,7 +94,7 @@ def explain_choice(curve: list[dict], classes: int, params: Train, lr: float) ->
             f"kept epoch {best['epoch']} of {params.epochs}: {scores}; its calibrated validation loss is the lowest "
             f"({losses}); try train.epochs={best['epoch']}"
         )
-    diverged = any(is_diverging(curve[: epochs + 1], classes) for epochs in range(len(curve)))
+    diverged = any(describe_divergence(curve[: epochs + 1], classes) for epochs in range(len(curve)))
     return (
         f"kept the fitted head (epoch 0), and no training: {scores}; its calibrated validation loss is lower "
         f"({losses}); try lr={lr / (10 if diverged else 3):.1g}"
