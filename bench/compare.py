@@ -46,6 +46,8 @@ from pipeline.core.errors import UserError
 from pipeline.core.params import weights_file
 from pipeline.core.process import run_stage
 from pipeline.core.read_params import read_params
+from pipeline.core.recipes import read_recipe, set_values
+from pipeline.core.tool_paths import RECIPES
 from pipeline.networks.building import build_network
 from pipeline.networks.compute import autocast, dtype_name, set_up
 from pipeline.networks.freezing import set_trainable, set_training
@@ -61,21 +63,8 @@ SPARE = 1.05  # times the photos needed: `prepare` excludes some as copies of ot
 COLUMNS = OURS, NOTEBOOK, FASTAI, TORCHVISION, LIMIT = "pipeline", "notebook", "fastai", "torchvision", "limit"
 GOAL = 0.98  # validation accuracy
 HAS_FASTAI = importlib.util.find_spec("fastai") is not None
-
-RECIPE = {  # as in notebook.py, whatever params.yaml says
-    "layers": "batchnorm",
-    "body_lr_factor": 1.0,
-    "batchnorm_statistics": "updated",
-    "head_init": "random",
-    "head_width": 512,
-    "dropout": 0.5,
-    "optimizer": "adam",
-    "lr_schedule": "step",
-    "lr_step_size": 0,
-    "label_smoothing": 0.0,
-    "augment": "none",
-    "image_size": 0,
-}
+RECIPE = "ensemble-post"  # which the alternatives follow, too
+SIZES = ("prepare.image_size", "train.batch_size")  # as in params.yaml, for the alternatives as well
 
 EXPLANATION = """
 Medians (means for accuracy). In parentheses, the pipeline's value divided by that one: higher is better for rates,
@@ -182,10 +171,9 @@ def write_params(
     params["prepare"]["split"] = dict(zip(("train", "validation", "test"), arguments.split, strict=True))
     params["train"]["seed"] = seed
     if same_recipe:
-        params["prepare"]["resize"] = "squeeze"
-        params["lr"] = 0.001
-        params["evaluate"]["test_time_flip"] = False
-        params["train"] |= {**RECIPE, "epochs": arguments.epochs}
+        recipe = read_recipe(RECIPE, PROJECT / RECIPES)
+        set_values(params, {key: value for key, value in recipe.items() if key not in SIZES})
+        params["train"]["epochs"] = arguments.epochs
     for network in params["networks"].values():
         if arguments.photos is None:
             network["weights"] = "none"

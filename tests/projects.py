@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
+from pipeline.core.recipes import read_recipe, set_values
 from run import GIT, clean_environment, copy_pipeline
 
 import forked
@@ -25,7 +26,12 @@ SCRIPTS = sorted(
     f"{folder}/{path.name}" for folder in ("stages", "tools") for path in (REPOSITORY / folder).glob("*.py")
 )
 # The arguments that each script requires.
-ARGUMENTS = {"stages/train.py": ["resnet18"], "tools/networks.py": ["resnet18"], "tools/predict.py": ["a.jpg"]}
+ARGUMENTS = {
+    "stages/train.py": ["resnet18"],
+    "tools/networks.py": ["resnet18"],
+    "tools/predict.py": ["a.jpg"],
+    "tools/recipe.py": ["best"],
+}
 SPLITS = ("train", "validation", "test")
 DVC_SETTINGS = ("DVC_NO_ANALYTICS", "DVC_SITE_CACHE_DIR")  # of conftest.py
 # In dvc.yaml's order.
@@ -35,8 +41,8 @@ STAGE_NAMES = ("track_code", "prepare", "train_resnet18", "train_resnet34", "eva
 class Project:
     """A scratch project: a folder with a params.yaml, in which the repository's scripts are run as users run them.
 
-    `params` starts as the repository's own params.yaml, shrunk: 32 pixels a side, 8/4/4 photos, no pretrained weights,
-    one epoch in batches of four, and the simplest settings of `train`.
+    `params` starts as the repository's own params.yaml with its simplest recipe, shrunk: 32 pixels a side, 8/4/4
+    photos, no pretrained weights, one epoch in batches of four.
     """
 
     def __init__(self, root: Path) -> None:
@@ -44,15 +50,16 @@ class Project:
         self.last_run: subprocess.CompletedProcess | None = None
         root.mkdir(parents=True, exist_ok=True)
         self.params: dict = yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
-        self.params["prepare"] |= {"image_size": 32, "resize": "squeeze"}
+        self.recipe("ensemble-post")
+        self.params["prepare"]["image_size"] = 32
         self.split(train=8, validation=4, test=4)
         for network in self.params["networks"].values():
             network["weights"] = "none"
-        self.params["lr"] = 0.001
-        self.params["train"] |= {"layers": "batchnorm", "body_lr_factor": 1.0, "lr_schedule": "step"}
-        self.params["train"] |= {"batchnorm_statistics": "updated", "head_init": "random", "head_width": 512}
-        self.params["train"] |= {"label_smoothing": 0.0, "augment": "none", "image_size": 0}
         self.params["train"] |= {"epochs": 1, "batch_size": 4}
+
+    def recipe(self, name: str) -> None:
+        """Set the values of one of the repository's recipes."""
+        set_values(self.params, read_recipe(name, REPOSITORY / "recipes"))
 
     def split(self, train: int, validation: int, test: int) -> None:
         """Set the number of photos in each split."""

@@ -295,7 +295,7 @@ def replaced(pattern: str, text: str) -> str:
 def test_read_params_refuses_what_yaml_changes(pattern: str, written: str, said: str, tmp_path: Path) -> None:
     text = replaced(pattern, written)
     line = text[: text.index(written)].count("\n") + 1
-    assert refusal(text, tmp_path) == f"params.yaml, line {line}: YAML reads {said}"
+    assert refusal(text, tmp_path) == f"{tmp_path}/params.yaml, line {line}: YAML reads {said}"
 
 
 def test_read_params_takes_classes_in_quotes_and_plain_numbers_as_they_are_written(tmp_path: Path) -> None:
@@ -320,7 +320,7 @@ def test_read_params_takes_a_share_in_quotes_for_a_share(written: str, meant: ob
     ],
 )
 def test_read_params_refuses_a_key_that_stands_twice(pattern: str, text: str, said: str, tmp_path: Path) -> None:
-    assert refusal(replaced(pattern, text), tmp_path) == f"params.yaml: {said}; delete one of the two"
+    assert refusal(replaced(pattern, text), tmp_path) == f"{tmp_path}/params.yaml: {said}; delete one of the two"
 
 
 @pytest.mark.parametrize(

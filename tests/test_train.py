@@ -187,11 +187,10 @@ def test_train_refuses_batchnorm_layers_of_a_network_without_any(small: Project)
 
 @pytest.mark.slow
 def test_train_follows_the_first_posts_recipe_with_a_falling_learning_rate(small: Project) -> None:
-    small.params["prepare"]["resize"] = "center_crop"
+    small.recipe("pytorch-tutorial")
+    small.params["prepare"]["image_size"] = 32
     small.split(train=8, validation=4, test=4)
-    small.params["train"] |= {"layers": "all", "head_width": 0, "optimizer": "sgd", "momentum": 0.9, "batch_size": 4}
-    small.params["train"] |= {"lr_step_size": 2, "lr_gamma": 0.1, "augment": "crop_and_flip", "crop_scale": 0.08}
-    small.params["train"]["epochs"] = 5
+    small.params["train"] |= {"lr_step_size": 2, "epochs": 5}
     small.prepare()
     small.succeed("train.py", "resnet18")
     lr = pd.read_csv(small.root / "metrics/curves/resnet18.csv")["lr"]

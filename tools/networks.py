@@ -10,12 +10,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `pipeline` can be imported
 
 import argparse
-import io
-from typing import Any
 
 from pipeline.core.command_line import ArgumentParser
 from pipeline.core.errors import UserError
-from pipeline.core.files import atomic_write
 from pipeline.core.paths import PARAMS, PIPELINE, learning_curve, model, network_metrics, train_scores
 from pipeline.core.process import check_first, run_stage
 
@@ -29,41 +26,28 @@ def read_arguments() -> argparse.Namespace:
 if __name__ == "__main__":
     check_first(read_arguments)
 
+from pipeline.core.editing import as_text, parse, read_to_edit, write_edited
 from pipeline.networks.building import require_known
 
-from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
 TRAIN = "train_"  # the prefix of the training stages' names
-
-yaml = YAML()  # keeps comments, order, anchors and style
-yaml.width = 120
-yaml.indent(mapping=2, sequence=4, offset=2)
 
 
 def main() -> None:
     names = read_arguments().networks
     for name in names:
         require_known(name)
-    params, pipeline = load(PARAMS), load(PIPELINE)
+    params, pipeline = read_to_edit(PARAMS), read_to_edit(PIPELINE)
     removed = {*params["networks"], *trained_networks(pipeline["stages"])} - {*names}
     set_networks(params["networks"], names)
     set_stages(pipeline["stages"], names)
     set_artifacts(pipeline["artifacts"], names, removed)
-    with atomic_write() as write_to:
-        yaml.dump(params, write_to(PARAMS))
-        yaml.dump(pipeline, write_to(PIPELINE))
+    write_edited({PARAMS: params, PIPELINE: pipeline})
     for name in removed:
         for path in results(name):
             path.unlink(missing_ok=True)
     print(f"networks: {', '.join(params['networks'])}; run `dvc repro` to train the new ones and combine them all")
-
-
-def load(path: Path) -> CommentedMap:
-    """The YAML in `path`. Raises UserError if the file does not exist."""
-    if not path.exists():
-        raise UserError(f"{path} does not exist in {Path.cwd()}; run this from the project's root")
-    return yaml.load(path.read_text(encoding="utf-8"))
 
 
 def set_networks(networks: CommentedMap, names: list[str]) -> None:
@@ -97,7 +81,7 @@ def set_stages(stages: CommentedMap, names: list[str]) -> None:
     deps = stages[TRAIN + last]["deps"]
     for name in names:
         if name not in trained:
-            stage = yaml.load(dumped(stages[TRAIN + last]).replace(last, name))
+            stage = parse(as_text(stages[TRAIN + last]).replace(last, name))
             stage["deps"] = deps  # the same list, so that YAML writes an alias
             stages.insert(list(stages).index("evaluate"), TRAIN + name, stage)
     deps.yaml_set_anchor("train_deps", always_dump=True)
@@ -117,12 +101,6 @@ def set_artifacts(artifacts: CommentedMap, names: list[str], removed: set[str]) 
         if key not in artifacts:
             artifacts[key] = CommentedMap(path=str(model(name)), type="model")
             artifacts[key].fa.set_flow_style()
-
-
-def dumped(value: Any) -> str:
-    text = io.StringIO()
-    yaml.dump(value, text)
-    return text.getvalue()
 
 
 def results(name: str) -> list[Path]:

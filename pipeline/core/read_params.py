@@ -1,8 +1,8 @@
-"""Read params.yaml, after all of it has been checked."""
+"""Read params.yaml, after all of it has been checked, and other YAML by the same rules."""
 
 from datetime import date
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pipeline.core.errors import UserError
 from pipeline.core.params import Section
@@ -22,7 +22,9 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             name, line = str(key.value), key.start_mark.line + 1
             if name in lines:
-                raise UserError(f"params.yaml: {name} stands in lines {lines[name]} and {line}; delete one of the two")
+                raise UserError(
+                    f"{node.start_mark.name}: {name} stands in lines {lines[name]} and {line}; delete one of the two"
+                )
             lines[name] = line
         return super().construct_mapping(node, deep)
 
@@ -33,7 +35,8 @@ class _Loader(yaml.SafeLoader):
         if not is_date and (str(value) == text or (isinstance(value, float) and ":" not in text)):
             return value
         read_as = "a date; put it in quotes" if is_date else f"{value}; put it in quotes, or write {value}"
-        raise UserError(f"params.yaml, line {node.start_mark.line + 1}: YAML reads {text} as {read_as}")
+        line = f"{node.start_mark.name}, line {node.start_mark.line + 1}"
+        raise UserError(f"{line}: YAML reads {text} as {read_as}")
 
 
 for _tag in ("int", "float", "timestamp"):
@@ -47,8 +50,16 @@ def read_params(part: type[Part], path: Path = PARAMS) -> Part:
     UserError with one line per mistake, which names the key (or the line number, for invalid YAML), its value and what
     was expected.
     """
+    content = read_yaml(path)
+    check_all(content)
+    return part.model_validate({key: content[key] for key in part.model_fields})
+
+
+def read_yaml(path: Path) -> Any:
+    """The content of `path`. Raises UserError, in one line, if there is no such file or YAML would misread it."""
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        with path.open(encoding="utf-8") as file:  # a file, so that YAML knows its name
+            return yaml.load(file, _Loader)
     except UserError:
         raise
     except FileNotFoundError:
@@ -58,5 +69,3 @@ def read_params(part: type[Part], path: Path = PARAMS) -> Part:
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise UserError(f"{path}{line}: not valid YAML: {problem}") from None
-    check_all(content)
-    return part.model_validate({key: content[key] for key in part.model_fields})

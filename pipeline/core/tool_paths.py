@@ -4,6 +4,8 @@ from pathlib import Path
 
 from pipeline.core.paths import METRICS
 
+RECIPES = Path("recipes")
+
 RAW = Path("data/raw")
 ARCHIVE = RAW / "train.zip"  # what tools/download.py writes
 UNLABELLED_ARCHIVES = (RAW / "test1.zip", RAW / "test.zip")  # of Kaggle's competitions, for tools/submission.py

@@ -1,0 +1,97 @@
+"""Apply a recipe, a named set of params, to params.yaml: first recipes/default.yaml, then the recipe's own file.
+
+So nothing stays of a recipe that was applied before. Params that are in neither file, such as classes, photos, networks
+and seeds, stay as they are.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `pipeline` can be imported
+
+import argparse
+import copy
+import textwrap
+from collections.abc import Iterator
+from itertools import takewhile
+from typing import Any
+
+from pipeline.core.all_params import Params
+from pipeline.core.command_line import ArgumentParser
+from pipeline.core.editing import read_to_edit, write_edited
+from pipeline.core.errors import UserError
+from pipeline.core.params import flatten
+from pipeline.core.params_check import check_all
+from pipeline.core.paths import PARAMS
+from pipeline.core.process import run_stage
+from pipeline.core.read_params import read_params
+from pipeline.core.recipes import DEFAULT, read_recipe, recipe_names, set_values
+from pipeline.core.tool_paths import RECIPES
+
+WIDTH = 120  # of the output, in columns
+
+
+def read_arguments() -> argparse.Namespace:
+    parser = ArgumentParser(__doc__)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("recipe", nargs="?", metavar="RECIPE", help="its name, such as best")
+    what.add_argument("--list", action="store_true", help="print all recipes and when to use them")
+    parser.add_argument("--diff", action="store_true", help="only print what would change")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = read_arguments()
+    if arguments.list:
+        print("\n".join(describe_all()))
+        return
+    changes = find_changes(arguments.recipe)
+    if not changes:
+        print(f"{PARAMS} already has recipe {arguments.recipe}")
+        return
+    if not arguments.diff:
+        content = read_to_edit(PARAMS)
+        set_values(content, {key: after for key, (_, after) in changes.items()})
+        write_edited({PARAMS: content})
+    files = (f"{RECIPES}/{name}.yaml" for name in dict.fromkeys((DEFAULT, arguments.recipe)))
+    print(f"{', then '.join(files)} {'would change' if arguments.diff else 'changed'} {PARAMS}:")
+    for key, values in changes.items():
+        print(f"  {key}: {' -> '.join(map(as_written, values))}")
+    if not arguments.diff:
+        print(f"run `dvc repro`, or `dvc exp run --name {arguments.recipe}` to keep the result as an experiment")
+
+
+def describe_all() -> Iterator[str]:
+    """A paragraph for each recipe: its name, and when to use it, which is the comment at the top of its file."""
+    names = recipe_names()
+    width = max(map(len, names)) + 2
+    for name in names:
+        lines = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+        comment = " ".join(line.lstrip("# ") for line in takewhile(lambda line: line.startswith("#"), lines))
+        yield textwrap.fill(f"{name:<{width}}{comment}", WIDTH, subsequent_indent=" " * width, break_on_hyphens=False)
+
+
+def find_changes(name: str) -> dict[str, tuple[Any, Any]]:
+    """What recipe `name` changes in params.yaml: the value before and after, by dotted key.
+
+    Raises UserError if params.yaml is wrong, or would be.
+    """
+    before = read_params(Params).model_dump()
+    after = copy.deepcopy(before)
+    set_values(after, read_recipe(name))
+    try:
+        check_all(after)
+    except UserError as error:
+        reasons = (line.removeprefix(f"{PARAMS}: ") for line in error.args)
+        raise UserError(*(f"recipe {name} cannot be applied: {reason}" for reason in reasons)) from None
+    old, new = (dict(flatten(params)) for params in (before, Params.model_validate(after).model_dump()))
+    return {key: (old[key], value) for key, value in new.items() if value != old[key]}
+
+
+def as_written(value: Any) -> str:
+    """A value as YAML writes it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+if __name__ == "__main__":
+    run_stage(main)
