@@ -42,6 +42,7 @@ LONG_FILES = (
     "pipeline",
     "gpu_check",
     "remote",
+    "recipe",
     "networks",
     "what_runs",
     "fuzz",
