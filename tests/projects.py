@@ -211,6 +211,7 @@ def _link_or_copy(source: str, target: str) -> None:
 
 
 STAND_IN = (REPOSITORY / "bench/stand_in.py").read_text()
+END_OF_STAND_IN = "\nsys.exit()\n"
 
 
 def stand_in_repository(root: Path) -> Repository:
@@ -222,12 +223,18 @@ def stand_in_repository(root: Path) -> Repository:
     }:
         if script != "stages/track_code.py":
             # track_code still sees what the script imports.
-            (root / script).write_text(f"{STAND_IN}\nsys.exit()\n{(root / script).read_text()}")
+            (root / script).write_text(f"{STAND_IN}{END_OF_STAND_IN}{(root / script).read_text()}")
     repository.git("init", "--quiet")
     repository.photos(kaggle_files(cats=1, dogs=1))
     repository.write_params()
     repository.commit()
     return repository
+
+
+def add_to_stand_in(script: Path, code: str) -> None:
+    """Make a stage of a `stand_in_repository` also run `code`."""
+    stand_in, real = script.read_text().split(END_OF_STAND_IN)
+    script.write_text(f"{stand_in}{code}{END_OF_STAND_IN}{real}")
 
 
 def run_python(

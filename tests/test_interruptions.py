@@ -331,7 +331,10 @@ def test_what_a_killed_stage_leaves_changes_nothing(repository: Repository) -> N
 def test_a_training_run_deletes_the_half_written_checkpoint_of_a_killed_one(tmp_path: Path) -> None:
     leftover = tmp_path / "resnet18.checkpoint.partial"
     leftover.write_bytes(b"")
-    assert Checkpoint(tmp_path / "resnet18.checkpoint", {}, [], torch.device("cpu")).load() is None
+    assert (
+        Checkpoint(tmp_path / "resnet18.checkpoint", {}, [], REPOSITORY / "stages/train.py", torch.device("cpu")).load()
+        is None
+    )
     assert not leftover.exists()
 
 
