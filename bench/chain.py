@@ -42,7 +42,7 @@ def run_chain(folder: Path, params_file: Path) -> Chain:
     stages = yaml.safe_load((PROJECT / PIPELINE).read_text(encoding="utf-8"))["stages"].values()
     chain = {}
     scripts = dict.fromkeys(stage["cmd"].split()[1] for stage in stages)
-    del scripts["stages/track_code.py"]  # DVC alone needs it
+    del scripts["stages/track_code.py"]  # only DVC needs it
     for script in scripts:
         for arguments in [[name] for name in networks] if script == "stages/train.py" else [[]]:
             name = " ".join([Path(script).stem, *arguments])

@@ -8,7 +8,7 @@ Each round has a different seed. In each, `dvc repro`, the notebook (notebook.py
 (fastai_recipe.py) go from the same archive to the ensemble's accuracy with the same recipe, one after the other, and
 the hardware limit is measured again. With --photos, the pipeline, torchvision (torchvision_recipe.py) and fastai
 (fastai_fine_tune.py) also train the first network, each with its own recipe, until its validation accuracy is 0.98.
-The alternatives use as many loader workers as serve them best (workers.py). The table has medians (means for accuracy).
+The alternatives use the best number of loader workers (workers.py). The table has medians (means for accuracy).
 """
 
 import argparse
@@ -69,8 +69,8 @@ SIZES = ("prepare.image_size", "train.batch_size")  # as in params.yaml, for the
 EXPLANATION = """
 Medians (means for accuracy). In parentheses, the pipeline's value divided by that one: higher is better for rates,
 lower for seconds and memory. The alternatives' rates include decoding, which they repeat in every epoch; the pipeline
-decodes once, in `prepare`. Its memory is that of the stage, without DVC's own process. The limit for decoding is a
-process for each core that only decodes and scales; for `predict`, the networks alone; for a network, its arithmetic at
+decodes once, in `prepare`. Its memory is that of the stage, without DVC's own process. The limit for decoding is one
+process per core that only decodes and scales; for `predict`, the networks alone; for a network, its arithmetic at
 the rate of one large matrix product in the same precision."""
 
 Measured = dict[tuple[str, str], list[float]]  # (what, by whom) to one value per round
@@ -285,7 +285,7 @@ def measure_limits(archive: Path, pipeline: Path, measured: Measured) -> None:
 
 
 def bare_decode_rate(archive: Path, size: int) -> float:
-    """Photos per second of processes that only decode and scale, one for each core."""
+    """Photos per second of processes that only decode and scale, one per core."""
     with zipfile.ZipFile(archive) as photos:
         names = photos.namelist()
     names = names[:: math.ceil(len(names) / DECODE_LIMIT_PHOTOS)]

@@ -175,14 +175,14 @@ def measure_networks(run: Chain, params: Params) -> Iterator[Row]:
 
 
 def print_stages(run: Chain) -> None:
-    """Print the seconds of each stage: in total, until its first line, and what some of its parts took."""
+    """Print the seconds of each stage: in total, until its first line, and for some of its parts."""
     print(f"{'stage, s':{STAGE_WIDTH}}   total  first line  of it")
     for name, stage in run.items():
         print(f"{name:{STAGE_WIDTH}}{stage.seconds:8.2f}{stage.lines[0][0]:12.2f}  {', '.join(parts(name, stage))}")
 
 
 def parts(name: str, stage: Stage) -> Iterator[str]:
-    """What some parts of a stage took."""
+    """The rates and seconds of some parts of a stage."""
     lines = stage.lines[:-1]  # without the peak memory
     if rate := re.search(r"([\d.]+) photos/s", stage.output):
         yield f"decodes at {rate[1]} photos/s"

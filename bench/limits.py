@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 WARM_UP_STEPS, MEASURED_S = 5, 2.0
-MOST_STEPS = 1_000_000  # more than are measured
+MOST_STEPS = 1_000_000  # for the schedule; more than are ever measured
 COMPARED_STEPS = 20
 
 
@@ -29,7 +29,7 @@ def training_limit(name: str, params: Params, train: PackedSplit, dtype: torch.d
 
 
 def difference_of_graph(name: str, params: Params, train: PackedSplit, dtype: torch.dtype) -> float:
-    """The largest difference between the weights after a few steps as a CUDA graph and kernel by kernel; usually 0."""
+    """The largest difference in weights after COMPARED_STEPS with a CUDA graph and kernel by kernel; usually 0."""
     weights = []
     for as_graph in (True, False):
         torch.manual_seed(1)  # for dropout
@@ -44,7 +44,7 @@ def difference_of_graph(name: str, params: Params, train: PackedSplit, dtype: to
 def training_step(
     network: nn.Module, name: str, params: Params, train: PackedSplit, dtype: torch.dtype, as_graph: bool
 ) -> TrainingStep:
-    """train.py's training step; only on a CUDA GPU can it be run `as_graph`."""
+    """train.py's training step; `as_graph` needs a CUDA GPU."""
     recipe, on_cuda = params.train, train.device.type == "cuda"
     network.to(train.device, memory_format=torch.channels_last)
     optimizer = make_optimizer(network, name, params.lr, params.train, as_graph=on_cuda)

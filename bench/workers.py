@@ -1,8 +1,8 @@
-"""How many loader workers serve the alternatives best on this machine: too few leave cores idle, too many take turns.
+"""Find the best number of loader workers on this machine: too few leave cores idle, too many compete for them.
 
 Usage, from a folder with params.yaml and photos/train/CLASS/: python workers.py
-Prints the photos per second with each number of workers as JSON: {"2": 512.3, "4": 530.1}. Starting the workers counts,
-because the alternatives start them in every epoch.
+Prints the photos per second with each number of workers as JSON: {"2": 512.3, "4": 530.1}. The time includes starting
+the workers, because the alternatives start them in every epoch.
 """
 
 import json

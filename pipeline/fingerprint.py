@@ -25,7 +25,7 @@ PACKAGES = ("torch", "torchvision", "numpy", "pandas", "pillow", "scikit-learn",
 
 
 def describe() -> dict:
-    """What verify.json says of the results here, and of what they were made with."""
+    """The content of verify.json: the results here, and what they were made with."""
     params = read_params(Params)
     device, dtype = set_up(params.device, params.precision, params.threads)
     return {
@@ -52,7 +52,7 @@ def find_commit() -> str:
     if not shutil.which("git"):
         return ""
     done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
-    if "safe.directory" in done.stderr:  # which it names in every language
+    if "safe.directory" in done.stderr:  # it names this setting in every language
         raise UserError(untrusted_by_git())
     if done.returncode:
         return ""

@@ -65,7 +65,7 @@ class Ensemble:
     """The trained networks of params.yaml, combined as metrics/combination.json says.
 
     `networks` are ready to predict on `device`; `classes` are in the order of their outputs; `kept_epochs` are the
-    epochs that the networks are from, 0 for a fitted head and None in models of earlier versions. Raises UserError if a
+    epochs that `train` kept, 0 for a fitted head and None in models of earlier versions. Raises UserError if a
     model or combination.json is missing, or if the models were not trained with the same classes, image size, resize
     and split.
     """
@@ -99,7 +99,7 @@ class Ensemble:
 
     @property
     def shown_members(self) -> list[str]:
-        """The networks to show beside the ensemble: none if it gives the same answers as its only one."""
+        """The networks to show next to the ensemble: none if it only repeats its single network."""
         names = list(self.networks)
         return [] if repeats_member(self.combination.method, names) else names
 

@@ -18,7 +18,7 @@ def require_ensemble(params: Params) -> None:
 
 
 def require_results(*paths: Path) -> None:
-    """Raise UserError, which says why if that can be known, unless all of these results exist."""
+    """Raise UserError if one of these results is missing, with the reason if it can be found."""
     for path in paths:
         if not path.exists():
             raise UserError(_explain_missing(path))
@@ -37,10 +37,10 @@ def _explain_missing(path: Path) -> str:
 
 
 def _running_command() -> str | None:
-    """The `dvc` command that runs a stage here, and its process."""
-    import psutil  # installed with DVC, and rarely needed
+    """The `dvc` command that is running a stage here, and its process; None if there is none."""
+    import psutil  # imported here, because it is rarely needed; installed with DVC
 
-    with suppress(OSError, ValueError):  # there is none, or DVC is just writing it
+    with suppress(OSError, ValueError):  # the file is missing, or DVC is just writing it
         for writer in json.loads(RUNNING.read_text(encoding="utf-8")).get("write", {}).values():
             if psutil.pid_exists(writer["pid"]):  # a killed process leaves its entry
                 arguments = writer["cmd"].partition(" ")[2]

@@ -64,7 +64,7 @@ class Run:
     photos: pd.DataFrame  # photo, label and sha256, sorted by sha256
     answers: dict[str, Answers]  # by network; and the ensemble's, unless it was fitted to these photos
     models: dict[str, str]  # by network: the hash of its model
-    kept_epochs: dict[str, int]  # by network, if the run says it: the epoch whose weights it has; 0: the fitted head
+    kept_epochs: dict[str, int]  # by network, if the run stored it: the epoch that was kept; 0: the fitted head
 
     @property
     def seed(self) -> Any:
@@ -102,7 +102,7 @@ def open_run(name: str) -> tuple[str, Callable[[Path], bytes]]:
     cache, remote = dvc_settings()
     if name == WORKSPACE:
         return "", read_here
-    # A revision has the settings of its time; today's cache and remote may be others.
+    # A revision has DVC's settings of its time; the current cache and remote may be different.
     files = DVCFileSystem(".", rev=name, remote=remote, config={"cache": {"dir": cache}})
     try:
         commit = files.repo.get_rev()[:7]
@@ -176,7 +176,7 @@ def params_of(name: str, stages: dict[str, dict]) -> dict[str, Any]:
 def read_code(stages: dict[str, dict], read: Callable[[Path], bytes]) -> dict[str, str]:
     """The hash of each module that the stages ran, and the version of each package.
 
-    If what track_code wrote is not there any more, its own hash is all that is known.
+    If a file that track_code wrote is no longer available, only its own hash is known.
     """
     code = {}
     for path, md5 in {dep["path"]: dep["md5"] for stage in stages.values() for dep in stage["deps"]}.items():
@@ -226,7 +226,7 @@ def read_table(
 
 
 def read_kept_epochs(networks: Sequence[str], read: Callable[[Path], bytes]) -> dict[str, int]:
-    """The epochs that `train` kept; runs of earlier versions do not say it."""
+    """The epochs that `train` kept, by network, without runs of earlier versions, which did not store it."""
     found = {}
     for network in networks:
         with suppress(UserError):

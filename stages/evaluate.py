@@ -2,9 +2,9 @@
 
 Reads models/ and data/prepared/; writes metrics/predictions.csv (one row per photo and network), metrics/networks/
 (the main scores, one file per network), metrics/scores.csv, metrics/class_scores.csv and metrics/confusion/. `ensemble`
-and `report` run no network, so it also writes what the report shows of where the networks looked:
-metrics/heat_maps.safetensors with `rows`, the photos' rows in test (int64 [N]), and by network uint8 [N, height,
-width], 255 for the area that supports its prediction most. Networks without a last feature map (ViT) are left out.
+and `report` run no network, so it also writes the heat maps that the report shows, metrics/heat_maps.safetensors:
+`rows`, the photos' rows in test (int64 [N]), and for each network uint8 [N, height, width], 255 for the area that
+supports its prediction most. Networks without a last feature map (ViT) have none.
 """
 
 import sys
@@ -97,7 +97,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-FEW_LISTED = 5  # classes with few test photos whose recall is printed
+FEW_LISTED = 5  # how many classes with few test photos are printed
 HEAT_MAPS_AT_ONCE = 32  # photos
 LOGIT_DIGITS = 6  # decimal places; rounded before scoring, so that predictions.csv gives the same scores
 
@@ -160,7 +160,7 @@ def predict(
 
 
 def explain(logits: pd.DataFrame, splits: dict[str, PackedSplit]) -> dict[str, Tensor]:
-    """What metrics/heat_maps.safetensors contains: where each network looked on the photos that the report shows."""
+    """The content of metrics/heat_maps.safetensors: where each network looked on the photos that the report shows."""
     test, packed = select_split(logits, "test"), splits["test"]
     rows = torch.from_numpy(hardest_with_any_method(list(test.logits.values()), test.labels))
     tensors = {"rows": rows}
@@ -205,7 +205,7 @@ def write_results(logits: pd.DataFrame, looked: dict[str, Tensor], kept_epochs: 
 
 
 def print_few(test: Predictions, class_scores: dict[str, pd.DataFrame]) -> None:
-    """Name the classes with few test photos, and show how little their recall says."""
+    """Name the classes with few test photos, with the intervals of their recall."""
     if not (few := few_to_test_on(test.photos_by_class)):
         return
     shown = list(few)[:FEW_LISTED]

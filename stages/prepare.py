@@ -82,7 +82,7 @@ def main() -> None:
         with atomic_write() as write_to:
             files = {split: write_to(packed_split(split)) for split in SPLITS}
             is_complete = False
-            while not is_complete:  # a photo that can be hashed, but not decoded, leaves its place to another one
+            while not is_complete:  # a photo that could be hashed but not decoded is replaced by another one
                 splits = fill_splits(photos, groups, Plan(prepare.split, photos, groups, classes))
                 require_sizes(photos, classes, prepare)
                 is_complete = write_splits(files, splits, describe(photos, classes, prepare), source)
@@ -139,8 +139,10 @@ def summarize(photos: list[Photo], classes: Sequence[str], source: PhotoSource) 
 
 
 def print_notes(notes: list[str], photos: list[Photo], classes: Sequence[str], prepare: Prepare) -> None:
-    """Say what may surprise: classes that `auto` merged or took from a folder named like a split (`notes`), names that
-    contradict their folders, given splits that are not used, and classes with few test photos.
+    """Print what may be unexpected.
+
+    These are classes that `auto` merged or took from a folder named like a split (`notes`), file names that contradict
+    their folders, given splits that are not used, and classes with few test photos.
     """
     for note in notes:
         print(note)

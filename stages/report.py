@@ -126,8 +126,8 @@ def main() -> None:
 class Results:
     """The results of the other stages.
 
-    Dicts are by network and, unless noted, start with the ensemble if it is shown: one that only repeats a single
-    network is not. `main` is what comes first, and what the page is about.
+    Dicts are by network and, unless noted, start with the ensemble, unless it only repeats a single network. `main` is
+    the first of them, which the page is about.
     """
 
     classes: list[str]
@@ -360,7 +360,7 @@ def least_similar(table: pd.DataFrame) -> np.ndarray:
 def read_heat_maps(shown: np.ndarray) -> dict[str, dict[int, np.ndarray]]:
     """By network, if it has any, and by row of test: uint8 [height, width].
 
-    Raises UserError unless the photos in the rows `shown` are among them. With fitted_weights some may not be.
+    Raises UserError unless the photos in the rows `shown` are among them. With fitted_weights, some may be missing.
     """
     with safe_open(require_file(HEAT_MAPS), framework="numpy") as file:
         maps = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)

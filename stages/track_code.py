@@ -1,7 +1,8 @@
-"""Write what code each stage runs, so that DVC reruns a stage only if its code means something else.
+"""Record what code each stage runs, so that DVC reruns a stage only if its own code has changed.
 
-Reads stages/, pipeline/ and the requirements, and imports none of them; writes data/code/STAGE.txt for each script:
-a hash of each module that it uses, and the version of each package. The other stages depend on these files.
+Reads stages/, pipeline/ and the requirements without importing them; writes data/code/STAGE.txt for each script: a hash
+of each module that it uses, and the version of each package. The other stages depend on these files. Comments,
+docstrings and formatting do not change a hash.
 """
 
 import sys

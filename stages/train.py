@@ -70,7 +70,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 LOSS_CHECK_INTERVAL = 20  # steps on a CPU, and ...
-LOSS_CHECK_INTERVAL_ON_GPU = 200  # ... on a GPU, which has nothing to do while its loss is read
+LOSS_CHECK_INTERVAL_ON_GPU = 200  # ... on a GPU, which is idle while its loss is read
 
 
 def main() -> None:
@@ -163,7 +163,7 @@ class Training:
         return fit_head(self.network, self.train, augment, self.dtype, f"{self.name} features")
 
     def make_step(self) -> TrainingStep:
-        """What trains a batch, in all processes together. Call it once the network has its first weights."""
+        """The step that trains on a batch, in all processes. Call it when the network has its initial weights."""
         set_training(self.network, self.params.layers, self.params.batchnorm_statistics)
         if self.as_graph:
             network = fold_frozen_batchnorm(self.network)
@@ -187,7 +187,7 @@ class Training:
         self.finish_epoch(epoch, start, lr, loss, f"{rate:.1f} images/s, ")
 
     def finish_epoch(self, epoch: int, start: float, lr: float, loss: float, rate: str = "") -> None:
-        """Validate, keep the weights if they are the best so far, and print the scores; `start` is the epoch's."""
+        """Validate, keep the weights if they are the best so far, and print the scores. The epoch began at `start`."""
         scores = {"epoch": epoch, "lr": lr, "train_loss": round(loss, 6), **self.validate()}
         self.curve.append(scores)
         if best_epoch(self.curve, self.params) is scores:
@@ -232,7 +232,7 @@ class Training:
         return mean_loss
 
     def validate(self) -> dict:
-        """Return the network's losses and accuracy on validation, over all processes' shards, by the curve's columns.
+        """Return the network's losses and accuracy on validation, over all processes' shards, as columns of the curve.
 
         `validation_loss` is the log loss and `validation_calibrated_loss` that of `calibrated_loss`, both in nats.
         Leaves the network in eval mode. Raises UserError if the loss is not finite.
@@ -316,7 +316,7 @@ def write_results(training: Training) -> None:
     # Without lr, because `dvc exp show` would show a second column of that name next to the param's.
     best = best_epoch(training.curve, training.params)
     curve = [{**scores, "kept": scores is best} for scores in training.curve]
-    used = {"threads": torch.get_num_threads()} if training.train.device.type == "cpu" else {}  # to reproduce it
+    used = {"threads": torch.get_num_threads()} if training.train.device.type == "cpu" else {}  # to repeat it
     description = {
         "network": name,
         "kept_epoch": best["epoch"],

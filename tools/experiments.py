@@ -1,8 +1,8 @@
 """Rank all experiments by the ensemble's log loss on validation, never by test.
 
 Shows each experiment's validation scores, the epoch that each network kept (0 is the fitted head), and the params that
-differ from HEAD's. Experiments on other validation photos cannot be compared and have a ranking of their own.
-Everything is read from git and DVC's cache; nothing is checked out or run.
+differ from HEAD's. Experiments on other validation photos cannot be compared, so they are ranked separately. Everything
+is read from git and DVC's cache; nothing is checked out or run.
 """
 
 import sys
@@ -51,11 +51,11 @@ class Experiment:
     scores: dict[str, float]  # those in metrics/ensemble.json
     models: tuple[str, ...]  # hashes
     kept_epochs: dict[str, int | str]  # by network
-    photos: tuple[str, ...]  # the validation photos with their labels
+    photos: tuple[str, ...]  # the validation photos: SHA-256 and label
 
     @property
     def log_loss(self) -> float:
-        """On validation; infinite if it has none, because the ensemble was fitted to these photos."""
+        """On validation; infinite if the ensemble was fitted to these photos and so has no such score."""
         return self.scores.get("validation_log_loss", math.inf)
 
 
@@ -87,7 +87,7 @@ def main() -> None:
 
 
 def find_experiments(repository: Repo) -> tuple[list[Experiment], list[str]]:
-    """All runs that have scores, each once, HEAD first; and why others are left out."""
+    """All runs that have scores, without duplicates, HEAD first; and the reasons why others are left out."""
     baselines = repository.experiments.ls(all_commits=True)
     states = repository.experiments.show(revs=[HEAD, *baselines])
     found: dict[str, Experiment] = {}
@@ -107,7 +107,7 @@ def find_experiments(repository: Repo) -> tuple[list[Experiment], list[str]]:
 
 
 def named_states(states: list[ExpState], head: str) -> Iterator[tuple[str, ExpState, bool]]:
-    """HEAD, the experiments of all commits and the workspace: each with its name and whether it has run to its end."""
+    """HEAD, the experiments of all commits and the workspace, each with its name and whether it has finished."""
     yield from ((HEAD, state, True) for state in states if state.rev == head)
     for state in states:
         for experiment in state.experiments or []:
@@ -118,7 +118,7 @@ def named_states(states: list[ExpState], head: str) -> Iterator[tuple[str, ExpSt
 
 
 def content(files: dict[str, dict], path: Path) -> dict:
-    """What a file of metrics says; empty if it does not exist."""
+    """The content of a file of metrics; empty if it does not exist."""
     return files.get(path.as_posix(), {}).get("data") or {}
 
 
@@ -142,7 +142,7 @@ def read_lock(name: str, revision: str, repository: Repo) -> tuple[dict[str, Any
 def read_experiment(
     name: str, params: dict[str, Any], metrics: dict[str, dict], outputs: dict[str, str], repository: Repo
 ) -> Experiment:
-    """An experiment; its validation photos are read from DVC's cache, and none are given if it lacks them."""
+    """Read an experiment. Its validation photos come from DVC's cache; if they are not there, `photos` is empty."""
     networks = [key.split(".")[1] for key in params if key.startswith("networks.")]
     split_table = Path(repository.cache.local.oid_to_path(outputs[SPLIT_TABLE.as_posix()]))
     text = split_table.read_text(encoding="utf-8") if split_table.exists() else ""
@@ -185,7 +185,7 @@ def score(experiment: Experiment, name: str) -> str:
 
 
 def describe_change(key: str, experiment: Experiment, base: Experiment) -> str:
-    """`lr 0.0005`, if that differs from `base`; else nothing."""
+    """`lr 0.0005` if that differs from `base`, else empty."""
     if key not in experiment.params:
         return f"no {key}"
     value = experiment.params[key]
@@ -193,7 +193,7 @@ def describe_change(key: str, experiment: Experiment, base: Experiment) -> str:
 
 
 def table(rows: list[tuple[str, ...]]) -> Iterator[str]:
-    """Lines with the cells below each other; those of the last column are wrapped."""
+    """Lines with aligned columns; the last column is wrapped."""
     widths = [max(len(line) for row in rows for line in row[column].split("\n")) for column in range(len(HEADINGS))]
     indent = sum(width + 2 for width in widths)
     for row in rows:

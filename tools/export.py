@@ -2,8 +2,8 @@
 
 Reads models/, metrics/ and data/prepared/; writes export/. A graph takes one image, already scaled, and returns the
 probability of each class; the classes' names are in its metadata. The model card has the Python code that scales a
-photo, and the expected answer for example.png, a synthetic photo. An ensemble that only repeats a
-single network has no graph of its own.
+photo, and the expected answer for example.png, a synthetic photo. An ensemble that only repeats a single network has no
+graph of its own.
 """
 
 import sys
@@ -232,7 +232,7 @@ def probabilities_of(ensemble: Ensemble, pixels: np.ndarray) -> dict[str, np.nda
 
 
 def scores_on_test() -> dict[str, dict]:
-    """The scores on test of each network and of the ensemble, and with them those of each class (key `classes`)."""
+    """The test scores of each network and of the ensemble, including those of each class (key `classes`)."""
     scores = read_scores(NETWORK_SCORES, ENSEMBLE_SCORES)
     class_scores = read_scores(NETWORK_CLASS_SCORES, ENSEMBLE_CLASS_SCORES)
     by_class = {name: rows.set_index("class").to_dict("index") for name, rows in class_scores.groupby("network")}

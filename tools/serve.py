@@ -129,7 +129,7 @@ def one_of(classes: list[str]) -> str:
 def photo_shown(answer: Answer, members: list[str]) -> dict:
     """What the page shows for a photo: its name, its image and the most probable classes, or why it is unreadable.
 
-    `members` are the networks whose predictions are shown beside the ensemble's.
+    `members` are the networks whose predictions are shown next to the ensemble's.
     """
     image = "" if answer.pixels is None else thumbnail(answer.pixels, SHOWN_SIDE)
     count = 2 if len(answer.ensemble) > 2 else 1  # with two classes, the second one says nothing new

@@ -117,7 +117,7 @@ def choose_clip() -> tuple[float, float, float]:
 
 
 def dog_of(classes: list[str]) -> str:
-    """The class that is dog, such as `Dogs`. Raises UserError if the classes are others than cat and dog."""
+    """The name of the class dog, such as `Dogs`. Raises UserError unless the classes are cat and dog."""
     names = ClassNames(classes)
     cat, dog = names.label("cat"), names.label("dog")
     if len(classes) != 2 or cat is None or dog is None:

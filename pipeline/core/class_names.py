@@ -5,24 +5,24 @@ import unicodedata
 from functools import lru_cache
 
 NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
-WHOLE_NUMBERS = re.compile(r"(?<![\d.])\d+")  # in a text; 0.25 is less than 0.5, so decimals are not padded
-SEPARATORS = re.compile(r"(?!^-\d)[\s_-]+")  # but -1 is not 1
-MOST_DIGITS = 20
+WHOLE_NUMBERS = re.compile(r"(?<![\d.])\d+")  # not decimals, which must not be padded: 0.25 is less than 0.5
+SEPARATORS = re.compile(r"(?!^-\d)[\s_-]+")  # but not the minus of -1
+MOST_DIGITS = 20  # of a whole number that is sorted by value
 
 
 @lru_cache(maxsize=4096)
 def normal_form(name: str) -> str:
-    """What two spellings of a name have in common: names are the same if this is equal.
+    """A form in which all spellings of a name are equal.
 
-    Case makes no difference (Straße, STRASSE), nor does which of space, `_` and `-` separates words, nor how a letter
-    is composed or how wide it is (Unicode's NFKC), nor an invisible character.
+    It ignores case (Straße, STRASSE), whether a space, `_` or `-` separates words, how letters are composed and how
+    wide they are (Unicode's NFKC), and invisible characters.
     """
     folded = name.casefold() if name.isascii() else _fold(name)
     return SEPARATORS.sub(" ", folded.strip()).strip() or name
 
 
 def natural_key(name: str) -> tuple[bool, float | str, str]:
-    """For sorting: numbers by their value, before other names; those by character, but `level 2` before `level 10`."""
+    """A sort key: numbers first, by value; then other names by character, but `level 2` before `level 10`."""
     if NUMBER.fullmatch(name):
         return False, float(name), name
     return True, WHOLE_NUMBERS.sub(lambda digits: digits[0].zfill(MOST_DIGITS), name), name
@@ -31,4 +31,4 @@ def natural_key(name: str) -> tuple[bool, float | str, str]:
 def _fold(name: str) -> str:
     visible = "".join(character for character in name if unicodedata.category(character) != "Cf")
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", visible).casefold())
-    return folded.replace("i\u0307", "i").replace("\u0131", "i")  # Turkish: the small letters of İ and I
+    return folded.replace("i\u0307", "i").replace("\u0131", "i")  # the lower-case forms of Turkish İ and I

@@ -1,11 +1,11 @@
-"""Which classes have too few test photos for scores of their own, and when classes are unequal."""
+"""Which classes have too few test photos for a meaningful recall, and whether classes are unequal in size."""
 
 from collections.abc import Iterable, Mapping
 
 from pipeline.core.errors import list_some
 
-# With fewer, a single photo changes a class's recall by more than 10 points, and even a recall of 100 % may really be
-# 70 % or less (the lower end of its 95 % interval).
+# With fewer, a single photo changes a class's recall by more than 10 points, and even a recall of 100 % has a 95 %
+# interval that reaches down to 70 % or less.
 FEW_TEST_PHOTOS = 10
 # The share of the photos that would need another class for all classes to be equal. Accuracy and balanced accuracy
 # differ by at most this share of the difference between the best and the worst class's recall.
@@ -13,7 +13,7 @@ UNEQUAL_SHARE = 0.05
 
 
 def few_to_test_on(photos: Mapping[str, int]) -> dict[str, int]:
-    """The classes with fewer than FEW_TEST_PHOTOS test photos, the fewest first, from the number of each class."""
+    """The classes with fewer than FEW_TEST_PHOTOS test photos and their numbers, the smallest first."""
     few = {name: count for name, count in photos.items() if count < FEW_TEST_PHOTOS}
     return dict(sorted(few.items(), key=lambda item: item[1]))
 
@@ -26,7 +26,7 @@ def describe_few(photos: Mapping[str, int]) -> str:
 
 
 def are_unequal(photos: Iterable[int]) -> bool:
-    """Whether classes with so many photos each are unequal: more than UNEQUAL_SHARE of the photos are out of balance.
+    """Whether classes with these numbers of photos are unequal, by more than UNEQUAL_SHARE of all photos.
 
     Classes that differ by one photo are equal, because a split of equal classes may not divide evenly.
     """

@@ -1,7 +1,7 @@
-"""What a script runs, by meaning: a text with a hash for each of our modules, and the locked versions of packages.
+"""Describe the code that a script runs: a hash of each of our modules, and the locked versions of packages.
 
-Comments, docstrings and formatting make no difference to a hash, and neither does the version of Python. The modules
-are read, not imported, so an import counts wherever it stands: in a function, or after `try`.
+Comments, docstrings, formatting and the version of Python do not change a hash. Modules are read, not imported, so an
+import counts wherever it is: also in a function, or after `try`.
 """
 
 import ast
@@ -20,13 +20,13 @@ ROOT = Path(__file__).resolve().parents[2]
 TEMPLATES = Path("pipeline/pages/templates")
 FOLLOWED = ("pipeline", "stages")  # the folders that the stage track_code depends on
 
-# No result depends on these: one only raises errors, and the texts themselves show what this module decides.
+# No result depends on these: params_check only raises errors, and what this module does shows in the files themselves.
 UNUSED_MODULES = ("pipeline/core/code.py", "pipeline/core/params_check.py")
 UNUSED_PACKAGES = ("psutil", "tqdm")  # find DVC's process, show progress
 
-# The names of packages that are imported by another one.
+# Packages whose import name differs from their package name.
 PACKAGES = {"PIL": "pillow", "pillow_jxl": "pillow-jxl-plugin", "sklearn": "scikit-learn", "yaml": "pyyaml"}
-# What packages compute with, whose version counts, too. (Not all that they require: PyTorch requires Jinja.)
+# What packages compute with, whose versions count too. (Not everything that they require: PyTorch requires Jinja.)
 COMPUTE_WITH = {
     "imagehash": ["numpy", "pywavelets", "scipy"],
     "jinja2": ["markupsafe"],
@@ -37,12 +37,12 @@ COMPUTE_WITH = {
     "scipy": ["numpy"],
 }
 
-# What a syntax tree says besides the meaning: how a name is used, which its place shows, and the u of u"text".
+# Fields of a syntax tree without meaning: how a name is used, which follows from its position, and the u of u"text".
 NO_MEANING = ("ctx", "kind", "type_comment")
 
 
 def describe(script: Path) -> str:
-    """A line for each module and template that `script` uses (its path and hash), then one for each package.
+    """A line for each module and template that `script` uses (path and hash), then one for each package (version).
 
     Raises UserError if the code is not valid Python, or imports something that cannot be followed.
     """
@@ -53,9 +53,9 @@ def describe(script: Path) -> str:
 
 
 def require_unchanged(script: Path) -> None:
-    """Raise UserError if a stage's script is no longer what `track_code` wrote of it.
+    """Raise UserError if the code of a stage has changed since `track_code` described it.
 
-    That is so if the code was edited after `dvc repro` began: DVC would record the results as those of the old code.
+    DVC would otherwise record the new code's results as those of the old code.
     """
     text = code_text(script.stem)
     if not text.exists():  # not a stage of this pipeline
@@ -66,7 +66,7 @@ def require_unchanged(script: Path) -> None:
 
 
 def _follow(script: Path) -> tuple[set[Path], set[str]]:
-    """The modules and templates that `script` uses, directly or indirectly, and the packages."""
+    """The modules and templates that `script` uses, directly or indirectly, and the names of imported packages."""
     files, packages, left = {script}, set(), [script]
     while left:
         file = left.pop()
@@ -80,9 +80,9 @@ def _follow(script: Path) -> tuple[set[Path], set[str]]:
 
 
 def _find(name: str, user: Path, folder: Path) -> list[Path] | None:
-    """The files of a template or of a module and the packages that contain it; None if it is not ours.
+    """The file of a template, or the files of a module and its parent packages; None if `name` is not ours.
 
-    Raises UserError if it is in another folder than FOLLOWED, or if there is no such template.
+    Raises UserError if it is outside of FOLLOWED, or if there is no such template.
     """
     if name.endswith(".jinja"):
         if not (ROOT / TEMPLATES / name).exists():
@@ -101,7 +101,7 @@ def _find(name: str, user: Path, folder: Path) -> list[Path] | None:
 
 
 class _Source:
-    """What a file means and what it uses: names of modules (or of what is in them) and of templates."""
+    """The hash of a file's meaning, and the names that it uses: of modules (or objects in them) and templates."""
 
     def __init__(self, meaning: str, uses: set[str]) -> None:
         self.hash = hashlib.sha256(meaning.encode()).hexdigest()[:16]
@@ -122,10 +122,10 @@ def _read(file: Path) -> _Source:
 
 
 def _meaning(node: Any) -> str:
-    """The syntax tree as text. (ast.dump gives another text in another version of Python.)
+    """The syntax tree as text, the same in every version of Python, which ast.dump's is not.
 
-    Fields that are empty or 0 are left out, because new versions of Python add fields; so are the empty parts that
-    Python 3.12.1 adds to f-strings, and strings that stand alone: these are docstrings, or have no effect.
+    Omits fields that are empty or 0, because new versions of Python add fields; the empty parts that Python 3.12.1 adds
+    to f-strings; and statements that are only a string, which are docstrings or have no effect.
     """
     if isinstance(node, ast.Constant):
         return ascii(node.value)
@@ -147,7 +147,7 @@ def _stands_alone(node: Any) -> bool:
 
 
 def _uses(node: ast.AST, file: Path) -> Iterator[str]:
-    """The names that a syntax tree imports, unless only for type checkers, and the templates that it names."""
+    """The names that a syntax tree imports, except for type checkers only, and the templates that it names."""
     match node:
         case ast.If(test=ast.Name("TYPE_CHECKING") | ast.Attribute(attr="TYPE_CHECKING")):
             children = node.orelse
@@ -173,7 +173,7 @@ def _uses(node: ast.AST, file: Path) -> Iterator[str]:
 def _locked(names: set[str]) -> Iterator[str]:
     """A line for each imported package, from requirements.txt (if it is optional, from requirements/).
 
-    Raises UserError if a package has none, because a new version of it would go unnoticed.
+    Raises UserError for a package without one, because a new version of it would go unnoticed.
     """
     packages = {PACKAGES.get(name, name).lower().replace("_", "-") for name in names} - {*UNUSED_PACKAGES}
     packages |= {other for package in packages for other in COMPUTE_WITH.get(package, ())}
@@ -189,7 +189,7 @@ def _locked(names: set[str]) -> Iterator[str]:
 
 @functools.cache
 def _lock(path: Path) -> dict[str, list[str]]:
-    """The lines of a lock file by package, without hashes."""
+    """The lines of a lock file, without hashes, by package."""
     lock: dict[str, list[str]] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         if match := re.match(r"([\w.-]+)==[^\\]+", line):

@@ -10,10 +10,7 @@ OWN_CGROUPS, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 def usable_cores() -> int:
-    """The CPU cores that this process may use: those it may run on, and no more than its container's share of time.
-
-    In a container that is limited to 1.5 CPUs, these are 2 cores.
-    """
+    """The number of CPU cores that this process may run on, within its container's limit (2 for 1.5 CPUs)."""
     if hasattr(os, "process_cpu_count"):  # Python 3.13
         cores = os.process_cpu_count()
     elif hasattr(os, "sched_getaffinity"):
@@ -24,7 +21,7 @@ def usable_cores() -> int:
 
 
 def _cgroup_limits() -> Iterator[float]:
-    """The limits, in cores, of the control groups that this process is in, of version 1 or 2 (only on Linux).
+    """Yield the limits, in cores, of this process's control groups, version 1 or 2 (only on Linux).
 
     Sources: https://docs.kernel.org/admin-guide/cgroup-v2.html, https://docs.kernel.org/scheduler/sched-bwc.html
     """
@@ -32,7 +29,7 @@ def _cgroup_limits() -> Iterator[float]:
     for line in lines:
         _, controllers, path = line.split(":", 2)
         group = PurePosixPath(path.lstrip("/"))
-        for folder in (group, *group.parents):  # a limit of any of them holds; a container may see only the last one
+        for folder in (group, *group.parents):  # the limits of all of them apply; a container may see only the last one
             with suppress(OSError, ValueError):  # no such file or, in version 2, no limit: "max 100000"
                 if not controllers:
                     quota, period = map(int, (CGROUPS / folder / "cpu.max").read_text().split())

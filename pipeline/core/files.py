@@ -13,7 +13,7 @@ def atomic_write() -> Iterator[Callable[[Path], Path]]:
     """Yield a function that maps a result's path to a temporary path next to it, creating the folder if needed.
 
     On success all temporary files are renamed to their results' paths; on any exception they are deleted. A killed
-    process leaves them. The next one that writes the same results replaces them; git and DVC ignore them.
+    process leaves them behind; git and DVC ignore them, and the next one that writes the same results replaces them.
     """
     partials: dict[Path, Path] = {}
 
@@ -36,7 +36,7 @@ def atomic_write() -> Iterator[Callable[[Path], Path]]:
 
 
 def partial_of(path: Path) -> Path:
-    """Where `atomic_write` writes a result before it is whole."""
+    """Where `atomic_write` writes a result until it is complete."""
     return path.with_name(f"{path.name}.partial")
 
 

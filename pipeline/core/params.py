@@ -1,4 +1,4 @@
-"""What the keys of params.yaml may be, by the types of their values. The comments in that file explain each key."""
+"""The types of the values in params.yaml, with their limits. The comments in that file explain each key."""
 
 from collections.abc import Iterator
 from contextlib import suppress

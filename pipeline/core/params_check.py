@@ -1,4 +1,4 @@
-"""Check all of params.yaml. No result depends on this module, because it only raises errors."""
+"""Check all of params.yaml. This module only raises errors, so no result depends on it."""
 
 import itertools
 from typing import Any

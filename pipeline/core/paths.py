@@ -33,7 +33,7 @@ REPORT = METRICS / "report.html"
 
 
 def code_text(stage: str) -> Path:
-    """What a script in stages/ runs, as `track_code` describes it."""
+    """The file in which `track_code` describes the code that a script in stages/ runs."""
     return CODE / f"{stage}.txt"
 
 

@@ -23,7 +23,7 @@ OUT_OF_MEMORY = (
     "std::bad_alloc",
     "ALLOC_FAILED",  # cuBLAS and cuDNN
     "failed to map segment",  # of a shared library
-    "terminated abruptly",  # of a pool's process: Linux kills one if memory runs out
+    "terminated abruptly",  # a process of a pool; Linux kills one if memory runs out
 )
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -39,14 +39,14 @@ def run_stage(main: Callable[[], None]) -> None:
     """Call `main()`, and turn errors that the user can fix into one line on stderr and exit status 1.
 
     The exit status is 130 after Ctrl-C and 143 after SIGTERM; partial files are deleted first. A stage that DVC started
-    also exits when DVC does, because it would otherwise keep writing while the next `dvc repro` runs; and it refuses to
-    run other code than DVC is going to record. Does not return: the process ends when `main()` has.
+    also exits when DVC does, because it would otherwise keep writing while the next `dvc repro` runs, and it refuses to
+    run if its code has changed since `track_code` ran. Does not return: the process exits after `main()`.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with _explained_errors():
         if DVC:
             threading.Thread(target=_end_with_dvc, daemon=True).start()
-            from pipeline.core.code import require_unchanged  # other scripts do without
+            from pipeline.core.code import require_unchanged  # only stages that DVC runs need it
 
             require_unchanged(Path(sys.argv[0]))
         main()
@@ -54,9 +54,9 @@ def run_stage(main: Callable[[], None]) -> None:
 
 
 def _end() -> None:
-    """End the process with status 0, as the interpreter does, but without freeing objects, libraries and a GPU first.
+    """Exit with status 0 without freeing objects, libraries and a GPU first, as the interpreter would.
 
-    That takes about a second once PyTorch is imported, and the system frees all of it anyway.
+    Once PyTorch is imported, that takes about a second, and the system frees everything anyway.
     """
     threading._shutdown()  # waits for threads that are not daemons, and for executors
     atexit._run_exitfuncs()
@@ -73,7 +73,7 @@ def check_first(read_inputs: Callable[[], object]) -> None:
     """Call `read_inputs()` and report its errors as `run_stage` does.
 
     A script calls it before its slow imports (PyTorch takes seconds), so that --help, wrong params and missing files
-    are answered at once.
+    are handled without delay.
     """
     with _explained_errors():
         read_inputs()
@@ -93,7 +93,7 @@ def _explained_errors() -> Iterator[None]:
 
 
 def _explain(error: BaseException) -> tuple[str, ...]:
-    """The lines that tell the user about an error; none if it is not the user's to fix, and so a bug."""
+    """The lines that tell the user about an error; none if the user cannot fix it, so that it must be a bug."""
     if isinstance(error, UserError):
         return error.args
     if _is_out_of_memory(error):
@@ -101,7 +101,7 @@ def _explain(error: BaseException) -> tuple[str, ...]:
             "out of memory; close other programs, or lower prepare.image_size or (in training) train.batch_size or "
             "train.image_size",
         )
-    if "not owned by current user" in str(error):  # as libgit2 says it, for DVC
+    if "not owned by current user" in str(error):  # libgit2's message, raised by DVC
         return (untrusted_by_git(),)
     if isinstance(error, BlockingIOError) or "can't start new thread" in str(error):
         return ("too few threads or processes are allowed; close other programs, or raise `ulimit -u` or `ulimit -v`",)
@@ -177,5 +177,5 @@ def _end_with_dvc() -> None:
 
 sys.excepthook = _explain_at_import
 if isinstance(sys.stdout, io.TextIOWrapper):
-    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack a letter of a class or photo: \xfc
+    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal's encoding may lack letters of a class or photo
 DVC = _find_dvc()  # on import, because DVC may have exited by the time a stage has imported everything else

@@ -15,7 +15,7 @@ Part = TypeVar("Part", bound=Section)
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses what PyYAML would take without a word: a key that stands twice, and values that it changes."""
+    """Refuses what PyYAML accepts silently: duplicate keys, and values that it changes."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         lines: dict[str, int] = {}
@@ -46,9 +46,8 @@ for _tag in ("int", "float", "timestamp"):
 def read_params(part: type[Part], path: Path = PARAMS) -> Part:
     """Check every key of `path`, and read those that `part` has.
 
-    A stage reads only its own part, so that it need not run again when the section of another stage changes. Raises
-    UserError with one line per mistake, which names the key (or the line number, for invalid YAML), its value and what
-    was expected.
+    A stage reads only its own part, so that changes to other sections do not rerun it. Raises UserError with one line
+    per mistake, which names the key (or the line, for invalid YAML), its value and what was expected.
     """
     content = read_yaml(path)
     check_all(content)

@@ -85,7 +85,7 @@ def check_image_size(network: nn.Module, name: str, size: int, key: str) -> None
 
 @torch.inference_mode()
 def _size_error(network: nn.Module, size: int) -> Exception | None:
-    """What the network raises for an image of `size` pixels a side."""
+    """The error that the network raises for an image of `size` pixels a side, or None."""
     try:
         network(torch.zeros(1, 3, size, size))
     except (RuntimeError, AssertionError, ValueError) as error:

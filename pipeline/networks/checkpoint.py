@@ -21,8 +21,8 @@ class Checkpoint:
     """The state of a training run after its last finished epoch, in a file that only an identical run loads.
 
     A run is identical if `settings` (any JSON value), the size and modification time of `files`, the code of `script`
-    (by meaning), library versions, device and number of threads are all the same. Resuming from any other state would
-    give different bytes.
+    (without comments and formatting), library versions, device and number of threads are all the same. Resuming from
+    any other state would give different bytes.
     """
 
     def __init__(self, path: Path, settings: dict, files: list[Path], script: Path, device: torch.device) -> None:
@@ -42,7 +42,7 @@ class Checkpoint:
     def load(self) -> dict | None:
         """Return the last saved state with its tensors on the CPU, or None if this run has no checkpoint.
 
-        Deletes what a run left that was killed while it saved one.
+        Deletes the partial file of a run that was killed while saving one.
         """
         partial_of(self._path).unlink(missing_ok=True)
         try:
@@ -61,7 +61,7 @@ class Checkpoint:
         return None
 
     def save(self, state: dict) -> None:
-        """Save `state`: lists and dicts of tensors, numbers and strings. The file is written while training goes on.
+        """Save `state`: lists and dicts of tensors, numbers and strings. It is written in the background.
 
         If the disk is full, warn and continue.
         """

@@ -19,7 +19,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of glibc's mallopt(3)
 def set_up(device: str, precision: str, threads: int | str) -> tuple[torch.device, torch.dtype]:
     """Set up this process to run networks; return what `device` and `precision` in params.yaml mean here.
 
-    `threads` are those that PyTorch then computes with on a CPU; `torch.get_num_threads()` says how many they are.
+    `threads` is the number of threads with which PyTorch computes on a CPU, or `auto`.
 
     Call it before using an accelerator. Raises UserError if this machine has no such device, or more processes than
     devices.
@@ -44,10 +44,10 @@ def _make_deterministic() -> None:
 
 
 def _set_threads(threads: int | str) -> None:
-    """Set PyTorch's number of threads, on which the last digits of sums depend.
+    """Set PyTorch's number of threads, which affects the last digits of sums.
 
-    `auto` is its own choice (OMP_NUM_THREADS, or one for each core), but without that variable no more than the cores
-    that this process may use: PyTorch does not know the limits of containers.
+    `auto` is PyTorch's own choice (OMP_NUM_THREADS, or one per core). Without that variable it is limited to the usable
+    cores, because PyTorch ignores the limits of containers.
     """
     if threads != AUTO:
         torch.set_num_threads(threads)

@@ -32,8 +32,8 @@ class PackedSplit:
 
     The labels, and the images that are made from the pixels, are on `device`. The pixels are there too unless they are
     too large (`is_large`). On the CPU they are memory-mapped: opening takes no time, and a batch reads only its own
-    photos. On a CUDA GPU, `content` is the future copy of the pixels, for which their first use waits. Rows are given
-    as int64 tensors on the pixels' device.
+    photos. On a CUDA GPU, `content` is a future for the copied pixels; their first use waits for it. Rows are given as
+    int64 tensors on the pixels' device.
     """
 
     content: Tensor | Future[Tensor]
@@ -99,7 +99,7 @@ def _mean_and_std(device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def open_split(path: Path, device: torch.device) -> PackedSplit:
-    """Open a split written by `prepare`; if it fits on a GPU, start to copy it there.
+    """Open a split written by `prepare`, and start to copy it to a GPU if it fits there.
 
     Raises UserError if it cannot be read.
     """

@@ -30,16 +30,17 @@ def heat_maps(network: nn.Module, images: Tensor, targets: Tensor) -> Tensor | N
 def _features_and_gradients(
     network: nn.Module, layer: nn.Module, images: Tensor, targets: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The output of `layer`, and the gradient of each image's logit for its class with respect to it.
+    """The output of `layer`, and the gradient of each image's target logit with respect to it.
 
-    Only what follows `layer` is recorded for it, so that it takes little more memory than inference.
+    Both have the shape [N, channels, height, width]. Autograd records only what follows `layer`, so this takes little
+    more memory than inference.
     """
     outputs = []
 
     def record_from_here(_: nn.Module, __: object, output: Tensor) -> Tensor:
         outputs.append(output.detach().requires_grad_())
         torch.set_grad_enabled(True)
-        return outputs[-1].clone()  # the network may go on in place
+        return outputs[-1].clone()  # the network may change its input in place
 
     hook = layer.register_forward_hook(record_from_here)
     try:

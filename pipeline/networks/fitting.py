@@ -44,7 +44,7 @@ def _regress(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Te
     from scipy.optimize import minimize  # here, because it takes a quarter of a second
 
     center, scale = features.mean(dim=0), features.std()
-    scaled = (features - center) / scale  # centered, which changes only the bias, and takes fewer iterations
+    scaled = (features - center) / scale  # centering changes only the bias, and takes fewer iterations
     rows = torch.arange(len(labels), device=labels.device)
     penalty = REGULARISATION * (2 if classes == 2 else 1)
 
@@ -67,5 +67,5 @@ def _regress(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Te
 
 
 def _split(parameters: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """All parameters as weight [classes, features] and bias [classes]."""
+    """Split the flat parameters into weight [classes, features] and bias [classes]."""
     return parameters[:-classes].view(classes, -1), parameters[-classes:]

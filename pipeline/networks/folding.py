@@ -1,4 +1,4 @@
-"""Fold BatchNorm into the convolutions before it, where its statistics and weights no longer change."""
+"""Fold BatchNorm into the convolution before it, if its statistics and weights do not change."""
 
 from pipeline.networks.building import Head
 
@@ -22,8 +22,8 @@ def fold_batchnorm(network: nn.Module) -> nn.Module:
 def fold_frozen_batchnorm(network: nn.Module) -> nn.Module:
     """Return `network` with BatchNorm folded where neither it nor the convolution before it is trained.
 
-    Call it after `set_training`. The result shares all other layers with `network`, so training the one trains the
-    other. The output is the same up to rounding. A network with nothing to fold is returned as is.
+    Call it after `set_training`. The result shares all other layers with `network`, so training one trains the other.
+    The output is the same up to rounding. A network with nothing to fold is returned as is.
     """
     if not any(_is_fixed(module) for module in network.modules() if isinstance(module, nn.BatchNorm2d)):
         return network
@@ -45,7 +45,7 @@ def fold_frozen_batchnorm(network: nn.Module) -> nn.Module:
 
 
 def _is_fixed(layer: nn.Module) -> bool:
-    """Whether training changes nothing about the layer."""
+    """Whether training leaves the layer unchanged."""
     is_trained = any(parameter.requires_grad for parameter in layer.parameters())
     return not is_trained and not (layer.training and isinstance(layer, nn.BatchNorm2d))
 

@@ -6,19 +6,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-COPIED_AT_ONCE = 2**26  # bytes of page-locked memory, from which alone a GPU copies while the program goes on
+COPIED_AT_ONCE = 2**26  # bytes of page-locked memory, which a GPU needs to copy in the background
 
 
 def copy_in_background(pixels: Tensor, device: torch.device) -> Future[Tensor]:
-    """Start to copy `pixels`, usually mapped from a file, to a CUDA GPU, in a thread and on a stream of its own.
+    """Start to copy `pixels`, usually memory-mapped, to a CUDA GPU, in a separate thread and stream.
 
-    The future has a result when all of it is there, so that every stream can use it without waiting. Reading the file
-    and copying the first part to page-locked memory take most of the time; both release Python's lock.
+    The future has a result once the whole copy is complete, so any stream can use it. Reading the file and copying to
+    page-locked memory take most of the time; both release Python's lock.
     """
     copied = torch.empty(pixels.shape, dtype=pixels.dtype, device=device)
     stream = torch.Stream(device)
-    stream.wait_stream(torch.accelerator.current_stream(device))  # which may still use the memory that `copied` got
-    copied.record_stream(stream)  # so that, if nothing waits for the copy, its memory is not reused before it ends
+    stream.wait_stream(torch.accelerator.current_stream(device))  # which may still use the memory of `copied`
+    copied.record_stream(stream)  # so that its memory is not reused before the copy ends
     rows = max(1, COPIED_AT_ONCE // pixels[0].nbytes)
 
     def copy() -> Tensor:

@@ -1,4 +1,4 @@
-"""Choose the epoch whose weights are kept, say why, and name what goes wrong on the way.
+"""Choose the epoch whose weights are kept, explain the choice, and find signs of trouble in training.
 
 A learning curve is a list of the epochs so far, each a dict with `epoch` (0: the fitted head, before any step),
 `train_loss`, `validation_loss`, `validation_calibrated_loss` (all in nats) and `validation_accuracy`.
@@ -10,18 +10,18 @@ from pipeline.core.sections.train import Train
 
 from torch import Tensor, nn
 
-LOWEST_SCALE, HIGHEST_SCALE = 1e-3, 1e3  # of logits; without any mistake, the best scale would be infinite
-BISECTIONS = 40  # of the logarithm of the scale; more would not change the loss
-NOTABLE = 1.2  # a loss has risen if it is larger by a fifth; less may be noise
+LOWEST_SCALE, HIGHEST_SCALE = 1e-3, 1e3  # of logits; without mistakes, the best scale would be infinite
+BISECTIONS = 40  # of the scale's logarithm; more would not change the loss
+NOTABLE = 1.2  # the factor by which a loss must rise to be reported; less may be noise
 LEARNED, FORGOTTEN, DIVERGED = 0.5, 0.95, 2  # times the loss of guessing
 
 
 def calibrated_loss(logits: Tensor, labels: Tensor) -> float:
-    """The log loss after temperature scaling: the lowest one that multiplying all logits by a number can give, in nats.
+    """The log loss after temperature scaling, in nats: the lowest that multiplying all logits by one number can give.
 
-    `logits` is [N, classes], `labels` int [N]. Unlike the log loss, it does not depend on how confident a network is,
-    which label smoothing and long training change. Guo et al., "On Calibration of Modern Neural Networks", 2017,
-    https://arxiv.org/abs/1706.04599. The loss is convex in the scale, so the best scale is where the slope is 0.
+    `logits` is [N, classes], `labels` int [N]. Unlike the log loss itself, it does not depend on a network's overall
+    confidence, which label smoothing and long training change. Guo et al., "On Calibration of Modern Neural Networks",
+    2017, https://arxiv.org/abs/1706.04599. The loss is convex in the scale, so the best scale is where the slope is 0.
     """
     logits = logits.double()
     mean_of_labels = logits.gather(1, labels[:, None]).mean()
@@ -34,10 +34,10 @@ def calibrated_loss(logits: Tensor, labels: Tensor) -> float:
 
 
 def best_epoch(curve: list[dict], params: Train) -> dict | None:
-    """The epoch with the lowest calibrated loss on validation, of equals the one with the lowest loss.
+    """The epoch with the lowest calibrated loss on validation; among equals, the one with the lowest loss.
 
-    None if none counts: with one_cycle only the fitted head and the last epoch do, because in between the rate is high
-    and scores are noise.
+    With one_cycle only the fitted head and the last epoch are candidates, because in between the learning rate is high
+    and scores are noisy. None if there is no candidate yet.
     """
     if params.lr_schedule == "one_cycle":
         curve = [scores for scores in curve if scores["epoch"] in (0, params.epochs)]
@@ -47,11 +47,11 @@ def best_epoch(curve: list[dict], params: Train) -> dict | None:
 
 
 def find_trouble(curve: list[dict], classes: int) -> str:
-    """What the last epoch of the curve shows to be going wrong, and what to do about it; empty if nothing is."""
+    """What is going wrong, as the last epoch of the curve shows, and what to do; empty if nothing is."""
     *before, last = curve
     if divergence := describe_divergence(curve, classes):
         return f"{divergence}; lr is too high"
-    if not before or before[-1]["epoch"] == 0:  # the fitted head's train loss is of photos that it was fitted to
+    if not before or before[-1]["epoch"] == 0:  # the fitted head's train loss is on the photos that it was fitted to
         return ""
     previous = before[-1]
     if last["train_loss"] > NOTABLE * previous["train_loss"]:
@@ -66,7 +66,7 @@ def find_trouble(curve: list[dict], classes: int) -> str:
 
 
 def describe_divergence(curve: list[dict], classes: int) -> str:
-    """How the curve's last epoch shows that training makes the network worse than guessing; empty if it does not."""
+    """How the curve's last epoch shows that training has made the network worse than guessing; empty if it has not."""
     *before, last = curve
     guessing = math.log(classes)
     had_learned = any(scores["validation_calibrated_loss"] < LEARNED * guessing for scores in before)
@@ -81,7 +81,7 @@ def describe_divergence(curve: list[dict], classes: int) -> str:
 
 
 def explain_choice(curve: list[dict], classes: int, params: Train, lr: float) -> str:
-    """Which epoch was kept, its scores and, unless it is the last one, why, and which param to try."""
+    """Say which epoch was kept, with its scores and, unless it is the last one, the reason and a param to try."""
     best, last = best_epoch(curve, params), curve[-1]
     scores = f"validation loss {best['validation_loss']:.4f}, validation accuracy {best['validation_accuracy']:.6f}"
     if best is last:

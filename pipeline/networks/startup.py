@@ -1,6 +1,6 @@
 """Use torchvision and torch.optim without torch._dynamo, which takes more than a second to import.
 
-It belongs to torch.compile, which nothing here uses. torchvision refers to one of its functions, in an operation for
+It is part of torch.compile, which is not used here. torchvision refers to one of its functions, in an operation for
 detection; optimizers tell it which of their methods not to compile.
 """
 
@@ -34,11 +34,11 @@ def import_torchvision() -> None:
 
 
 def keep_optimizers_from_importing_dynamo() -> None:
-    """Replace what optimizers do for torch.compile, without a change to what they compute.
+    """Remove what optimizers do for torch.compile; what they compute stays the same.
 
-    Some of their methods (torch._disable_dynamo) are replaced on the first call by what torch._dynamo makes of them,
-    which an attribute then holds; and `step` tells it where to break graphs. With another version of PyTorch, in which
-    these are not found, nothing is replaced.
+    On the first call of some methods (torch._disable_dynamo), torch._dynamo wraps them and keeps the result in an
+    attribute, which is set here instead; `step` also tells it where to break graphs. If another version of PyTorch has
+    no such methods, nothing changes.
     """
     import torch
     from torch.optim import SGD, Adam, Optimizer

@@ -1,4 +1,4 @@
-"""The training step: forward, loss, backward, optimizer and learning rate; on a CUDA GPU as a graph."""
+"""The training step: forward, loss, backward, optimizer and learning rate; as a graph on a CUDA GPU."""
 
 import math
 import warnings
@@ -19,8 +19,8 @@ WARM_UP_STEPS = 3  # before a step is captured, so that the optimizer and the li
 class TrainingStep:
     """Trains a network with one batch at a time, always of the same shape.
 
-    With `as_graph` the first steps run kernel by kernel, and from then on a CUDA graph of the whole step is replayed,
-    with the same results: small kernels take longer to launch than to run. It follows
+    With `as_graph`, WARM_UP_STEPS steps run kernel by kernel, and from then on a CUDA graph of the whole step is
+    replayed, because small kernels take longer to launch than to run. The results are the same. It follows
     https://docs.pytorch.org/docs/stable/notes/cuda.html#whole-network-capture
     """
 
@@ -54,7 +54,7 @@ class TrainingStep:
         self.scheduler.step()
 
     def read_loss(self) -> float:
-        """The sum of the losses since `reset_loss`; waits until the device has computed them."""
+        """The sum of the steps' losses since `reset_loss`; waits until the device has computed them."""
         return self._total_loss.item()
 
     def reset_loss(self) -> None:
@@ -70,7 +70,7 @@ class TrainingStep:
         self._total_loss += loss.detach()
 
     def _warm_up(self, images: Tensor, labels: Tensor) -> None:
-        """Compute on another stream, like a capture: autograd remembers on which stream it made a gradient."""
+        """Compute on another stream, as a capture does: autograd remembers the stream on which it made a gradient."""
         current = torch.cuda.current_stream()
         self._warm_up_stream.wait_stream(current)
         with torch.cuda.stream(self._warm_up_stream), warnings.catch_warnings(action="ignore"):
@@ -85,7 +85,7 @@ class TrainingStep:
         self._graph.replay()
 
     def _capture(self, images: Tensor, labels: Tensor) -> None:
-        """Record a step, which does not run it. A replay reads its batch from `_images` and `_labels`."""
+        """Record a step without running it. A replay reads its batch from `_images` and `_labels`."""
         self._images, self._labels = torch.empty_like(images), torch.empty_like(labels)
         self._graph = torch.cuda.CUDAGraph()
         self.optimizer.zero_grad()  # the gradients of the warm-up are not part of the graph
@@ -108,7 +108,7 @@ def make_optimizer(network: nn.Module, name: str, lr: float, params: Train, as_g
         )
     groups = [{"params": head, "lr": lr}, {"params": body, "lr": lr * params.body_lr_factor}]
     device = head[0].device
-    if as_graph:  # it reads the rates from these tensors
+    if as_graph:  # the graph reads the rates from these tensors
         groups = [{**group, "lr": torch.tensor(group["lr"], device=device)} for group in groups]
     fused = True if device.type == "cuda" else None
     if params.optimizer == "adam":
@@ -117,7 +117,7 @@ def make_optimizer(network: nn.Module, name: str, lr: float, params: Train, as_g
 
 
 def keep_rate_tensors(optimizer: torch.optim.Optimizer, rates: Sequence[float | Tensor]) -> None:
-    """After an optimizer has loaded a state, keep its former tensors of learning rates, which are on its device."""
+    """After an optimizer has loaded a state, put its rates back into `rates`, the tensors that a graph reads."""
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         if isinstance(rate, Tensor):
             group["lr"] = rate.copy_(group["lr"])

@@ -126,7 +126,7 @@ def _downloaded(name: str, weights: str) -> Path:
 
 
 def _is_of_folder(error: Exception) -> bool:
-    """Whether a download failed because its file could not be written."""
+    """Whether a download failed because its file could not be written, and not because of the network."""
     if not isinstance(error, OSError) or isinstance(error, URLError):
         return False
     return error.filename is not None or error.errno in DISK_FULL

@@ -18,7 +18,7 @@ class Stage:
     description: str
     command: str
     params: list[str]
-    reads: list[str]  # without what track_code says of its code
+    reads: list[str]  # without data/code/
     writes: list[str]
     after: list[str]
 

@@ -26,16 +26,16 @@ from pipeline.photos.decoding import UnreadablePhoto
 
 LARGEST_FILE = 2**28  # bytes; files in a small zip may unpack to more than fits into memory
 START = 512  # bytes at the beginning of a file that tell what it is
-ENCRYPTED, UTF_8 = 1, 0x800  # bits of a zip entry's flags
-DEFLATE64 = 9  # compression method of Windows' Explorer for large files
+ENCRYPTED, UTF_8 = 1, 0x800  # in a zip entry's flags
+DEFLATE64 = 9  # the compression method that Windows Explorer uses for large files
 UNICODE_PATH = 0x7075  # Info-ZIP's extra field of a zip entry, with its name in UTF-8
-WESTERN = frozenset("ÇüéâäàåçêëèïîìÄÅÉæÆôöòûùÿÖÜáíóúñÑªºß")  # the letters of code page 437 that are not ASCII
-SURROGATES = re.compile("[\ud800-\udfff]")  # Python's characters for bytes that are not UTF-8
-# What is no file that can be read; see Listing.others.
+WESTERN = frozenset("ÇüéâäàåçêëèïîìÄÅÉæÆôöòûùÿÖÜáíóúñÑªºß")  # the non-ASCII letters of code page 437
+SURROGATES = re.compile("[\ud800-\udfff]")  # how Python decodes bytes that are not UTF-8
+# Kinds of paths that are not readable files; see Listing.others.
 DANGLING_LINKS, LINKED_FOLDERS, VANISHED_FILES = "dangling links", "linked folders", "files that vanished"
 FORBIDDEN_FOLDERS, SPECIAL_FILES = "folders without permission to read", "pipes, sockets or devices"
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")  # gzip, bzip2 and xz, perhaps with a tar inside
-OTHER_FILES = {  # what else is found at the beginning of a file: what it is, and what to do
+OTHER_FILES = {  # by their first bytes: what they are, and what to do
     b"7z\xbc\xaf\x27\x1c": "is a 7z archive; extract it, or zip it",
     b"Rar!": "is a RAR archive; extract it, or zip it",
     b"version https://git-lfs": "is a git-lfs pointer; run `git lfs pull`",
@@ -46,22 +46,22 @@ OTHER_FILES = {  # what else is found at the beginning of a file: what it is, an
 
 @dataclass(frozen=True)
 class Entry:
-    """A file in a container. `open` gives its content; it raises UnreadablePhoto or, if a disk fails, OSError."""
+    """A file in a container. `open` returns its content; it raises UnreadablePhoto, or OSError if a disk fails."""
 
     path: str  # from the container's top, with "/"
     size: int  # bytes
     open: Callable[[], BinaryIO]
-    label: int | str | None = None  # if the container says it: an index of the class, or its name
+    label: int | str | None = None  # if the container has labels: the index of the class, or its name
 
     def read(self) -> bytes:
-        """Return the bytes. Raises UnreadablePhoto if they are far too many for a photo, or as `open` does."""
+        """Return the bytes. Raises UnreadablePhoto if there are more than LARGEST_FILE, and whatever `open` raises."""
         if self.size > LARGEST_FILE:
             raise UnreadablePhoto(f"unreadable (more than {LARGEST_FILE >> 20} MiB)")
         with self.open() as file:
             return file.read()
 
     def start(self) -> bytes:
-        """Return the first bytes, none if they are damaged, may not be read or are gone. Raises OSError of a disk."""
+        """Return the first START bytes; empty if damaged, forbidden or gone. Raises OSError if a disk fails."""
         try:
             with self.open() as file:
                 return file.read(START)
@@ -78,17 +78,17 @@ class Listing:
     """What one folder or archive holds."""
 
     entries: list[Entry] = field(default_factory=list)
-    others: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # paths of no files, by kind
-    note: str = ""  # what the user should know
-    unpack: Callable[[], None] = lambda: None  # call it before an entry is opened
+    others: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # all other paths, by kind
+    note: str = ""  # for the user
+    unpack: Callable[[], None] = lambda: None  # to be called before any entry is opened
 
 
 class NoArchive(UserError):
-    """Raised for a file that is compressed, but holds no archive."""
+    """Raised for a compressed file that does not contain an archive."""
 
 
 def list_folder(folder: Path) -> Listing:
-    """The files below a folder. Raises OSError if it, or a disk, cannot be read."""
+    """List the files below a folder. Raises OSError if the folder or a disk cannot be read."""
     found = Listing()
     unread = [""]
     while unread:
@@ -112,12 +112,12 @@ def list_folder(folder: Path) -> Listing:
 
 
 def _add_file(found: Listing, path: str, child: os.DirEntry) -> None:
-    """Add what a folder has besides folders: a file, or a link."""
+    """Add an entry of a folder that is not itself a folder: a file, a link or a special file."""
     opened = partial(open_file, Path(child.path))
     try:
         status = child.stat()
     except PermissionError:
-        found.entries.append(Entry(path, 0, opened))  # which says so when it is read
+        found.entries.append(Entry(path, 0, opened))  # reading it then says why
         return
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
@@ -131,7 +131,7 @@ def _add_file(found: Listing, path: str, child: os.DirEntry) -> None:
 
 
 def open_file(file: Path) -> BinaryIO:
-    """Open a file. Raises UnreadablePhoto if it may not be read."""
+    """Open a file. Raises UnreadablePhoto without permission to read it."""
     try:
         return file.open("rb")
     except PermissionError:
@@ -139,9 +139,9 @@ def open_file(file: Path) -> BinaryIO:
 
 
 def list_archive(file: BinaryIO, name: str, stack: ExitStack) -> Listing:
-    """The files of the archive that an open file holds, to be closed by `stack`. `name` is for messages.
+    """List the files of the archive in an open file. `name` is for messages; `stack` closes what stays open.
 
-    Raises UserError, NoArchive in particular, if it is none or is damaged.
+    Raises UserError if it is not an archive (NoArchive if it is only compressed) or is damaged.
     """
     file = io.BufferedReader(_OwnPosition(file))
     start = file.read(START)
@@ -166,7 +166,7 @@ def is_archive_start(start: bytes) -> bool:
 
 @contextmanager
 def explained(name: str) -> Iterator[None]:
-    """Turn what reading the archive `name` raises into UserError, unless it is a disk that fails."""
+    """Turn errors of reading the archive `name` into UserError, unless a disk failed."""
     try:
         yield
     except (MemoryError, UserError):
@@ -182,12 +182,12 @@ def explained(name: str) -> Iterator[None]:
 
 
 def is_disk_error(error: Exception) -> bool:
-    """Whether a disk or network failed, or permission is missing; damaged bytes raise other kinds of OSError."""
+    """Whether a disk or network failed, or permission is missing. Damaged bytes raise OSError with other numbers."""
     return isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
 
 
 class _OwnPosition(io.RawIOBase):
-    """Reads an open file from a position of its own: forked processes share the file's, and would move each other's."""
+    """Reads an open file from its own position. Forked processes share the position of the file itself."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -215,36 +215,36 @@ class _OwnPosition(io.RawIOBase):
 
 
 class Spool:
-    """A temporary file of unpacked contents, any of which can be read again; `stack` closes it."""
+    """A temporary file of unpacked contents, each of which can be read in any order. `stack` closes it."""
 
     def __init__(self, stack: ExitStack) -> None:
         self._file = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 (`stack` closes it)
         self._ends = [0]
 
     def fill(self, content: BinaryIO) -> BinaryIO:
-        """Write `content` to an empty spool, and return the spool's file, at its start."""
+        """Write `content` to an empty spool and return its file, positioned at the start."""
         shutil.copyfileobj(content, self._file)
         self._file.seek(0)
         return self._file
 
     def add(self, content: BinaryIO) -> int:
-        """Append `content`, and return its number."""
+        """Append `content` and return its number, for `open`."""
         shutil.copyfileobj(content, self._file)
         self._ends.append(self._file.tell())
         return len(self._ends) - 2
 
     def flush(self) -> None:
-        """To be called after the last `add`."""
+        """Make everything added readable; call it after the last `add`."""
         self._file.flush()
 
     def open(self, number: int) -> BinaryIO:
-        """Open the content that was added as this number; threads may share the spool."""
+        """Open the content with this number. Threads and forked processes may share the spool."""
         start, end = self._ends[number : number + 2]
         return io.BytesIO(os.pread(self._file.fileno(), end - start, start))
 
 
 def _note_of_names(entries: list[Entry]) -> str:
-    """What to say of the names in a folder or tar that are not UTF-8, which Python reads as lone surrogates."""
+    """A note on names in a folder or tar that are not UTF-8, which Python decodes as lone surrogates; else empty."""
     odd = [entry.path for entry in entries if not entry.path.isascii() and SURROGATES.search(entry.path)]
     return f"has {len(odd)} names that are not UTF-8, such as {odd[0]}; rename them if they matter" if odd else ""
 
@@ -255,7 +255,7 @@ def _list_zip(file: BinaryIO, stack: ExitStack) -> Listing:
     names, note = _names_in_zip(files)
     entries = []
     for name, info in zip(names, files, strict=True):
-        # Zips made on Windows may have backslashes, in spite of the format.
+        # Zips made on Windows may have backslashes, although the format forbids them.
         path = name if "/" in name else name.replace("\\", "/")
         if not path.endswith("/"):
             entries.append(Entry(path, info.file_size, partial(_open_zipped, archive, info)))
@@ -271,10 +271,10 @@ def _open_zipped(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> BinaryIO:
 
 
 def _names_in_zip(files: list[zipfile.ZipInfo]) -> tuple[list[str], str]:
-    """The files' names, and what the user should know about them.
+    """The files' names, and a note for the user, which may be empty.
 
-    A name is UTF-8 if its flag says so, or if it is in a field of Info-ZIP. All others are in code page 437, says the
-    format; in fact they are in UTF-8 or in the code page of the computer that made the zip.
+    A name is UTF-8 if its flag says so, or if it is in Info-ZIP's extra field. According to the format, all others are
+    in code page 437; in practice they are in UTF-8 or in the code page of the computer that made the zip.
     """
     known = [
         info.filename if info.flag_bits & UTF_8 or info.filename.isascii() else _unicode_path(info) for info in files
@@ -296,7 +296,7 @@ def _raw_name(info: zipfile.ZipInfo) -> bytes:
 
 
 def _unicode_path(info: zipfile.ZipInfo) -> str:
-    """The name in Info-ZIP's Unicode Path field; empty if there is none, or if it belongs to an earlier name."""
+    """The name in Info-ZIP's Unicode Path field; empty if it is missing, or out of date after a renaming."""
     extra = info.extra
     while len(extra) >= 4:
         kind, size = struct.unpack("<HH", extra[:4])
@@ -307,7 +307,7 @@ def _unicode_path(info: zipfile.ZipInfo) -> str:
 
 
 def _decode(names: list[bytes]) -> tuple[list[str], str]:
-    """The names, all in one encoding, and this encoding, which is a guess unless it is UTF-8."""
+    """Decode the names, all in the same encoding; return them and the encoding, a guess unless it is UTF-8."""
     with suppress(UnicodeDecodeError):
         return [name.decode() for name in names], "UTF-8"
     as_western = [name.decode("cp437") for name in names]
@@ -319,7 +319,7 @@ def _decode(names: list[bytes]) -> tuple[list[str], str]:
 
 
 def _list_tar(file: BinaryIO, stack: ExitStack) -> Listing | None:
-    """The files of a tar archive, compressed or not; None if it is none, or empty."""
+    """List the files of a tar archive, compressed or not; None if the file is not one, or is empty."""
     try:
         archive = tarfile.open(fileobj=file)  # noqa: SIM115 (closed with `file`)
     except tarfile.ReadError:
@@ -347,7 +347,7 @@ def _list_tar(file: BinaryIO, stack: ExitStack) -> Listing | None:
 
 
 def _add_links(found: Listing, members: list[tarfile.TarInfo]) -> None:
-    """Add the links in a tar, as the files that they lead to."""
+    """Add the links in a tar as the files that they point to."""
     by_path = {normpath(entry.path): entry for entry in found.entries}
     folders = {normpath(member.name) for member in members if member.isdir()}
     for member in members:
@@ -360,7 +360,7 @@ def _add_links(found: Listing, members: list[tarfile.TarInfo]) -> None:
 
 
 def _list_parquet(file: BinaryIO, stack: ExitStack) -> Listing:
-    """The rows of a parquet file as Hugging Face writes it: a column of images, with their bytes, and one of labels."""
+    """List the rows of a parquet file as Hugging Face writes it: a column of images (bytes) and one of labels."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq

@@ -31,20 +31,20 @@ from pipeline.photos.decoding import PHOTO_SUFFIXES, photo_suffix
 ARCHIVE_NAME = re.compile(
     r"(?P<folder>.+?)\.(?P<suffix>zip|parquet|tar|tgz|tbz2?|txz|(tar\.)?(gz|bz2|xz))", re.IGNORECASE | re.DOTALL
 )
-SINGLE_FILE_SUFFIXES = ("gz", "bz2", "xz")  # perhaps of a tar
-HIDDEN = re.compile(r"(^|/)(\.(?!\./)|__MACOSX)")  # files and folders, but not the folder above
-DEEPEST = 5  # archives in each other; there are some that hold themselves
-TEXT_SUFFIXES = frozenset({".txt", ".csv", ".json", ".xml"})  # labels, say: as many as photos, so they are not opened
+SINGLE_FILE_SUFFIXES = ("gz", "bz2", "xz")  # of a compressed file that need not be a tar
+HIDDEN = re.compile(r"(^|/)(\.(?!\./)|__MACOSX)")  # files and folders, but not ../
+DEEPEST = 5  # nested archives; some archives contain themselves
+TEXT_SUFFIXES = frozenset({".txt", ".csv", ".json", ".xml"})  # not opened: each photo may have one, with its label
 PHOTO, ARCHIVE, NO_SUFFIX = "photo", "archive", "without a suffix"
 UNPACKED, UNREAD_ARCHIVES = "archives that are unpacked beside them", "7z or RAR archives, to be extracted"
 
 
 class Container:
-    """The photos in a folder or archive and in the archives in it, by path, and what else is there.
+    """The photos in a folder or archive, including archives inside it.
 
-    An archive's photos are below its path without the suffix: `2023/photos/cat/1.jpg`. `others` has the paths of what
-    is not a photo, by kind; `notes` is what the user should know. `stack` closes what stays open. Raises UserError if
-    `path` does not exist, or if it or an archive in it cannot be read.
+    `photos` are by path; those of an inner archive are below its path without the suffix: `2023/photos/cat/1.jpg`.
+    `others` has the paths of everything else, by kind; `notes` are for the user. `stack` closes what stays open.
+    Raises UserError if `path` does not exist, or if it or an archive inside it cannot be read.
     """
 
     def __init__(self, path: Path, stack: ExitStack) -> None:
@@ -62,7 +62,7 @@ class Container:
             raise UserError(f"{path}: no such file or folder; put the photos there, or set prepare.source")
 
     def _add(self, listing: Listing, name: str, folder: str, depth: int) -> None:
-        """Add what is in a folder or archive, which has this name in messages. Its photos go below `folder`."""
+        """Add the content of a folder or archive, called `name` in messages, with its photos below `folder`."""
         with explained(name):
             listing.unpack()
         if listing.note:
@@ -72,7 +72,7 @@ class Container:
         archives: dict[str, Entry] = {}
         for entry in listing.entries:
             place = join(folder, entry.path.lstrip("/"))
-            if "//" in place or "./" in place:  # in an archive
+            if "//" in place or "./" in place:  # possible in an archive
                 place = str(PurePosixPath(place))
             kind = _kind(place, entry)
             if kind == PHOTO:
@@ -85,14 +85,14 @@ class Container:
             self._open_inner(place, archives[place], depth + 1)
 
     def _open_inner(self, place: str, archive: Entry, depth: int) -> None:
-        """Add the photos of an archive in a folder or in another archive, unless they are beside it, unpacked."""
+        """Add the photos of an inner archive, unless it is already unpacked next to it."""
         name = f"{self._path}/{place}"
         if depth > DEEPEST:
             raise UserError(f"{name}: is an archive in {DEEPEST} others; extract them")
         with explained(name):
             if self._path.is_dir() and depth == 1:
                 file = self._stack.enter_context(archive.open())
-            else:  # unpacked, because a compressed file is slow to move about in
+            else:  # unpacked, because seeking in a compressed file is slow
                 with archive.open() as packed:
                     file = Spool(self._stack).fill(packed)
         matched = ARCHIVE_NAME.fullmatch(place)
@@ -110,7 +110,7 @@ class Container:
             self._add(listing, name, folder, depth)
 
     def _has(self, listing: Listing, folders: tuple[str, ...]) -> bool:
-        """Whether most of the photos in an archive are already in one of the folders: the same path and size."""
+        """Whether most photos of an archive are already in one of the folders, with the same path and size."""
         inner = [entry for entry in listing.entries if _suffix(entry.path) in PHOTO_SUFFIXES]
         for folder in folders:
             beside = [self.photos.get(str(PurePosixPath(folder, entry.path.lstrip("/")))) for entry in inner]
@@ -121,7 +121,7 @@ class Container:
 
 
 def distinct(path: str, taken: Collection[str]) -> str:
-    """`path`, or `folder/(2)/name` if another one has it; so labels and tables find it by its folders and its name."""
+    """`path`, or `folder/(2)/name` if it is taken. Labels and tables can still find it by its folders and its name."""
     if path not in taken:
         return path
     folder, name = split(path)
@@ -129,7 +129,7 @@ def distinct(path: str, taken: Collection[str]) -> str:
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file is an archive, by its content. Raises UserError if it is no file that can be read twice."""
+    """Whether a file is an archive, by its content. Raises UserError for a pipe, socket or device."""
     refuse_special(path)
     with path.open("rb") as file:
         return is_archive_start(file.read(START))
@@ -142,12 +142,12 @@ def refuse_special(path: Path) -> None:
 
 
 def read_file(file: Path) -> bytes:
-    """Return a file's bytes. Raises UnreadablePhoto if it may not be read or is far too large."""
+    """Return a file's bytes. Raises UnreadablePhoto if it may not be read or is larger than LARGEST_FILE."""
     return Entry(file.name, file.stat().st_size, partial(open_file, file)).read()
 
 
 def _kind(path: str, entry: Entry) -> str:
-    """PHOTO, ARCHIVE, or as what a file that is neither is counted."""
+    """PHOTO, ARCHIVE, or the kind under which any other file is counted."""
     if HIDDEN.search(path):
         return "hidden"
     suffix = _suffix(path)
@@ -160,14 +160,14 @@ def _kind(path: str, entry: Entry) -> str:
     if suffix in (".7z", ".rar"):
         return UNREAD_ARCHIVES
     start = entry.start()
-    if not suffix and is_archive_start(start):  # with a suffix, it is a document or the like
+    if not suffix and is_archive_start(start):  # with a suffix, it is a document such as .docx
         return ARCHIVE
     found = photo_suffix(start)
-    if found == ".tif" and suffix:  # a camera's raw photo, of which only a small preview could be decoded
+    if found == ".tif" and suffix:  # a camera's raw file, of which only a small preview could be decoded
         return suffix
     return PHOTO if found in PHOTO_SUFFIXES else found or suffix or NO_SUFFIX
 
 
 def _suffix(path: str) -> str:
-    """The suffix of a file's name, as `.jpg` of `1.JPG `; empty if it has none."""
+    """The suffix of a file's name in lower case: `.jpg` for `1.JPG `; empty if it has none."""
     return splitext(path)[1].strip().lower().removesuffix(".")

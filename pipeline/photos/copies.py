@@ -23,9 +23,9 @@ HASH_SIDE = 16  # so a hash has 256 bits, of the 16 x 16 lowest frequencies of 3
 # Among every 60th of the 25,000, a copy differs in at most 10 bits if it is re-encoded at quality 20, in 4 if it is
 # rescaled, in 30 if 1 % of each side is cropped, and in 54 if it is 2 % (in at most 50 in 99 of 100 cases).
 MOST_DIFFERENT_BITS = 50
-LEAST_SET_BITS = 120  # half of them are set, but for an image without structure
-ROWS_AT_ONCE, COLUMNS_AT_ONCE = 16, 4096  # so that what is compared stays in a core's cache
-MOST_PAIRS = 5_000_000
+LEAST_SET_BITS = 120  # about half of them are set, except in an image without structure
+ROWS_AT_ONCE, COLUMNS_AT_ONCE = 16, 4096  # so that the hashes being compared stay in a core's cache
+MOST_PAIRS = 5_000_000  # kept in memory before they are reduced
 ROBOFLOW = re.compile(r"(.+)\.rf\.[0-9a-f]{32}", re.IGNORECASE)  # its augmented copies of a photo
 
 
@@ -43,7 +43,7 @@ def perceptual_hash(content: bytes) -> bytes:
 
 
 def group_copies(photos: list[Photo]) -> list[list[Photo]]:
-    """Photos in groups of copies; most groups have one photo. Those of a group are in the order of `photos`."""
+    """Photos in groups of copies; most groups have one photo. A group keeps the order of `photos`."""
     links = [*_chain(photos, lambda photo: photo.sha256), *_chain(photos, _roboflow_original)]
     links += _chain(photos, lambda photo: photo.looks or None)
     pairs, more = [np.array(links, dtype=int).reshape(-1, 2)], 0
@@ -52,7 +52,7 @@ def group_copies(photos: list[Photo]) -> list[list[Photo]]:
     for similar in similar_hashes([*first]):
         pairs.append(numbers[similar])
         more += len(similar)
-        if more > MOST_PAIRS:  # all frames of a film may be similar
+        if more > MOST_PAIRS:  # all frames of a video may be similar
             pairs, more = [_fewest(pairs, len(photos))], 0
     groups: dict[int, list[Photo]] = {}
     for photo, number in zip(photos, _group_numbers(pairs, len(photos)), strict=True):
@@ -61,15 +61,16 @@ def group_copies(photos: list[Photo]) -> list[list[Photo]]:
 
 
 def similar_hashes(hashes: list[bytes]) -> Iterator[np.ndarray]:
-    """Yield all pairs of hashes that differ in MOST_DIFFERENT_BITS or fewer, as their places, int [N, 2], N > 0.
+    """Yield all pairs of hashes that differ in at most MOST_DIFFERENT_BITS, as their indices, int [N, 2], N > 0.
 
-    All pairs are compared, 1.4 ns of one core for each: within a fifth of the bits, no exact index rules out enough
-    others. Three of the four words of 64 bits do that instead: those of different photos differ in 96 bits on average.
+    All pairs are compared, at 1.4 ns of CPU time each: if a fifth of the bits may differ, no exact index rules out
+    enough of them. Comparing only three of the four 64-bit words does: they differ in 96 bits on average for different
+    photos.
     """
     words = np.frombuffer(b"".join(hashes), dtype=np.uint64).reshape(-1, HASH_SIDE**2 // 64).T.copy()
 
     def compare(first: int) -> np.ndarray:
-        """Compare ROWS_AT_ONCE hashes with every hash from the first of them on."""
+        """Compare the ROWS_AT_ONCE hashes from `first` on with every hash from `first` on."""
         rows, found = words[:, first : first + ROWS_AT_ONCE, None], [np.empty((0, 2), int)]
         for start in range(first, len(hashes), COLUMNS_AT_ONCE):
             columns = words[:, None, start : start + COLUMNS_AT_ONCE]
@@ -85,14 +86,14 @@ def similar_hashes(hashes: list[bytes]) -> Iterator[np.ndarray]:
 
 
 def _group_numbers(pairs: list[np.ndarray], count: int) -> np.ndarray:
-    """The number of each photo's group if the photos of each pair are in the same one, int [count]."""
+    """The group number of each photo, int [count], if the photos of each pair are in the same group."""
     first, second = np.concatenate(pairs).T
     links = coo_matrix((np.ones(len(first), bool), (first, second)), shape=(count, count))
     return connected_components(links, directed=False)[1]
 
 
 def _fewest(pairs: list[np.ndarray], count: int) -> np.ndarray:
-    """Fewer pairs, at most `count`, that link the photos to the same groups: each photo and the first of its group."""
+    """At most `count` pairs that give the same groups: each photo and the first one of its group."""
     _, first, group_of = np.unique(_group_numbers(pairs, count), return_index=True, return_inverse=True)
     return np.stack([first[group_of], np.arange(count)], axis=1)
 

@@ -53,7 +53,7 @@ def correct(photos: list[Photo], classes: Sequence[str]) -> None:
 
 
 def _parse(line: str, names: ClassNames) -> tuple[str, int | None] | None:
-    """A correction's photo, and its label or None to leave it out; None for a line that is no correction.
+    """The photo of a correction, and its label, or None to leave it out; None if the line is not a correction.
 
     Photos and classes may contain colons, and classes may contain a #.
     """

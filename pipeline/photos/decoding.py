@@ -10,7 +10,7 @@ from contextlib import suppress
 import numpy as np
 from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError, features
 
-EXTRA_SUFFIXES = {".heic": "HEIC", ".heif": "HEIC", ".jxl": "JPEG XL"}  # of requirements/phones.txt
+EXTRA_SUFFIXES = {".heic": "HEIC", ".heif": "HEIC", ".jxl": "JPEG XL"}  # read by packages in requirements/phones.txt
 readable_extras = set()
 with suppress(ModuleNotFoundError):
     import pillow_heif
@@ -54,8 +54,8 @@ HASHED_SIZE = 64  # pixels; what a perceptual hash needs at least
 # scanners write long profiles; the size of a file is limited where it is read.
 Image.MAX_IMAGE_PIXELS = 110_000_000  # an error above twice this
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**28  # bytes
-# Keep up to 64 MB of freed images for the next ones: the system zeroes new memory, in a tenth of a small photo's time.
-# See https://pillow.readthedocs.io/en/stable/reference/block_allocator.html
+# Keep up to 64 MB of freed images for the next ones: the system zeroes new memory, which takes a tenth of the time of a
+# small photo. See https://pillow.readthedocs.io/en/stable/reference/block_allocator.html
 Image.core.set_blocks_max(4)
 
 TURNED = {  # EXIF orientation: the transposition that turns the image upright
@@ -107,12 +107,12 @@ def open_upright(content: bytes, least_side: int | None = None) -> Image.Image:
 
 
 def photo_suffix(start: bytes) -> str:
-    """The suffix that a file with these first bytes should have, such as .jpg; empty if it is no photo."""
+    """The suffix that a file with these first bytes should have, such as .jpg; empty if it is not a photo."""
     return next((suffix for signature, suffix in SIGNATURES if signature.match(start)), "")
 
 
 def what_to_install(suffixes: Iterable[str]) -> str:
-    """How to read photos with these suffixes; empty if they can be read, or cannot be."""
+    """What to install to read photos with these suffixes; empty if that is not needed, or would not help."""
     missing = sorted(
         {EXTRA_SUFFIXES[suffix] for suffix in EXTRA_SUFFIXES.keys() & suffixes if suffix not in PHOTO_SUFFIXES}
     )
@@ -138,7 +138,7 @@ def _turn_upright(image: Image.Image) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith(("I", "F")):  # Pillow would clip grey of 16 bits, of 32 bits and floats at 255
+    if image.mode.startswith(("I", "F")):  # Pillow would clip 16-bit, 32-bit and float grey at 255
         image = Image.fromarray(_to_8_bits(np.asarray(image)))
     if image.has_transparency_data:  # show it on white: transparent pixels may have any colour
         image = image.convert("RGBA")
@@ -147,10 +147,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bits(values: np.ndarray) -> np.ndarray:
-    """Grey of integers or floats as uint8. White is what a photo's brightest value needs: 1, or 8, 12 or 16 bits.
+    """Scale grey values, integers or floats, to uint8 of the same shape.
 
-    Floats above 1, and integers that are negative or need more bits, may mean anything (degrees, say): the photo's
-    lowest value becomes black, its highest one white.
+    White is 1 for floats, and for integers the largest value of 8, 12 or 16 bits, whichever the photo's brightest
+    value needs. Other floats and integers may mean anything (degrees, say), so the photo's lowest value becomes black
+    and its highest white.
     """
     finite = np.isfinite(values)
     low, high = values[finite].min(), values[finite].max()

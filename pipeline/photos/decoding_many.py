@@ -14,12 +14,13 @@ import numpy as np
 def decoded_images(
     reads: Sequence[Callable[[], bytes]], size: int, resize: str
 ) -> Iterator[Iterator[np.ndarray | UnreadablePhoto]]:
-    """Yield an iterator over the images that the bytes from each of `reads` hold, in order, as `decode` returns them.
+    """Yield an iterator over the decoded images, in order: uint8 [size, size, 3], as `decode` returns them.
 
-    A photo that cannot be read gives the exception instead. Raises what `results_of` does.
+    Each of `reads` returns the bytes of a photo. For a photo that cannot be read, the iterator has the UnreadablePhoto
+    instead. Raises what `results_of` raises.
     """
     batches = in_batches(range(len(reads)))
-    # The images of the batches in work. Anonymous memory is shared with forks, has no name and ends with its last user.
+    # Space for the batches in progress, used in a ring. Forks share anonymous memory, and it needs no cleanup.
     shape = (max(1, most_ahead() * max(map(len, batches), default=0)), size, size, 3)
     images = np.frombuffer(mmap.mmap(-1, np.prod(shape).item()), np.uint8).reshape(shape)
 

@@ -13,8 +13,8 @@ from tqdm import tqdm
 def hash_photos(source: PhotoSource, photos: list[Photo]) -> None:
     """Set the hashes of each photo, and exclude photos that cannot be read.
 
-    A JPEG is decoded here, at the smallest of its sizes that will do, and again for its pixels: the hash of its full
-    size would differ, and the pixels of all photos would have to be kept until the splits are known.
+    A JPEG is decoded here at the smallest size that suffices, and again later for its pixels. Decoding once would
+    change the hash, and all pixels would have to be kept until the splits are known.
     """
 
     def hash_batch(batch: list[Photo]) -> list[tuple[str, bytes, str]]:

@@ -23,7 +23,7 @@ Folder = tuple[str, ...]  # the names of the folders in its path
 
 
 class ClassNames:
-    """Finds the class that a text names: in its normal form, singular or plural."""
+    """Finds the class that a text names, in any spelling (`normal_form`), singular or plural."""
 
     def __init__(self, classes: Sequence[str]) -> None:
         self._labels = {normal_form(name): label for label, name in enumerate(classes)}
@@ -35,7 +35,7 @@ class ClassNames:
         self._numbered = re.compile(rf"({'|'.join(names)})((?<=\D)[ .]*|[ .]+)\(?\d+\)?")
 
     def label(self, text: str) -> int | None:
-        """The label that a text names; None if it is no class."""
+        """The label that a text names; None if it names no class."""
         return self._labels.get(normal_form(text))
 
     def label_of_file(self, stem: str) -> int | None:
@@ -47,10 +47,10 @@ class ClassNames:
 class FolderRoles:
     """Tells folders of classes from folders of splits.
 
-    A folder is a split's if it is named like a split, or in prepare.split. But it is a class if it stands beside a
-    folder with another name and has no class inside, such as `train` in `bus/ car/ train/`; then the same name is a
-    class wherever no class is inside it. `named_like_splits` are the names of such classes. Without the `names` of the
-    classes, every folder with another name may be one.
+    A folder is a split if it is named like one, or in prepare.split. But it is a class if it is next to a folder with
+    any other name and contains no class, such as `train` in `bus/ car/ train/`; that name is then a class wherever the
+    folder contains none. `named_like_splits` are the names of such classes. Without `names`, the classes' names, every
+    folder that is not named like a split may be a class.
     """
 
     def __init__(self, photos: Sequence[Photo], split: Split, names: ClassNames | None) -> None:
@@ -70,11 +70,11 @@ class FolderRoles:
         return normal_form(name) in self._split_names or split_named(name) is not None
 
     def has_classes(self, folder: Folder) -> bool:
-        """Whether a folder that is a class, and not named like a split, is inside."""
+        """Whether the folder contains, at any depth, a class that is not named like a split."""
         return folder in self._above_classes
 
     def classes_in(self, folder: Folder) -> list[int]:
-        """Which folders of a path may be a class: 0 is the outermost."""
+        """The depths at which a path has a folder that may be a class; 0 is the outermost."""
         return [
             depth
             for depth, name in enumerate(folder)
@@ -86,10 +86,10 @@ class FolderRoles:
 def label_photos(
     photos: list[Photo], classes: tuple[str, ...] | str, split: Split
 ) -> tuple[tuple[str, ...], list[str]]:
-    """Set each photo's label, an index into the classes; return the classes, and notes on what was decided for them.
+    """Set each photo's label, an index into the classes; return the classes, and notes on how they were found.
 
-    What the table or the container says wins over folders and file names. If `classes` is `auto`, the classes are the
-    labels that these give and the names of the folders, in natural order. Raises UserError for a label that is no
+    Labels from the table or the container take precedence over folders and file names. If `classes` is `auto`, the
+    classes are these labels and the names of the folders, in natural order. Raises UserError for a label that is not a
     class, and if `auto` finds fewer than two classes.
     """
     notes: list[str] = []
@@ -109,7 +109,7 @@ def label_photos(
 
 
 def split_named(name: str) -> str | None:
-    """Return the split that a folder, or a split in a table, is named after, such as validation for `Val`, or None."""
+    """The split that a name from a folder or table means, such as validation for `Val`; None if there is none."""
     match = LOOKS_LIKE_SPLIT.fullmatch(normal_form(name))
     return SPLIT_WORDS[match[1]] if match else None
 
@@ -135,8 +135,8 @@ def _given_label(photo: Photo, names: ClassNames, classes: Sequence[str]) -> int
 def _label_by_path(photo: Photo, names: ClassNames, roles: FolderRoles) -> None:
     """Label a photo by the innermost folder that names a class, else by its file name.
 
-    So moving a photo to another folder repairs its label. A folder that is named like a split comes after others; if
-    nothing says that it is a class, it counts after the file name: `train/car.0.jpg` is a car.
+    So moving a photo to another folder corrects its label. Folders named like a split come after all others, and after
+    the file name too unless they are known to be classes: `train/car.0.jpg` is a car.
     """
     folder = folder_of(photo)
     by_name = names.label_of_file(PurePosixPath(photo.path).stem)
@@ -153,11 +153,11 @@ def _label_by_path(photo: Photo, names: ClassNames, roles: FolderRoles) -> None:
 
 
 def _find_classes(photos: list[Photo], roles: FolderRoles) -> tuple[tuple[str, ...], list[str]]:
-    """Label the photos by what is given, or by their first folder that is a class; return as `label_photos` does.
+    """Label photos by their given label, or else by their first folder that may be a class.
 
-    Spellings of one name are one class, which takes the most frequent one.
+    Returns what `label_photos` does. Spellings of one name are one class, named by the most frequent spelling.
     """
-    spellings: dict[str, Counter[str]] = defaultdict(Counter)  # by what they have in common
+    spellings: dict[str, Counter[str]] = defaultdict(Counter)  # by singular normal form
     found: dict[Photo, str] = {}
     for photo in photos:
         name = photo.given_label
@@ -206,6 +206,6 @@ def _describe_too_few(photos: list[Photo], classes: Sequence[str], roles: Folder
 
 
 def _singular_and_plural(name: str) -> tuple[str, ...]:
-    """`cat` and `cats` for either; only the name if it seems to have no plural with an s (`glass`, or a letter)."""
+    """(`cat`, `cats`) for either; only the name itself if it does not form a plural with an s (`glass`, a letter)."""
     singular = name.removesuffix("s")
     return (name,) if len(singular) < 2 or singular.endswith("s") else (singular, f"{singular}s")

@@ -24,9 +24,10 @@ HEADER_BYTES = 1024  # besides the classes; padded with spaces
 
 
 class SplitOrder:
-    """Orders a split's photos so that any first part of it has the classes in the proportion of `quotas`.
+    """Orders a split's photos so that every prefix has the classes in the proportion of `quotas`.
 
-    `quotas` are photos per class; without them, photos stay as they come. `photos` are those that have a row so far.
+    `quotas` are numbers of photos per class; without them, photos keep the order in which they are added. `photos` are
+    those that have a row so far.
     """
 
     def __init__(self, split: str, quotas: Sequence[int] | None) -> None:
@@ -37,7 +38,7 @@ class SplitOrder:
         self._waiting: dict[int, deque[Photo]] = {label: deque() for label, quota in enumerate(quotas or ()) if quota}
 
     def add(self, photo: Photo) -> None:
-        """Give a photo the next row; with quotas, as soon as the other classes have come as far."""
+        """Give a photo the next row; with quotas, it waits until the other classes have caught up."""
         if self._quotas is None:
             self._place(photo)
             return
@@ -50,7 +51,7 @@ class SplitOrder:
             self._place(self._waiting[label].popleft())
 
     def waiting(self) -> list[Photo]:
-        """The photos that still wait for one of another class."""
+        """The photos that still wait for photos of other classes."""
         return [photo for queue in self._waiting.values() for photo in queue]
 
     def add_waiting(self) -> None:
@@ -74,8 +75,9 @@ def write_splits(
 ) -> bool:
     """Write the packed file of each split, with its photos in the order of their rows.
 
-    `description` is stored in each file; its `image_size` and `resize` say how photos are decoded. Returns whether
-    every photo could be decoded; those that could not be are excluded, and the files are of no use.
+    The files have `pixels` (uint8 [N, size, size, 3]) and `labels` (uint16 [N]). `description` is stored in each; its
+    `image_size` and `resize` say how photos are decoded. Returns whether every photo could be decoded. If not, the
+    unreadable ones are excluded, and the files must be written again.
     """
     size, resize = description["image_size"], description["resize"]
     with ExitStack() as stack:
@@ -110,7 +112,7 @@ def write_splits(
 
 
 def _write_frame(file: int, photos: Sequence[Photo], description: dict) -> int:
-    """Write what stands around the pixels, the header and the labels; return the position of the first pixel."""
+    """Write the header and the labels, before and after the pixels; return the position of the first pixel."""
     size, classes = description["image_size"], description["classes"]
     labels = np.array([photo.label for photo in photos], dtype="<u2").tobytes()
     pixel_bytes = len(photos) * size**2 * 3
@@ -128,7 +130,7 @@ def _write_frame(file: int, photos: Sequence[Photo], description: dict) -> int:
 
 
 def _write_at(file: int, position: int, content: bytes | np.ndarray) -> None:
-    """Write to an open file, by its descriptor; processes that share it do not move each other's position."""
+    """Write at a position of an open file, given by its descriptor, so that processes can share it."""
     rest = memoryview(content).cast("B")
     while rest:
         written = os.pwrite(file, rest, position)

@@ -23,14 +23,14 @@ class Photo:
     given_label: str = ""  # by its container or the table
     given_split: str = ""  # by the table
     given_in: str = ""  # the table and the line, for messages
-    label: int | None = None  # the number of its class; None if nothing says one
+    label: int | None = None  # index of its class; None if it has none
     found_label: int | None = None  # the same, before corrections
-    class_depth: int | None = None  # which folder of its path is its class, if one is: 0 is the outermost
-    misnamed: bool = False  # its file name says another class than its folder, which decides
+    class_depth: int | None = None  # which folder of its path is its class, if any; 0 is the outermost
+    misnamed: bool = False  # its file name says a different class than its folder, which takes precedence
     readable: bool = True  # False once it could not be decoded
     sha256: str = ""  # of its bytes
     looks: bytes = b""  # its perceptual hash
-    copy_of: str = ""  # the name of the first photo of which it is a copy, of those that are in order
+    copy_of: str = ""  # the name of the first photo in its group of copies
     split: str = ""  # train, validation or test; set when the photo is written to that split's file
     row: int = -1  # index in that file
     excluded: str = ""  # the reason, if it is in no split
@@ -40,7 +40,7 @@ class Photo:
 class PhotoSource:
     """A folder or archive of photos, read in place; threads may share it.
 
-    `skipped` counts the files that are no photos, by kind; `notes` is what the user should know about the source.
+    `skipped` counts the files that are not photos, by kind; `notes` about the source are for the user.
     Raises UserError if `path` does not exist or is neither a folder nor an archive.
     """
 
@@ -70,7 +70,7 @@ class PhotoSource:
         paths = sorted(self._entries)
         if not paths:
             raise UserError(f"{self.path}: contains no photos; {self._describe_contents()}")
-        # What all have in common is no part of their names.
+        # The folders that all photos share are not part of their names.
         shared = posixpath.commonpath([posixpath.dirname(f"/{path}") for path in paths]).rstrip("/")
         names: set[str] = set()
         photos = []

@@ -1,4 +1,4 @@
-"""Assign photos to splits: as the user names them, and the rest by nothing but the seed and the photos' bytes.
+"""Assign photos to splits: given splits as the user names them, and the rest by the seed and the photos' bytes alone.
 
 Copies of a photo are always in the same split, and validation and test use one of them.
 """
@@ -26,7 +26,7 @@ CONFLICTING = "the same photo stands under different labels"
 COPY = "a copy of a photo in validation or test"
 LEFT_OVER = "left over, to keep the classes in proportion"
 NOT_NEEDED = "not needed"
-NO_ROOM = frozenset({COPY, LEFT_OVER, NOT_NEEDED})  # for these photos in the splits
+NO_ROOM = frozenset({COPY, LEFT_OVER, NOT_NEEDED})  # reasons that no longer hold if other photos are excluded
 
 Group = list[Photo]  # copies of one photo
 
@@ -90,11 +90,11 @@ def shuffle_groups(photos: list[Photo], seed: int) -> list[Group]:
 class Plan:
     """Which split a group may go to, and how many photos of each class each split takes.
 
-    A split that names a folder or a split of the table takes those photos; the others draw from the photos that no
-    split names or, if train is named, from train's. `quotas` has their number of photos per class; None means all of
-    those named. A share is one of the groups of copies that can be used. A number of photos is divided in the
-    proportion of the readable photos in the source, whatever is corrected; or, if a class then has too few because of
-    copies, corrections or rounding, in the proportion of the groups that can be used.
+    A split that names a folder or a split of the table takes those photos. The others take photos that no split names
+    or, if train is named, train's. `quotas` has each split's number of photos per class; None means all named photos.
+    A share is a share of the usable groups of copies. A number of photos is divided in the proportion of the readable
+    photos in the source, before corrections; or, if a class then has too few because of copies, corrections or
+    rounding, in the proportion of the usable groups.
     """
 
     def __init__(self, split: Split, photos: list[Photo], groups: list[Group], classes: Sequence[str]) -> None:
@@ -112,9 +112,9 @@ class Plan:
         self._room = self._all_room()
 
     def _divide(self, weights: list[int], usable: list[int], is_limited: bool = False) -> dict[str, list[int] | None]:
-        """Divide numbers of photos in the proportion of `weights`, and shares in that of `usable`, groups per class.
+        """Divide numbers of photos in the proportion of `weights`, and shares in that of `usable`; both are per class.
 
-        If it is limited, a number takes no more of a class than the splits before it have left.
+        With `is_limited`, a number takes no more of a class than earlier splits have left.
         """
         left = usable
         quotas: dict[str, list[int] | None] = dict.fromkeys(FILL_ORDER)
@@ -135,7 +135,7 @@ class Plan:
         return quotas
 
     def _falls_short(self, groups: list[Group]) -> bool:
-        """Whether the groups are too few for a number of photos, or more than slightly too few for train's."""
+        """Whether a split with a number of photos gets too few; train may be slightly smaller (LEAST_TRAIN_SHARE)."""
         self._room = self._all_room()
         for group in groups:
             if split := self.choose(group):
@@ -153,7 +153,7 @@ class Plan:
         return {name: list(quotas) for name, quotas in self.quotas.items() if quotas is not None}
 
     def choose(self, group: Group) -> str | None:
-        """The first split that may have the group and has room for it; None if there is none."""
+        """The first split that may have the group and has room for it, or None."""
         claimed = self._claimed_by(group)
         if claimed in ("test", "validation"):
             return claimed
@@ -169,12 +169,12 @@ class Plan:
         )
 
     def take(self, group: Group, split: str) -> None:
-        """Take the group's places in the split."""
+        """Reduce the split's room by the group."""
         if split in self._room:
             self._room[split][group[0].label] -= self._places(group, split)
 
     def members(self, group: Group, split: str) -> Group:
-        """The photos of a group that a split uses: all of it in train; else one, of those that it names if it does."""
+        """The photos of a group that a split uses: all in train, else one; in a named split, one of its own."""
         if split == "train":
             return group
         named = [photo for photo in group if is_named(photo, self._names[split])] if split in self._names else group
@@ -280,10 +280,10 @@ def require_sizes(photos: list[Photo], classes: Sequence[str], prepare: Prepare)
 
 
 def describe_redraw(photos: list[Photo], split: Split) -> str:
-    """One line if the source's folders or the table look like splits, but none is named; else an empty text."""
+    """A note if the source comes in splits, by folders or the table, but prepare.split names none; else empty."""
     if any(isinstance(value, str) for _, value in split):
         return ""
-    given: dict[str, str] = {}  # the names by the split that they stand for
+    given: dict[str, str] = {}  # their names in the source, by split
     for photo in photos:
         if photo.label is not None:
             given |= {stands_for: name for name in _given_splits(photo) if (stands_for := split_named(name))}

@@ -1,6 +1,6 @@
 """Labels and splits from a table, as spreadsheets and labelling tools write them.
 
-Its columns are photo, label and perhaps split; or, instead of label, one of 0 and 1 for each class.
+Its columns are photo, label and perhaps split. Instead of label it may have a column of 0 and 1 for each class.
 """
 
 import codecs
@@ -23,7 +23,7 @@ COLUMNS = {  # our names, and what others call them
 }
 YES, NO = ("1", "1.0", "true"), ("0", "0.0", "false")  # in the column of a class
 DELIMITERS = ",;\t"
-DELIMITER_LINE = re.compile(r'"?sep=(.)"?\s*')  # what may come first in a file for Excel
+DELIMITER_LINE = re.compile(r'"?sep=(.)"?\s*')  # the first line of some files for Excel
 LARGEST_CELL = 2**31 - 1  # characters; csv's own limit is 131,072
 # Label Studio's paths of cat.jpg: /data/upload/3/1a2b3c4d-cat.jpg and /data/local-files/?d=cat.jpg
 LABEL_STUDIO = re.compile(r".*/(?:upload/\d+/[0-9a-f]{8}-|local-files/\?d=)(.+)")
@@ -31,21 +31,21 @@ LABEL_STUDIO = re.compile(r".*/(?:upload/\d+/[0-9a-f]{8}-|local-files/\?d=)(.+)"
 
 @dataclass(frozen=True)
 class Record:
-    """The cells of a row, without space around them."""
+    """The cells of a row, stripped."""
 
-    line: int  # in which it starts; a cell in quotes may go on in the next ones
+    line: int  # its first line; a quoted cell may span several
     cells: list[str]
 
 
 @dataclass(frozen=True)
 class Row:
-    """What a row says of a photo."""
+    """What a row says about a photo."""
 
     line: int
     photo: str
     label: str
     split: str
-    swallowed: list[str]  # the photos of the lines inside its cells, if these were rows
+    swallowed: list[str]  # what lines inside its quoted cells would name as photos, if they were rows
 
 
 def apply_table(photos: list[Photo], table: Path) -> None:
@@ -89,7 +89,7 @@ def apply_table(photos: list[Photo], table: Path) -> None:
 
 
 class _Names:
-    """Finds the photos that a table may mean by a name."""
+    """Finds the photos that a name in a table may mean."""
 
     def __init__(self, photos: list[Photo]) -> None:
         self._by_path: dict[str, list[Photo]] = {}  # with and without the suffix
@@ -102,7 +102,7 @@ class _Names:
                     self._by_end.setdefault(end, []).append(photo)
 
     def find(self, name: str) -> list[Photo]:
-        """The photos whose path ends with `name` or is an end of it; only one if `name` is exactly its path."""
+        """The photos whose path ends with `name` or is the end of it; only one if `name` is exactly its path."""
         if label_studio := LABEL_STUDIO.fullmatch(name):
             name = label_studio[1]
         ends = _ends(_normalised(name))
@@ -119,7 +119,7 @@ def _ends(path: str) -> Iterator[str]:
 
 
 def _normalised(name: str) -> str:
-    """How all systems write the name alike: with slashes, in Unicode's composed form, its suffix in lower case."""
+    """The name as on every system: with slashes, in Unicode's composed form, and its suffix in lower case."""
     name = unicodedata.normalize("NFC", name.replace("\\", "/")).removeprefix("./")
     suffix = PurePosixPath(name).suffix
     return name.removesuffix(suffix) + suffix.lower()
@@ -145,7 +145,7 @@ def _read(table: Path) -> list[Row]:
                 f"{where}: {len(record.cells)} cells, but {len(header.cells)} columns; expected one label for a photo, "
                 f"and quotation marks around text with {delimiter!r} in it"
             )
-        cells = record.cells + [""] * len(header.cells)  # empty ones at the end may be left out
+        cells = record.cells + [""] * len(header.cells)  # trailing empty cells may be missing
         photo, label, split = (cells[places[name]] if name in places else "" for name in COLUMNS)
         labels = [header.cells[place] for place in classes if cells[place].lower() in YES] or [label]
         if not photo:
@@ -163,7 +163,7 @@ def _read(table: Path) -> list[Row]:
 
 
 def _find_columns(header: Record, records: list[Record]) -> tuple[dict[str, int], list[int]]:
-    """The places of our COLUMNS and, if none is for labels, of those with 0 or 1 in each row, one for a class."""
+    """The indices of our COLUMNS and, if none of them is label, those of the classes: columns of only 0 and 1."""
     names = [name.lower() for name in header.cells]
     places = {
         ours: names.index(known[0])
@@ -178,7 +178,7 @@ def _find_columns(header: Record, records: list[Record]) -> tuple[dict[str, int]
 
 
 def _require_single(table: Path, rows: list[Row]) -> None:
-    """Raise UserError for a label that stands for several: in lines, as a list, or labels with commas between them."""
+    """Raise UserError for a cell with several labels: on several lines, as a list, or separated by commas."""
     labels = {normal_form(row.label) for row in rows}
     for row in rows:
         parts = [normal_form(part) for part in re.split(r"[,;|]", row.label)]
@@ -187,10 +187,10 @@ def _require_single(table: Path, rows: list[Row]) -> None:
 
 
 def _records(table: Path, text: str, delimiter: str) -> Iterator[Record]:
-    """The header and the rows of the table, without blank ones. Raises UserError for wrong quotation marks."""
+    """The header and the rows of the table, without blank lines. Raises UserError for unclosed quotation marks."""
     csv.field_size_limit(LARGEST_CELL)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
-    before = 0  # lines
+    before = 0  # lines read
     try:
         for cells in reader:
             is_for_excel = before == 0 and DELIMITER_LINE.fullmatch(delimiter.join(cells))
@@ -205,14 +205,14 @@ def _records(table: Path, text: str, delimiter: str) -> Iterator[Record]:
 
 
 def _find_delimiter(text: str) -> str:
-    """The delimiter that the first line names for Excel (`sep=;`), or else the one that it has most of."""
+    """The delimiter that the first line names for Excel (`sep=;`), or else the most frequent one in it."""
     first = text.lstrip().partition("\n")[0]
     named = DELIMITER_LINE.fullmatch(first)
     return named[1] if named else max(DELIMITERS, key=first.count)
 
 
 def _decode(table: Path) -> str:
-    """The text of the table. Raises UserError if it does not exist or is no text."""
+    """The text of the table. Raises UserError if it does not exist or is not text."""
     try:
         content = table.read_bytes()
     except FileNotFoundError:

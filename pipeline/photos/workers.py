@@ -1,4 +1,4 @@
-"""Work on many photos in several processes. Threads do not scale: decoding takes Python's lock too often."""
+"""Work on many photos in several processes. Threads do not scale, because decoding needs Python's lock too often."""
 
 import multiprocessing
 import os
@@ -15,9 +15,9 @@ from typing import TypeVar
 from pipeline.core.cores import usable_cores
 from pipeline.core.errors import UserError
 
-LARGEST_BATCH = 16  # photos: handing over a batch takes time, and a signal waits for those that threads work on
-BATCHES_PER_CORE = 4  # at least, so that all cores end at about the same time
-AHEAD_PER_CORE = 3  # batches in work, so that no core waits while a result is used
+LARGEST_BATCH = 16  # photos; handing over a batch costs time, but a signal has to wait for the batches of threads
+BATCHES_PER_CORE = 4  # at least, so that all cores finish at about the same time
+AHEAD_PER_CORE = 3  # batches in progress, so that no core waits while a result is used
 FEWEST_PHOTOS = 64  # for fewer, starting processes takes longer than it saves
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -25,7 +25,7 @@ Item = TypeVar("Item")
 Batch = TypeVar("Batch", bound=Sequence)
 Result = TypeVar("Result")
 
-_work_on: Callable[[int], object]  # in a worker process: does the work on the batch with a number
+_work_on: Callable[[int], object]  # in a worker process: does the work on the batch with this number
 
 
 def in_batches(items: Sequence[Item]) -> list[Sequence[Item]]:
@@ -43,13 +43,13 @@ def most_ahead() -> int:
 def results_of(work: Callable[[Batch], Result], batches: Sequence[Batch]) -> Iterator[Iterator[Result]]:
     """Yield an iterator over the results of `work` on each batch, in order, computed on all usable cores.
 
-    The work is done in forks of this process, which share its open files but not what it changes later; results are
-    pickled. Threads do it if there are few photos, and in a thread other than the main one, which alone may handle
-    signals. However the `with` block is left, no process remains. Raises what `work` raises, and UserError if a process
-    is killed.
+    The work is done in forks of this process, which share its open files but not later changes to its memory; results
+    are pickled. Threads do the work if there are few photos, and outside the main thread, which alone can handle
+    signals. No process remains when the `with` block ends, even by an error. Raises what `work` raises, and UserError
+    if a process is killed.
     """
-    # Forks start at once, with the open source and the archives unpacked from it, which spawned processes would have to
-    # open again. A fork has no use for locks that threads of this process might hold. macOS's libraries rule it out.
+    # Forks start quickly and share the open source and unpacked archives, which spawned processes would have to open
+    # again. They need no lock that another thread may hold at the fork. On macOS, system libraries do not survive one.
     cores = min(usable_cores(), len(batches))
     few = sum(map(len, batches)) < FEWEST_PHOTOS
     others = multiprocessing.active_children()
@@ -81,7 +81,7 @@ def results_of(work: Callable[[Batch], Result], batches: Sequence[Batch]) -> Ite
 
 
 def _in_order(submit: Callable[[int], Future], count: int) -> Iterator:
-    """Yield the results in order; what a result refers to may be used until the next one is asked for."""
+    """Yield the results in order. Memory that a result refers to may be reused once the next one is requested."""
     ahead = most_ahead()
     running: deque[Future] = deque()
     for number in range(count):
@@ -94,7 +94,7 @@ def _in_order(submit: Callable[[int], Future], count: int) -> Iterator:
 
 @contextmanager
 def _signals_held() -> Iterator[None]:
-    """Handle signals at the end: what a handler raises during a fork is lost, and forks inherit the handlers."""
+    """Delay signals: an exception that a handler raises during a fork is lost, and forks inherit the handlers."""
     arrived: list[int] = []
     handlers = {number: signal.signal(number, lambda number, _: arrived.append(number)) for number in SIGNALS}
     try:
@@ -107,7 +107,7 @@ def _signals_held() -> Iterator[None]:
 
 
 def _become_worker(work: Callable[[Batch], object], batches: Sequence[Batch]) -> None:
-    """Set up a fork: it leaves Ctrl-C to its parent, and ends when that ends."""
+    """Set up a fork, which leaves Ctrl-C to its parent and exits when its parent does."""
     global _work_on
     _work_on = lambda number: work(batches[number])  # noqa: E731
     signal.signal(signal.SIGINT, signal.SIG_IGN)

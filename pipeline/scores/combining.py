@@ -93,9 +93,9 @@ def fit_weights(logits: np.ndarray, labels: np.ndarray, networks: Sequence[str],
 
 
 def repeats_member(method: str, members: Sequence[str]) -> bool:
-    """Whether the ensemble has a single member and gives its probabilities unchanged; then show them only once.
+    """Whether the ensemble only repeats a single member, so that showing both is pointless.
 
-    fitted_weights calibrates even a single network; majority_vote gives shares of votes.
+    fitted_weights calibrates even a single network, and majority_vote replaces its probabilities with votes.
     """
     return len(members) == 1 and method in ("mean_logits", "mean_probabilities")
 

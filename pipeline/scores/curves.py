@@ -41,7 +41,7 @@ def count_correct(probabilities: np.ndarray, labels: np.ndarray, least: float, b
 
 
 def calibration(counted: Mapping[str, float]) -> str:
-    """What `count_correct` says of its predictions' confidence: overconfident, underconfident or consistent.
+    """Whether predictions, counted by `count_correct`, are overconfident, underconfident or consistent.
 
     Consistent means that the mean confidence is within the 95 % interval of the accuracy.
     """
@@ -63,7 +63,7 @@ def roc_table(probabilities: np.ndarray, labels: np.ndarray) -> pd.DataFrame:
     For two classes the corners of the second one's curve; otherwise the mean of the curves of each class against all
     others, at each of FALSE_POSITIVE_RATES.
     """
-    from sklearn.metrics import roc_curve  # here, because evaluate needs the rest of this module at once
+    from sklearn.metrics import roc_curve  # here, because it is slow, and evaluate needs only the rest of this module
 
     classes = probabilities.shape[1]
     curves = [roc_curve(labels == n, probabilities[:, n])[:2] for n in positive_labels(classes)]

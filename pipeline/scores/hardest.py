@@ -19,8 +19,9 @@ def hardest(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def hardest_with_any_method(logits: Sequence[np.ndarray], labels: np.ndarray) -> np.ndarray:
-    """The rows of all photos shown with any ensemble.method but fitted_weights, which takes long to fit, in ascending
-    order; `logits` are float64 [N, classes] by network, `labels` int [N].
+    """The rows that `hardest` returns with any ensemble.method except fitted_weights, which is slow to fit, sorted.
+
+    `logits` has a float64 [N, classes] for each network; `labels` is int [N].
     """
     shown = [
         hardest(Combination(method)(logits).round(PROBABILITY_DIGITS), labels) for method in METHODS if method != FITTED

@@ -25,7 +25,7 @@ def score(probabilities: np.ndarray, labels: np.ndarray) -> dict:
     Includes the 95 % intervals of accuracy and balanced accuracy; log loss is in nats. ROC AUC, balanced accuracy (the
     recall) and F1 are unweighted means over the classes.
     """
-    from sklearn.metrics import log_loss, roc_auc_score  # here, so that a stage says what it does before this import
+    from sklearn.metrics import log_loss, roc_auc_score  # here, because it is slow: stages print a line first
 
     classes, predicted = probabilities.shape[1], predicted_labels(probabilities)
     correct, total = int((predicted == labels).sum()), len(labels)
@@ -65,22 +65,25 @@ def accuracy_interval(correct: int, total: int) -> dict[str, float]:
 
 
 def wilson_interval(share: np.ndarray, photos: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The ends of the 95 % intervals of shares, each of so many photos (Wilson's score interval)."""
+    """The lower and upper ends of the 95 % intervals of shares of `photos` (Wilson's score interval).
+
+    Both arguments are scalars or float arrays of one shape, as are the results.
+    """
     added = QUANTILE**2 / photos
-    centre = (share + added / 2) / (1 + added)
+    center = (share + added / 2) / (1 + added)
     reach = np.sqrt(added * (share * (1 - share) + added / 4)) / (1 + added)
-    return np.clip(centre - reach, 0, 1), np.clip(centre + reach, 0, 1)
+    return np.clip(center - reach, 0, 1), np.clip(center + reach, 0, 1)
 
 
 def balanced_accuracy_interval(recall: np.ndarray, photos: np.ndarray) -> dict[str, float]:
     """`balanced_accuracy_low` and `balanced_accuracy_high`, its 95 % interval.
 
-    `recall` and the number of `photos` are those of each class, [classes]. It is Wilson's interval for the effective
-    number of photos: that of a simple sample whose accuracy would vary as much as the mean recall does. Franco, Little,
-    Louis and Slud recommend it for stratified samples ("Comparative Study of Confidence Intervals for Proportions in
-    Complex Sample Surveys", Journal of Survey Statistics and Methodology 7, 2019, pages 334 to 364); here each class is
-    a stratum. So that a class without mistakes is not taken for certain, half a correct and half an incorrect photo are
-    added to each when variances are estimated (Jeffreys).
+    `recall` and `photos` (how many) are those of each class, [classes]. This is Wilson's interval for the effective
+    number of photos: that of a simple sample whose accuracy varies as much as the mean recall. Franco, Little, Louis
+    and Slud recommend it for stratified samples ("Comparative Study of Confidence Intervals for Proportions in Complex
+    Sample Surveys", Journal of Survey Statistics and Methodology 7, 2019, pages 334 to 364); here each class is a
+    stratum. To estimate variances, half a correct and half an incorrect photo are added to each class (Jeffreys), so
+    that a class without mistakes does not count as certain.
     """
     likely = (recall * photos + 0.5) / (photos + 1)
     variance = (likely * (1 - likely) / photos).sum() / len(photos) ** 2
@@ -106,7 +109,7 @@ def confusion(probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[s
 def headline(test: dict, validation: dict | None) -> dict:
     """The scores that `dvc metrics` shows; without `validation` for a model that was fitted on that split.
 
-    They are few, so that the table fits into a terminal.
+    There are only a few, so that the table fits into a terminal.
     """
     metrics = {name: test[name] for name in ("accuracy", "log_loss")}
     if validation:

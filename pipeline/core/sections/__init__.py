@@ -1,1 +1,1 @@
-"""The sections of params.yaml, each in a file of its own, because a stage depends on those that it reads."""
+"""The sections of params.yaml, one per module, so that a stage depends only on those that it reads."""
