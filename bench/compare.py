@@ -12,7 +12,6 @@ The alternatives use the best number of loader workers (workers.py). The table h
 """
 
 import argparse
-import functools
 import importlib.util
 import io
 import json
@@ -227,7 +226,7 @@ def alternative(script: str, folder: Path) -> list[str]:
     return [sys.executable, str(PROJECT / "bench" / script), str(best_workers(folder))]
 
 
-@functools.cache  # measured once, with the first photos
+@cache  # measured once, with the first photos
 def best_workers(folder: Path) -> int:
     """The number of loader workers with which the alternatives load the most photos per second."""
     rates = json.loads(watched([sys.executable, str(PROJECT / "bench/workers.py")], folder)[0])
@@ -265,15 +264,15 @@ def measure_time_to_goal(archive: Path, folder: Path, pipeline: Path, measured: 
 def measure_limits(archive: Path, pipeline: Path, measured: Measured) -> None:
     """Measure processes that only decode and scale, and how fast a matrix product would do a network's arithmetic."""
     params = yaml.safe_load((pipeline / "params.yaml").read_text())
-    size, recipe = params["prepare"]["image_size"], params["train"]
+    size, train = params["prepare"]["image_size"], params["train"]
     measured["decode and scale, photos/s", LIMIT].append(bare_decode_rate(archive, size))
     device, dtype = set_up(params["device"], params["precision"], params["threads"])
     operations_per_s = product_rate(device, dtype)
     for name in params["networks"]:
         classes = len(params["classes"])
-        network = build_network(name, "none", classes, recipe["head_width"], recipe["dropout"], 1).to(device)
-        set_trainable(network, recipe["layers"])
-        set_training(network, recipe["layers"], recipe["batchnorm_statistics"])
+        network = build_network(name, "none", classes, train["head_width"], train["dropout"], 1).to(device)
+        set_trainable(network, train["layers"])
+        set_training(network, train["layers"], train["batchnorm_statistics"])
         images = torch.zeros(2, 3, size, size, device=device)
         with FlopCounterMode(display=False) as training, autocast(device, dtype):
             network(images).sum().backward()

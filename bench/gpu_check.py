@@ -176,7 +176,7 @@ def measure_networks(run: Chain, params: Params) -> Iterator[Row]:
 
 def print_stages(run: Chain) -> None:
     """Print the seconds of each stage: in total, until its first line, and for some of its parts."""
-    print(f"{'stage, s':{STAGE_WIDTH}}   total  first line  of it")
+    print(f"{'stage, s':{STAGE_WIDTH}}   total  first line  details")
     for name, stage in run.items():
         print(f"{name:{STAGE_WIDTH}}{stage.seconds:8.2f}{stage.lines[0][0]:12.2f}  {', '.join(parts(name, stage))}")
 

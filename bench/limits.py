@@ -45,13 +45,13 @@ def training_step(
     network: nn.Module, name: str, params: Params, train: PackedSplit, dtype: torch.dtype, as_graph: bool
 ) -> TrainingStep:
     """train.py's training step; `as_graph` needs a CUDA GPU."""
-    recipe, on_cuda = params.train, train.device.type == "cuda"
+    settings, on_cuda = params.train, train.device.type == "cuda"
     network.to(train.device, memory_format=torch.channels_last)
-    optimizer = make_optimizer(network, name, params.lr, params.train, as_graph=on_cuda)
-    scheduler = make_scheduler(recipe, optimizer, MOST_STEPS)
-    set_training(network, recipe.layers, recipe.batchnorm_statistics)
+    optimizer = make_optimizer(network, name, params.lr, settings, as_graph=on_cuda)
+    scheduler = make_scheduler(settings, optimizer, MOST_STEPS)
+    set_training(network, settings.layers, settings.batchnorm_statistics)
     trained = fold_frozen_batchnorm(network) if on_cuda else network
-    return TrainingStep(trained, optimizer, scheduler, recipe.label_smoothing, dtype, as_graph)
+    return TrainingStep(trained, optimizer, scheduler, settings.label_smoothing, dtype, as_graph)
 
 
 def training_batch(params: Params, train: PackedSplit) -> tuple[Tensor, Tensor]:

@@ -50,7 +50,7 @@ from pipeline.photos.packing import write_splits
 from pipeline.photos.source import NAMED, Photo, PhotoSource, describe_skipped
 from pipeline.photos.splits import (
     Plan,
-    describe_redraw,
+    describe_ignored_splits,
     exclude_unlabelled,
     fill_splits,
     require_enough,
@@ -149,8 +149,8 @@ def print_notes(notes: list[str], photos: list[Photo], classes: Sequence[str], p
     if misnamed := [photo.path for photo in photos if photo.misnamed]:
         examples = ", ".join(misnamed[:NAMED]) + (", ..." if len(misnamed) > NAMED else "")
         print(f"note: {len(misnamed)} photos are named for another class than their folder, which decides: {examples}")
-    if redraw := describe_redraw(photos, prepare.split):
-        print(redraw)
+    if ignored := describe_ignored_splits(photos, prepare.split):
+        print(ignored)
     tested = Counter(photo.label for photo in photos if photo.split == "test")
     if few := describe_few({name: tested[label] for label, name in enumerate(classes)}):
         print(f"note: {few}; their recall will say little: add photos of them, or put more into test")

@@ -71,7 +71,7 @@ def main() -> None:
     with atomic_write() as write_to:
         write_to(REJECTION).write_bytes(serialize({}, {"rejection": json.dumps({"share": 0.0})}))
         write_to(REJECTION_TABLE).write_text(",".join(COLUMNS) + "\n")
-    print("reject.share is 0: no photo is answered with none of these")
+    print("reject.share is 0: no photo is rejected")
 
 
 def fit(params: Params) -> None:

@@ -347,7 +347,7 @@ def test_prepare_sorts_classes_by_the_numbers_in_their_names(flowers: Project) -
     ids=lambda value: " ".join(value),
 )
 @pytest.mark.parametrize("is_auto", [True, False], ids=["auto", "list"])
-def test_prepare_tells_classes_from_splits_by_where_their_folders_stand(
+def test_prepare_tells_classes_from_splits_by_where_their_folders_are(
     is_auto: bool, folders: dict[str, int], classes: dict[str, int], flowers: Project
 ) -> None:
     flowers.photos(class_folders(folders))

@@ -286,8 +286,8 @@ def test_compare_says_what_to_do_if_git_does_not_trust_the_repository(tmp_path: 
     for path in (repository.root, repository.root / ".git"):
         os.chown(path, 12345, 12345)
     assert error_line(repository.run("compare.py", "HEAD")) == (
-        "git does not trust this project, because another user owns its folder; if you do, run `git config --global "
-        f"--add safe.directory {repository.root}`"
+        "git does not trust this project, because another user owns its folder; if you trust it, run `git config "
+        f"--global --add safe.directory {repository.root}`"
     )
 
 

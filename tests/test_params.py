@@ -314,12 +314,12 @@ def test_read_params_takes_a_share_in_quotes_for_a_share(written: str, meant: ob
 @pytest.mark.parametrize(
     ("pattern", "text", "said"),
     [
-        (r"^device:", "lr: 0.5\ndevice:", "lr stands in lines 6 and 7"),
-        (r"^evaluate:", "train:\n  epochs: 9\nevaluate:", "train stands in lines 30 and 53"),
-        (r"^  resnet34:", "  resnet18:", "resnet18 stands in lines 15 and 16"),
+        (r"^device:", "lr: 0.5\ndevice:", "lr is in lines 6 and 7"),
+        (r"^evaluate:", "train:\n  epochs: 9\nevaluate:", "train is in lines 30 and 53"),
+        (r"^  resnet34:", "  resnet18:", "resnet18 is in lines 15 and 16"),
     ],
 )
-def test_read_params_refuses_a_key_that_stands_twice(pattern: str, text: str, said: str, tmp_path: Path) -> None:
+def test_read_params_refuses_a_duplicate_key(pattern: str, text: str, said: str, tmp_path: Path) -> None:
     assert refusal(replaced(pattern, text), tmp_path) == f"{tmp_path}/params.yaml: {said}; delete one of the two"
 
 

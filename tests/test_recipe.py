@@ -120,7 +120,7 @@ def test_recipe_lists_all_with_the_comment_at_the_top_of_each(own: Project) -> N
         ("ensemble: {method: majority_vote}\n", "recipes/mine.yaml: ensemble.method is not in recipes/default.yaml; "),
         ("train: all\n", "recipes/mine.yaml: train is not in recipes/default.yaml; "),
         ("# nothing\n", "recipes/mine.yaml has no params; expected keys of params.yaml with their values, such as "),
-        ("lr: 1\nlr: 2\n", "recipes/mine.yaml: lr stands in lines 1 and 2; delete one of the two"),
+        ("lr: 1\nlr: 2\n", "recipes/mine.yaml: lr is in lines 1 and 2; delete one of the two"),
         ("train:\n  epochs: 010\n", "recipes/mine.yaml, line 2: YAML reads 010 as 8; "),
         ("lr: [\n", "recipes/mine.yaml, line 2: not valid YAML: "),
         ("train: {epochs: many}\n", "recipe mine cannot be applied: train.epochs is 'many'; "),

@@ -249,7 +249,7 @@ def test_prepare_does_not_read_an_archive_that_is_unpacked_beside_it(
     suffix = "zip" if kind == in_zip else "tgz"
     project.photos(unpacked | {f"download.{suffix}": kind(files)}, "folder")
     project.split(train=8, validation=4, test=2)
-    assert f"; skipped: 1 archives that are unpacked beside them (download.{suffix}); " in last_line(project)
+    assert f"; skipped: 1 archives that are already unpacked (download.{suffix}); " in last_line(project)
     without = Project(tmp_path / "without")
     without.photos(unpacked, "folder")
     without.split(train=8, validation=4, test=2)
@@ -269,7 +269,8 @@ def test_prepare_refuses_archives_that_are_too_deep_in_each_other(project: Proje
         content = in_zip({"r.zip": content})
     project.photos({"r.zip": content}, "folder")
     project.write_params()
-    assert error_line(project.run("prepare.py")) == "folder/r/r/r/r/r/r.zip: is an archive in 5 others; extract them"
+    error = error_line(project.run("prepare.py"))
+    assert error == "folder/r/r/r/r/r/r.zip: is nested in 5 other archives; extract them"
 
 
 NAMES_IN_ZIPS = {  # how the names of the classes are written, and what prepare says about it
@@ -457,7 +458,7 @@ def test_prepare_keeps_given_splits_that_are_named(project: Project) -> None:
     assert labels.astype(bool).tolist() == expected
 
 
-def test_prepare_says_that_given_splits_are_redrawn_and_how_to_keep_them(project: Project) -> None:
+def test_prepare_says_that_given_splits_are_ignored_and_how_to_keep_them(project: Project) -> None:
     project.photos(given_splits())
     assert (
         "note: the photos come in splits (train, validation), but prepare.split makes new ones of all of them; to keep "
@@ -577,7 +578,7 @@ def test_prepare_excludes_copies_under_both_labels(project: Project) -> None:
     project.photos(files | {"dogs/copy.jpg": encode(scene(0), quality=50)}, "folder")
     project.prepare()
     assert {project.row_of(name)["excluded"] for name in ("cats/0.jpg", "dogs/copy.jpg")} == {
-        "the same photo stands under different labels"
+        "the same photo under different labels"
     }
 
 

@@ -98,12 +98,11 @@ def test_prepare_reads_tables_as_they_are_written(table: str | bytes, labels_by:
         ("photo,label\n" + PLAIN + "16.png,dog\n", "1 of 17 photos are not in the source, such as 16.png; expected"),
         (
             'photo,label,notes\n0.png,cat,"5 foot\n' + PLAIN[10:],
-            ", line 2: a quotation mark opens a cell, but none closes it, or text follows the one that does; close it, "
-            "or leave it out",
+            ", line 2: a quotation mark is not closed, or text follows the closing one; close it, or remove it",
         ),
         (
             'photo,label,notes\n0.png,cat,"5 foot\n1.png,cat,6 foot"\n' + PLAIN[20:],
-            ", line 2: a cell in quotation marks contains the line of 1.png; close them before it",
+            ", line 2: a quoted cell contains the line of 1.png; close the quotation marks before it",
         ),
         ("photo,label\n".encode("utf-16-le"), " is not UTF-8 text; save it as CSV in UTF-8"),
         ("photo,label\n0.png,Käfer\n".encode("cp1252"), " is not UTF-8 text; save it as CSV in UTF-8"),

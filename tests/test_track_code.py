@@ -146,7 +146,7 @@ def test_mistakes_are_one_line(code: Path) -> None:
     assert refusal("x = 1\ndef f(:") == "stages/a.py, line 2: not valid Python: invalid syntax"
     assert refusal("import unheard_of") == (
         "the code imports unheard-of, which requirements.txt does not list; add it to requirements.in and run "
-        "`make lock`, or its name there to PACKAGES in pipeline/core/code.py"
+        "`make lock`, or map the import to its package in PACKAGES, in pipeline/core/code.py"
     )
     assert refusal("import helpers") == (
         "stages/a.py imports helpers; DVC reruns stages only for code in pipeline/ and stages/"

@@ -230,7 +230,7 @@ def test_train_keeps_the_fitted_head_if_training_makes_it_worse(small: Project) 
     assert re.fullmatch(
         r"warning: resnet18 epoch 1: the loss \(.*\) is far above that of guessing \(0.6931\); lr is too high", warning
     )
-    assert last.startswith("resnet18: kept the fitted head (epoch 0), and no training: validation loss ")
+    assert last.startswith("resnet18: kept the fitted head (epoch 0), without training: validation loss ")
     assert last.endswith(f"{curve.loc[1, 'validation_calibrated_loss']:.4f} after the last epoch); try lr=0.1")
     before = torch.load(small.root / small.params["networks"]["resnet18"]["weights"], weights_only=True)
     after = load_file(small.root / "models/resnet18.safetensors")

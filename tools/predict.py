@@ -1,6 +1,6 @@
 """Classify photos with the trained ensemble.
 
-Folders and zips are searched for photos. Prints a table of the most probable classes, with the probability from the
+Folders and archives are searched for photos. Prints a table of the most probable classes, with the probability from the
 ensemble and, if there are several, from each network, or all probabilities as CSV or JSON. An unreadable photo gets a
 line as well, and the exit status is then 1.
 """

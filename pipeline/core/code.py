@@ -67,15 +67,15 @@ def require_unchanged(script: Path) -> None:
 
 def _follow(script: Path) -> tuple[set[Path], set[str]]:
     """The modules and templates that `script` uses, directly or indirectly, and the names of imported packages."""
-    files, packages, left = {script}, set(), [script]
-    while left:
-        file = left.pop()
+    files, packages, unread = {script}, set(), [script]
+    while unread:
+        file = unread.pop()
         for name in _read(file).uses:
             found = _find(name, file, script.parent)
             packages |= {name.partition(".")[0]} - sys.stdlib_module_names if found is None else set()
             new = set(found or ()) - files - {Path(unused) for unused in UNUSED_MODULES}
             files |= new
-            left += new
+            unread += new
     return files, packages
 
 
@@ -182,7 +182,7 @@ def _locked(names: set[str]) -> Iterator[str]:
         if not (lines := next((_lock(file)[package] for file in files if package in _lock(file)), None)):
             raise UserError(
                 f"the code imports {package}, which requirements.txt does not list; add it to requirements.in and run "
-                "`make lock`, or its name there to PACKAGES in pipeline/core/code.py"
+                "`make lock`, or map the import to its package in PACKAGES, in pipeline/core/code.py"
             )
         yield ", ".join(lines)  # several if platforms or versions of Python differ
 

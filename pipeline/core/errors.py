@@ -11,8 +11,8 @@ class UserError(Exception):
 def untrusted_by_git() -> str:
     """What to do if git refuses to read the project's repository."""
     return (
-        "git does not trust this project, because another user owns its folder; if you do, run `git config --global "
-        f"--add safe.directory {Path.cwd()}`"
+        "git does not trust this project, because another user owns its folder; if you trust it, run `git config "
+        f"--global --add safe.directory {Path.cwd()}`"
     )
 
 

@@ -50,10 +50,10 @@ def run_stage(main: Callable[[], None]) -> None:
 
             require_unchanged(Path(sys.argv[0]))
         main()
-        _end()
+        _exit_without_freeing()
 
 
-def _end() -> None:
+def _exit_without_freeing() -> None:
     """Exit with status 0 without freeing objects, libraries and a GPU first, as the interpreter would.
 
     Once PyTorch is imported, that takes about a second, and the system frees everything anyway.

@@ -23,7 +23,7 @@ class _Loader(yaml.SafeLoader):
             name, line = str(key.value), key.start_mark.line + 1
             if name in lines:
                 raise UserError(
-                    f"{node.start_mark.name}: {name} stands in lines {lines[name]} and {line}; delete one of the two"
+                    f"{node.start_mark.name}: {name} is in lines {lines[name]} and {line}; delete one of the two"
                 )
             lines[name] = line
         return super().construct_mapping(node, deep)

@@ -96,6 +96,6 @@ def explain_choice(curve: list[dict], classes: int, params: Train, lr: float) ->
         )
     diverged = any(describe_divergence(curve[: epochs + 1], classes) for epochs in range(len(curve)))
     return (
-        f"kept the fitted head (epoch 0), and no training: {scores}; its calibrated validation loss is lower "
+        f"kept the fitted head (epoch 0), without training: {scores}; its calibrated validation loss is lower "
         f"({losses}); try lr={lr / (10 if diverged else 3):.1g}"
     )

@@ -155,7 +155,7 @@ def list_archive(file: BinaryIO, name: str, stack: ExitStack) -> Listing:
         if found := _list_tar(file, stack):
             return found
         if start.startswith(COMPRESSED):
-            raise NoArchive(f"{name}: is compressed, but no tar archive; extract it")
+            raise NoArchive(f"{name}: is compressed, but not a tar archive; extract it")
         return _list_zip(file, stack)
 
 
@@ -371,7 +371,7 @@ def _list_parquet(file: BinaryIO, stack: ExitStack) -> Listing:
     image = next((f.name for f in schema if pa.types.is_struct(f.type) and f.type.get_field_index("bytes") >= 0), None)
     label = next((name for name in ("label", "labels", "class", "category") if name in schema.names), None)
     if image is None:
-        raise UserError(f"its columns are {', '.join(schema.names)}; expected one of images, with their bytes")
+        raise UserError(f"its columns are {', '.join(schema.names)}; expected a column of images with their bytes")
     features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
     names = features.get(label, {}).get("names")
     spool = Spool(stack)

@@ -36,7 +36,7 @@ HIDDEN = re.compile(r"(^|/)(\.(?!\./)|__MACOSX)")  # files and folders, but not 
 DEEPEST = 5  # nested archives; some archives contain themselves
 TEXT_SUFFIXES = frozenset({".txt", ".csv", ".json", ".xml"})  # not opened: each photo may have one, with its label
 PHOTO, ARCHIVE, NO_SUFFIX = "photo", "archive", "without a suffix"
-UNPACKED, UNREAD_ARCHIVES = "archives that are unpacked beside them", "7z or RAR archives, to be extracted"
+UNPACKED, UNREAD_ARCHIVES = "archives that are already unpacked", "7z or RAR archives, to be extracted"
 
 
 class Container:
@@ -88,7 +88,7 @@ class Container:
         """Add the photos of an inner archive, unless it is already unpacked next to it."""
         name = f"{self._path}/{place}"
         if depth > DEEPEST:
-            raise UserError(f"{name}: is an archive in {DEEPEST} others; extract them")
+            raise UserError(f"{name}: is nested in {DEEPEST} other archives; extract them")
         with explained(name):
             if self._path.is_dir() and depth == 1:
                 file = self._stack.enter_context(archive.open())

@@ -46,14 +46,14 @@ def group_copies(photos: list[Photo]) -> list[list[Photo]]:
     """Photos in groups of copies; most groups have one photo. A group keeps the order of `photos`."""
     links = [*_chain(photos, lambda photo: photo.sha256), *_chain(photos, _roboflow_original)]
     links += _chain(photos, lambda photo: photo.looks or None)
-    pairs, more = [np.array(links, dtype=int).reshape(-1, 2)], 0
+    pairs, added = [np.array(links, dtype=int).reshape(-1, 2)], 0
     first = {photo.looks: number for number, photo in reversed([*enumerate(photos)]) if photo.looks}
     numbers = np.array([*first.values()], dtype=int)
     for similar in similar_hashes([*first]):
         pairs.append(numbers[similar])
-        more += len(similar)
-        if more > MOST_PAIRS:  # all frames of a video may be similar
-            pairs, more = [_fewest(pairs, len(photos))], 0
+        added += len(similar)
+        if added > MOST_PAIRS:  # all frames of a video may be similar
+            pairs, added = [_fewest(pairs, len(photos))], 0
     groups: dict[int, list[Photo]] = {}
     for photo, number in zip(photos, _group_numbers(pairs, len(photos)), strict=True):
         groups.setdefault(number, []).append(photo)

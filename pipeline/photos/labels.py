@@ -187,7 +187,7 @@ def _describe_spellings(spellings: dict[str, Counter[str]]) -> list[str]:
 
 def _describe_like_splits(classes: Sequence[str], roles: FolderRoles) -> list[str]:
     return [
-        f"note: the folder {name} is a class, not a split, because it stands beside other classes; if it is none, set "
+        f"note: the folder {name} is a class, not a split, because it is next to other classes; if that is wrong, set "
         "classes in params.yaml to a list without it"
         for name in classes
         if normal_form(name) in roles.named_like_splits

@@ -100,7 +100,10 @@ class PhotoSource:
         """What a source without photos holds instead, and what to do."""
         if self._linked_folders:
             names = ", ".join(self._linked_folders[:NAMED])
-            return f"it has linked folders ({names}), which DVC does not follow either; copy them, or name their target"
+            return (
+                f"it has linked folders ({names}), which DVC does not follow either; copy them, or use the path of "
+                "their target"
+            )
         if hint := what_to_install(self.skipped):
             return f"it has {_listed(self.skipped)}; {hint}"
         if self.skipped:

@@ -22,7 +22,7 @@ from pipeline.photos.source import Photo, PhotoSource, describe_skipped
 FILL_ORDER = ("test", "validation", "train")  # if there are too few photos, train gets fewer ...
 LEAST_TRAIN_SHARE = 0.99  # ... but at least this share of what was asked for
 NO_CLASS = "no class by its folder, its file name or the table"
-CONFLICTING = "the same photo stands under different labels"
+CONFLICTING = "the same photo under different labels"
 COPY = "a copy of a photo in validation or test"
 LEFT_OVER = "left over, to keep the classes in proportion"
 NOT_NEEDED = "not needed"
@@ -103,13 +103,13 @@ class Plan:
         for name, value in self._names.items():
             if not any(is_named(photo, value) for group in groups for photo in group):
                 raise UserError(_describe_wrong_name(name, value, groups, classes))
-        readable = Counter(photo.found_label for photo in photos if photo.readable and self._may_be_drawn([photo]))
-        usable = Counter(group[0].label for group in groups if self._may_be_drawn(group))
+        readable = Counter(photo.found_label for photo in photos if photo.readable and self._is_available([photo]))
+        usable = Counter(group[0].label for group in groups if self._is_available(group))
         in_source, in_groups = ([count[label] for label in range(len(classes))] for count in (readable, usable))
         self.quotas = self._divide(in_source, in_groups)
         if self._falls_short(groups):
             self.quotas = self._divide(in_groups, in_groups, is_limited=True)
-        self._room = self._all_room()
+        self._room = self._full_room()
 
     def _divide(self, weights: list[int], usable: list[int], is_limited: bool = False) -> dict[str, list[int] | None]:
         """Divide numbers of photos in the proportion of `weights`, and shares in that of `usable`; both are per class.
@@ -136,7 +136,7 @@ class Plan:
 
     def _falls_short(self, groups: list[Group]) -> bool:
         """Whether a split with a number of photos gets too few; train may be slightly smaller (LEAST_TRAIN_SHARE)."""
-        self._room = self._all_room()
+        self._room = self._full_room()
         for group in groups:
             if split := self.choose(group):
                 self.take(group, split)
@@ -149,7 +149,7 @@ class Plan:
                     return True
         return False
 
-    def _all_room(self) -> dict[str, list[int]]:
+    def _full_room(self) -> dict[str, list[int]]:
         return {name: list(quotas) for name, quotas in self.quotas.items() if quotas is not None}
 
     def choose(self, group: Group) -> str | None:
@@ -157,16 +157,16 @@ class Plan:
         claimed = self._claimed_by(group)
         if claimed in ("test", "validation"):
             return claimed
-        drawn = [name for name in FILL_ORDER if name in self._room]
+        candidates = [name for name in FILL_ORDER if name in self._room]
         if "train" in self._names:
             if claimed is None:
                 return None
-            drawn.append("train")
+            candidates.append("train")
         label = group[0].label
-        return next(
-            (name for name in drawn if name not in self._room or self._room[name][label] >= self._places(group, name)),
-            None,
-        )
+        for name in candidates:
+            if name not in self._room or self._room[name][label] >= self._places(group, name):
+                return name
+        return None
 
     def take(self, group: Group, split: str) -> None:
         """Reduce the split's room by the group."""
@@ -187,7 +187,7 @@ class Plan:
         """How much of a split's quota a group takes: a number of photos counts all of them, a share counts groups."""
         return len(self.members(group, split)) if isinstance(self._sizes[split], int) else 1
 
-    def _may_be_drawn(self, group: Group) -> bool:
+    def _is_available(self, group: Group) -> bool:
         return self._claimed_by(group) in (None, "train")
 
     def _claimed_by(self, group: Group) -> str | None:
@@ -279,7 +279,7 @@ def require_sizes(photos: list[Photo], classes: Sequence[str], prepare: Prepare)
     print(f"warning: {text}{excluded}", file=sys.stderr)
 
 
-def describe_redraw(photos: list[Photo], split: Split) -> str:
+def describe_ignored_splits(photos: list[Photo], split: Split) -> str:
     """A note if the source comes in splits, by folders or the table, but prepare.split names none; else empty."""
     if any(isinstance(value, str) for _, value in split):
         return ""

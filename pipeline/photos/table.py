@@ -64,7 +64,7 @@ def apply_table(photos: list[Photo], table: Path) -> None:
         where = f"{table}, line {row.line}"
         if swallowed := next(filter(names.find, row.swallowed), None):
             raise UserError(
-                f"{where}: a cell in quotation marks contains the line of {swallowed}; close them before it"
+                f"{where}: a quoted cell contains the line of {swallowed}; close the quotation marks before it"
             )
         found = names.find(row.photo)
         if not found:
@@ -135,7 +135,7 @@ def _read(table: Path) -> list[Row]:
         names = list_some([name[:40] for name in header.cells], most=12)
         raise UserError(
             f"{table}, line {header.line}: columns are {names}; expected photo, label and perhaps split, or photo and "
-            "for each class a column of 0 and 1"
+            "a column of 0 and 1 for each class"
         )
     rows = []
     for record in records:
@@ -199,8 +199,8 @@ def _records(table: Path, text: str, delimiter: str) -> Iterator[Record]:
             before = reader.line_num
     except csv.Error:
         raise UserError(
-            f"{table}, line {before + 1}: a quotation mark opens a cell, but none closes it, or text follows the one "
-            "that does; close it, or leave it out"
+            f"{table}, line {before + 1}: a quotation mark is not closed, or text follows the closing one; close it, "
+            "or remove it"
         ) from None
 
 

@@ -52,7 +52,7 @@ def results_of(work: Callable[[Batch], Result], batches: Sequence[Batch]) -> Ite
     # again. They need no lock that another thread may hold at the fork. On macOS, system libraries do not survive one.
     cores = min(usable_cores(), len(batches))
     few = sum(map(len, batches)) < FEWEST_PHOTOS
-    others = multiprocessing.active_children()
+    earlier_children = multiprocessing.active_children()
     is_main = threading.current_thread() is threading.main_thread()
     if few or cores == 1 or not is_main or sys.platform != "linux":
         pool = ThreadPoolExecutor(max(1, cores))
@@ -73,7 +73,7 @@ def results_of(work: Callable[[Batch], Result], batches: Sequence[Batch]) -> Ite
         ) from None
     except BaseException:
         for process in multiprocessing.active_children():
-            if process not in others:
+            if process not in earlier_children:
                 process.kill()
         raise
     finally:
