@@ -80,7 +80,7 @@ def damaged_photos(project: Project, random: np.random.Generator) -> None:
 
 
 def damaged_archive(project: Project, random: np.random.Generator) -> None:
-    """An archive of some kind, perhaps inside another one or beside a photo, with damages."""
+    """A damaged archive of some kind, perhaps inside another one or next to a photo."""
     files = kaggle_files(cats=9, dogs=9)
     if random.integers(2):  # cats/0 instead of cat.0.jpg: known to be photos by their content
         files = {re.sub(r"(\w+)\.(\d+)\.jpg", r"\1s/\2", name): content for name, content in files.items()}

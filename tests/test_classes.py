@@ -24,7 +24,7 @@ def photo(number: int) -> bytes:
 
 
 def class_folders(photos: dict[str, int], top: str = "photos", first: int = 0) -> dict[str, bytes]:
-    """A folder per class, with so many photos of it: photos/daisy/0.png and so on."""
+    """A folder per class, with this number of photos: photos/daisy/0.png and so on."""
     names = [f"{top}/{name}/{number}.png" for name, count in photos.items() for number in range(count)]
     return {name: photo(first + number) for number, name in enumerate(names)}
 

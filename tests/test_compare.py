@@ -72,7 +72,7 @@ def results(
 ) -> dict[str, bytes]:
     """The tables that the stages write, for networks that get these photos `wrong`, in `test` perhaps others.
 
-    With `salt` the second half of the photos are others; so many photos are `relabelled`.
+    With `salt` the second half of the photos are others; `relabelled` is a number of photos.
     """
     photos, logits, combined = [], [], []
     for split in ("validation", "test"):
@@ -614,7 +614,7 @@ def test_compare_shows_images_if_the_workspace_holds_the_same_split(
 
 
 def answers(*counts: int) -> tuple[np.ndarray, np.ndarray]:
-    """Two runs that are both correct on so many photos, then only the first, only the second, and neither."""
+    """Two runs, by the numbers of photos on which both are correct, only the first, only the second, and neither."""
     before = np.repeat([True, True, False, False], counts)
     after = np.repeat([True, False, True, False], counts)
     return before[None], after[None]

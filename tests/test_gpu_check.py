@@ -54,7 +54,7 @@ def test_gpu_check_prints_every_line_and_needs_no_git(check: Path) -> None:
     assert all(float(second) > 0 for second in rows.pop("archive to ensemble, s").split(" and "))
     assert float(rows.pop("start of a torch stage, s")) > 0
     assert not rows
-    check_stages(done.stdout.split("first line  of it\n")[1].splitlines())
+    check_stages(done.stdout.split("first line  details\n")[1].splitlines())
 
 
 def check_stages(lines: list[str]) -> None:

@@ -58,7 +58,7 @@ def rows_of(project: Project, table: str) -> list[dict[str, str]]:
 
 
 def with_made_up_predictions(folder: Path, photos: dict[str, int], networks: int = 2) -> Project:
-    """A project of so many `photos` of each class, for which the predictions of one or two networks are made up.
+    """A project with `photos` photos of each class, and made-up predictions of one or two networks.
 
     Everything is there that `report` reads.
     """
@@ -338,7 +338,8 @@ def test_report_says_how_to_correct_the_confidence_unless_weights_are_fitted(
     command = "dvc exp run -S ensemble.method=fitted_weights"
     project.succeed("ensemble.py")
     project.succeed("report.py")
-    advice = f": it is {verdict}. Weights fitted on validation usually correct this; nothing is retrained: {command}"
+    verdict = f"resnet18 is {verdict}."
+    advice = f"{verdict} Weights fitted on validation usually correct this; nothing is retrained: {command}"
     assert advice in text_of(section(project, "reliability"))
 
     project.params["ensemble"]["method"] = "fitted_weights"

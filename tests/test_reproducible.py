@@ -206,7 +206,7 @@ def test_verify_names_what_differs(repository: Repository, tmp_path: Path, monke
 
 
 def change_answers(repository: Repository, photos: int) -> None:
-    """Let resnet18 answer so many test photos differently, as a rebuild on another computer might."""
+    """Let resnet18 answer this number of test photos differently, as a rebuild on another computer might."""
     path = repository.root / "metrics/predictions.csv"
     table = pd.read_csv(path)
     rows = table.query("split == 'test' and network == 'resnet18'").index[:photos]

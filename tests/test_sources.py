@@ -30,7 +30,7 @@ Files = dict[str, bytes]
 
 
 def class_folders(photos: int, top: str = "photos", first: int = 0) -> Files:
-    """top/cats/0.jpg and so on, so many photos of each class."""
+    """top/cats/0.jpg and so on, with this number of photos of each class."""
     return {
         f"{top}/{label}s/{n}.jpg": photo_bytes(label, n)
         for label in ("cat", "dog")
@@ -265,7 +265,7 @@ def test_prepare_reads_the_links_in_a_tar(project: Project, tmp_path: Path) -> N
 
 def test_prepare_refuses_archives_that_are_too_deep_in_each_other(project: Project) -> None:
     content = in_zip(kaggle_files(cats=8, dogs=8))
-    for _ in range(6):  # there are archives that hold themselves
+    for _ in range(6):  # some archives contain themselves
         content = in_zip({"r.zip": content})
     project.photos({"r.zip": content}, "folder")
     project.write_params()
