@@ -263,9 +263,7 @@ def test_classes_with_few_test_photos_are_named_the_fewest_first() -> None:
 @pytest.mark.parametrize(("correct", "total"), [(0, 1), (1, 1), (2, 2), (7, 9), (4453, 4500), (4500, 4500)])
 def test_scores_have_wilsons_intervals(correct: int, total: int) -> None:
     labels = np.repeat([0, 1], total)
-    predicted = np.concatenate(
-        [labels[:total], np.arange(total) < correct]
-    )  # in class 1, the first `correct` are
+    predicted = np.concatenate([labels[:total], np.arange(total) < correct])  # in class 1, the first `correct` are
     probabilities = np.eye(2)[predicted.astype(int)] * 0.8 + 0.1
     for found, expected in (
         (score_classes(probabilities, labels, ["cat", "dog"]).loc[1, ["recall_low", "recall_high"]], (correct, total)),

@@ -1,4 +1,4 @@
-"""Edit params.yaml and dvc.yaml as a person would: comments, order, anchors and style stay."""
+"""Edit params.yaml and dvc.yaml as a person would, keeping comments, order, anchors and style."""
 
 import io
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ def read_to_edit(path: Path) -> CommentedMap:
 
 
 def write_edited(contents: Mapping[Path, CommentedMap]) -> None:
-    """Write each content to its path: all files or, if that fails, none."""
+    """Write each content to its path: all files, or none on an error."""
     with atomic_write() as write_to:
         for path, content in contents.items():
             _yaml.dump(content, write_to(path))
@@ -35,7 +35,7 @@ def parse(text: str) -> CommentedMap:
 
 
 def as_text(content: CommentedMap) -> str:
-    """The opposite of `parse`."""
+    """The YAML text of `content`, with its comments: the inverse of `parse`."""
     text = io.StringIO()
     _yaml.dump(content, text)
     return text.getvalue()

@@ -55,7 +55,7 @@ def read_params(part: type[Part], path: Path = PARAMS) -> Part:
 
 
 def read_yaml(path: Path) -> Any:
-    """The content of `path`. Raises UserError, in one line, if there is no such file or YAML would misread it."""
+    """The content of `path`. Raises UserError if the file is missing, is not valid YAML, or YAML would misread it."""
     try:
         with path.open(encoding="utf-8") as file:  # a file, so that YAML knows its name
             return yaml.load(file, _Loader)

@@ -22,8 +22,8 @@ def recipe_names(folder: Path = RECIPES) -> list[str]:
 def read_recipe(name: str, folder: Path = RECIPES) -> dict[str, Any]:
     """The values of a whole recipe by dotted key: its own, and the default's for all other keys.
 
-    So nothing stays of a recipe that was applied before. Raises UserError if `name` is unknown, or if it has a key that
-    the default lacks, which no other recipe would change back.
+    So no value of an earlier recipe remains. Raises UserError if `name` is unknown, or if it has a key that the default
+    lacks, which no other recipe would reset.
     """
     if name not in (names := recipe_names(folder)):
         raise UserError(f"there is no recipe {name}; expected one of {', '.join(names)}")
@@ -40,7 +40,7 @@ def read_recipe(name: str, folder: Path = RECIPES) -> dict[str, Any]:
 
 
 def set_values(params: dict, values: dict[str, Any]) -> None:
-    """Set values by dotted key in nested params. Raises UserError for a key that these do not have."""
+    """Set values by dotted key in nested params. Raises UserError for a key that they do not have."""
     known = dict(flatten(params))
     for key, value in values.items():
         if key not in known:
