@@ -405,7 +405,7 @@ def test_prepare_excludes_unusable_photos_with_the_reason(project: Project) -> N
     assert len(table) == 26
     assert {name for name, row in table.items() if row["split"]} == {name.removeprefix("t/") for name in usable}
     for name in both_labels:
-        assert table[name.removeprefix("t/")]["excluded"] == "the same photo under different labels"
+        assert table[name.removeprefix("t/")]["excluded"] == "the same photo stands under different labels"
     for name in no_label:
         assert table[name.removeprefix("t/")]["excluded"] == "no class by its folder, its file name or the table"
         assert table[name.removeprefix("t/")]["label"] == ""
@@ -597,7 +597,7 @@ def test_prepare_counts_a_correction_only_if_the_photo_is_in_a_split(project: Pr
     project.photos(files | {"train/cat.11.jpg": files["train/cat.10.jpg"], "train/dog.11.jpg": b""})
     project.correct("cat.10.jpg: dog", "dog.11.jpg: leave out")
     project.prepare()
-    assert project.row_of("cat.10.jpg")["excluded"] == "the same photo under different labels"
+    assert project.row_of("cat.10.jpg")["excluded"] == "the same photo stands under different labels"
     assert project.row_of("dog.11.jpg")["excluded"] == "named in data/corrections.txt"
     assert project.read_json("metrics/prepare.json")["relabelled"] == 0
 

@@ -578,7 +578,7 @@ def test_prepare_excludes_copies_under_both_labels(project: Project) -> None:
     project.photos(files | {"dogs/copy.jpg": encode(scene(0), quality=50)}, "folder")
     project.prepare()
     assert {project.row_of(name)["excluded"] for name in ("cats/0.jpg", "dogs/copy.jpg")} == {
-        "the same photo under different labels"
+        "the same photo stands under different labels"
     }
 
 

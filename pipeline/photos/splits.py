@@ -22,7 +22,7 @@ from pipeline.photos.source import Photo, PhotoSource, describe_skipped
 FILL_ORDER = ("test", "validation", "train")  # if there are too few photos, train gets fewer ...
 LEAST_TRAIN_SHARE = 0.99  # ... but at least this share of what was asked for
 NO_CLASS = "no class by its folder, its file name or the table"
-CONFLICTING = "the same photo under different labels"
+CONFLICTING = "the same photo stands under different labels"
 COPY = "a copy of a photo in validation or test"
 LEFT_OVER = "left over, to keep the classes in proportion"
 NOT_NEEDED = "not needed"
