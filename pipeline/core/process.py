@@ -151,16 +151,21 @@ def _find_dvc() -> "psutil.Process | None":  # noqa: F821
         return None
     import psutil  # installed with DVC, and only needed under DVC
 
-    def environment(process: psutil.Process) -> dict[str, str]:
-        with suppress(psutil.Error):
-            return process.environ()
-        return {}  # another user's process, or one of macOS's own programs
+    def environment(process: psutil.Process) -> dict[str, str] | None:
+        """None if it cannot be read: of another user's process, or of one of macOS's own programs."""
+        try:
+            found = process.environ()
+        except psutil.ZombieProcess:
+            return {}
+        except psutil.Error:
+            return None
+        return found if found or sys.platform == "linux" else None  # Linux empties that of a process that is exiting
 
     # Skip shells and torchrun. Names are not compared, because DVC's executable may have any name.
-    ancestors = [process for process in psutil.Process().parents() if "DVC_STAGE" not in environment(process)]
+    ancestors = [process for process in psutil.Process().parents() if "DVC_STAGE" not in (environment(process) or {})]
     if len(ancestors) == 1:  # DVC is PID 1 in a container; or it has exited, and this is the init process
         return ancestors[0]
-    return next((process for process in ancestors if environment(process)), None)
+    return next((process for process in ancestors if environment(process) is not None), None)
 
 
 def _end_with_dvc() -> None:
