@@ -61,7 +61,7 @@ from pipeline.networks.folding import fold_batchnorm, fold_frozen_batchnorm
 from pipeline.networks.freezing import set_training
 from pipeline.networks.models import save_model
 from pipeline.networks.predicting import predict_logits
-from pipeline.networks.selection import best_epoch, calibrated_loss, explain_choice, find_trouble
+from pipeline.networks.selection import best_epoch, calibrated_loss, describe_scores, explain_choice, find_trouble
 from pipeline.networks.stepping import TrainingStep, keep_rate_tensors, make_optimizer, make_scheduler
 
 import pandas as pd
@@ -117,11 +117,12 @@ def train_network(name: str, params: Params, device: torch.device, dtype: torch.
         loss = training.fit_head() if processes.is_first else None
     step = training.make_step()  # copies rank 0's head to the other processes
     if fits_head:
-        training.finish_epoch(0, start, lr=0.0, loss=processes.broadcast(loss))
+        processes.report(training.finish_epoch(0, start, lr=0.0, loss=processes.broadcast(loss)))
     for epoch in range(training.last_epoch + 1, params.train.epochs + 1):
-        training.run_epoch(epoch, step)
+        result = training.run_epoch(epoch, step)
         if processes.is_first:
             checkpoint.save(training.state_dict())
+        processes.report(result)  # only now, because a run that is interrupted from here on resumes after this epoch
     if processes.is_first:
         write_results(training)
         checkpoint.delete()
@@ -173,8 +174,8 @@ class Training:
             network, self.optimizer, self.scheduler, self.params.label_smoothing, self.dtype, self.as_graph
         )
 
-    def run_epoch(self, epoch: int, step: TrainingStep) -> None:
-        """Train one epoch and finish it."""
+    def run_epoch(self, epoch: int, step: TrainingStep) -> str:
+        """Train one epoch and finish it; return its result as text."""
         title = f"{self.name} epoch {epoch}"
         batches = self.shuffle(epoch)
         lr = float(self.scheduler.get_last_lr()[0])  # the head's
@@ -184,24 +185,26 @@ class Training:
         loss = self.processes.all_gather(torch.tensor([loss])).mean().item()
         rate = self.steps * self.params.batch_size / (time.perf_counter() - start)
         self.processes.broadcast_buffers(self.network)
-        self.finish_epoch(epoch, start, lr, loss, f"{rate:.1f} images/s, ")
+        return self.finish_epoch(epoch, start, lr, loss, f"{rate:.1f} images/s, ")
 
-    def finish_epoch(self, epoch: int, start: float, lr: float, loss: float, rate: str = "") -> None:
-        """Validate, keep the weights if they are the best so far, and print the scores. The epoch began at `start`."""
+    def finish_epoch(self, epoch: int, start: float, lr: float, loss: float, rate: str = "") -> str:
+        """Validate, keep the weights if they are the best so far, and return the epoch's result as text.
+
+        The epoch began at `start`.
+        """
         scores = {"epoch": epoch, "lr": lr, "train_loss": round(loss, 6), **self.validate()}
         self.curve.append(scores)
         if best_epoch(self.curve, self.params) is scores:
             self.best_weights = {key: tensor.clone() for key, tensor in self.network.state_dict().items()}
         seconds = time.perf_counter() - start
         left = (self.params.epochs - epoch) * seconds if epoch else 0
-        self.processes.report(
+        trouble = find_trouble(self.curve, len(self.train.description["classes"]))
+        return (
             f"{self.name} epoch {epoch}/{self.params.epochs}: train loss {scores['train_loss']:.4f}, "
-            f"validation loss {scores['validation_loss']:.4f} ({scores['validation_calibrated_loss']:.4f} calibrated), "
-            f"validation accuracy {scores['validation_accuracy']:.6f}, {rate}{describe_duration(seconds)}"
+            f"{describe_scores(scores)}, {rate}{describe_duration(seconds)}"
             + (f", about {describe_duration(left)} left" if left else "")
+            + (f"\nwarning: {self.name} epoch {epoch}: {trouble}" if trouble else "")
         )
-        if trouble := find_trouble(self.curve, len(self.train.description["classes"])):
-            self.processes.report(f"warning: {self.name} epoch {epoch}: {trouble}")
 
     @property
     def last_epoch(self) -> int:

@@ -145,7 +145,7 @@ def test_prepare_takes_the_classes_from_a_table(flowers: Project) -> None:
 @pytest.mark.parametrize(
     ("files", "found"),
     [
-        ({f"photos/{number}.png": photo(number) for number in range(12)}, "0 folders that can name a class;"),
+        ({f"photos/{number}.png": photo(number) for number in range(12)}, "one folder, photos;"),
         (
             class_folders({"only": 12}, "a/train") | class_folders({"only": 3}, "a/test", 20),
             "1 folder that can name a class (only);",

@@ -85,6 +85,8 @@ def test_prepare_reads_tables_as_they_are_written(table: str | bytes, labels_by:
             ", line 18: the label of 3.png is 'cat,dog'; expected one label",
         ),
         ("photo,label\n" + PLAIN + "3.png,cat,dog\n", ", line 18: 3 cells, but 2 columns; expected one label"),
+        ("photo,label\n" + PLAIN + '3.png,"cat,new"\n', ", line 18: the label of 3.png is 'cat,new'; expected one"),
+        ('[{"photo": "0.png"}]', " is JSON; expected CSV with columns photo, label and perhaps split"),
         ("photo,label\n" + PLAIN + "3.png,[cat]\n", ", line 18: the label of 3.png is '[cat]'; expected one label"),
         ("photo,label\n" + rows('{name},"{label}\nbig"'), ", line 2: the label of 0.png is 'cat\\nbig'; expected one"),
         ("photo,label\n" + PLAIN + ",cat\n", ", line 18: no photo is named; add its name, or delete the line"),

@@ -76,6 +76,8 @@ def main() -> None:
         judged_on = f"{len(photos):,} validation photos" if photos else "validation photos that are not in DVC's cache"
         print(f"Ranked by the ensemble's log loss on {judged_on}:")
         print("\n".join([*table([(*HEADINGS, f"params that differ from {base.name}"), *rank(group, base)]), ""]))
+    if any(0 in experiment.kept_epochs.values() for experiment in found):
+        print("Kept epoch 0 is the fitted head: no training was kept.")
     if len(groups) > 1:
         print("Scores on different validation photos cannot be compared.")
     for reason in unfinished:

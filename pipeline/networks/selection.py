@@ -10,10 +10,10 @@ from pipeline.core.sections.train import Train
 
 from torch import Tensor, nn
 
-LOWEST_SCALE, HIGHEST_SCALE = 1e-3, 1e3  # of logits; without mistakes, the best scale would be infinite
-BISECTIONS = 40  # of the scale's logarithm; more would not change the loss
+LOWEST_SCALE, HIGHEST_SCALE = 1e-12, 1e3  # of logits; without mistakes, the best scale would be infinite
+BISECTIONS = 50  # of the scale's logarithm; more would not change the loss
 NOTABLE = 1.2  # the factor by which a loss must rise to be reported; less may be noise
-LEARNED, FORGOTTEN, DIVERGED = 0.5, 0.95, 2  # times the loss of guessing
+LEARNED, FORGOTTEN, DIVERGED = 0.4, 0.5, 2  # times the loss of guessing
 
 
 def calibrated_loss(logits: Tensor, labels: Tensor) -> float:
@@ -51,7 +51,7 @@ def find_trouble(curve: list[dict], classes: int) -> str:
     *before, last = curve
     if divergence := describe_divergence(curve, classes):
         return f"{divergence}; lr is too high"
-    if not before or before[-1]["epoch"] == 0:  # the fitted head's train loss is on the photos that it was fitted to
+    if not before or last["lr"] > before[-1]["lr"]:  # losses may rise while the learning rate does
         return ""
     previous = before[-1]
     if last["train_loss"] > NOTABLE * previous["train_loss"]:
@@ -66,24 +66,34 @@ def find_trouble(curve: list[dict], classes: int) -> str:
 
 
 def describe_divergence(curve: list[dict], classes: int) -> str:
-    """How the curve's last epoch shows that training has made the network worse than guessing; empty if it has not."""
+    """How the curve's last epoch shows that training has undone what the network had learned; empty if it has not."""
     *before, last = curve
-    guessing = math.log(classes)
-    had_learned = any(scores["validation_calibrated_loss"] < LEARNED * guessing for scores in before)
     if last["epoch"] == 0:
         return ""
-    if last["train_loss"] > DIVERGED * guessing or (had_learned and last["validation_loss"] > DIVERGED * guessing):
-        loss = max(last["train_loss"], last["validation_loss"])
-        return f"the loss ({loss:.4g}) is far above that of guessing ({guessing:.4g})"
-    if had_learned and last["validation_calibrated_loss"] > FORGOTTEN * guessing:
-        return "the network is no longer better than guessing"
+    guessing = math.log(classes)
+    if last["train_loss"] > DIVERGED * guessing:
+        return f"the train loss ({last['train_loss']:.4g}) is far above that of guessing ({guessing:.4g})"
+    lowest = min((scores["validation_calibrated_loss"] for scores in before), default=guessing)
+    if lowest < LEARNED * guessing and last["validation_calibrated_loss"] > max(FORGOTTEN * guessing, 2 * lowest):
+        return (
+            f"the calibrated validation loss has risen from {lowest:.4f} to {last['validation_calibrated_loss']:.4f} "
+            f"(guessing: {guessing:.4f})"
+        )
     return ""
+
+
+def describe_scores(scores: dict) -> str:
+    """The scores on validation, as text."""
+    return (
+        f"validation loss {scores['validation_loss']:.4f} ({scores['validation_calibrated_loss']:.4f} calibrated), "
+        f"validation accuracy {scores['validation_accuracy']:.6f}"
+    )
 
 
 def explain_choice(curve: list[dict], classes: int, params: Train, lr: float) -> str:
     """Say which epoch was kept, with its scores and, unless it is the last one, the reason and a param to try."""
     best, last = best_epoch(curve, params), curve[-1]
-    scores = f"validation loss {best['validation_loss']:.4f}, validation accuracy {best['validation_accuracy']:.6f}"
+    scores = describe_scores(best)
     if best is last:
         return f"kept epoch {best['epoch']} of {params.epochs}: {scores}"
     losses = (

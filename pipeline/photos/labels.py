@@ -196,12 +196,16 @@ def _describe_like_splits(classes: Sequence[str], roles: FolderRoles) -> list[st
 
 def _describe_too_few(photos: list[Photo], classes: Sequence[str], roles: FolderRoles) -> str:
     named_like = {folder[-1] for photo in photos if (folder := folder_of(photo)) and roles.is_like_split(folder[-1])}
-    folders = "1 folder" if len(classes) == 1 else f"{len(classes)} folders"
-    splits = f", apart from names of splits ({list_some(sorted(named_like))})" if named_like else ""
+    innermost = {"".join(folder_of(photo)[-1:]) for photo in photos}
+    found = f"{len(classes)} folder{'' if len(classes) == 1 else 's'} that can name a class"
+    found += "".join(f" ({name})" for name in classes)
+    if named_like:
+        found += f", apart from names of splits ({list_some(sorted(named_like))})"
+    elif not classes and len(innermost) == 1 and innermost != {""}:
+        found = f"one folder, {innermost.pop()}"
     return (
-        f"classes in params.yaml is auto, but the photos are in {folders} that can name a class"
-        f"{''.join(f' ({name})' for name in classes)}{splits}; put each class into a folder of its own, list the "
-        "photos in prepare.labels, or set classes to a list of names"
+        f"classes in params.yaml is auto, but the photos are in {found}; put each class into a folder of its own, list "
+        "the photos in prepare.labels, or set classes to a list of names"
     )
 
 

@@ -182,7 +182,7 @@ def _require_single(table: Path, rows: list[Row]) -> None:
     labels = {normal_form(row.label) for row in rows}
     for row in rows:
         parts = [normal_form(part) for part in re.split(r"[,;|]", row.label)]
-        if "\n" in row.label or row.label.startswith(("[", "{")) or (len(parts) > 1 and labels.issuperset(parts)):
+        if "\n" in row.label or row.label.startswith(("[", "{")) or (len(parts) > 1 and labels.intersection(parts)):
             raise UserError(f"{table}, line {row.line}: the label of {row.photo} is {row.label!r}; expected one label")
 
 
@@ -224,4 +224,6 @@ def _decode(table: Path) -> str:
         text = "\0"
     if "\0" in text:
         raise UserError(f"{table} is not UTF-8 text; save it as CSV in UTF-8")
+    if text.lstrip().startswith(("{", "[")):
+        raise UserError(f"{table} is JSON; expected CSV with columns photo, label and perhaps split")
     return text
