@@ -321,6 +321,13 @@ def test_train_says_why_it_kept_an_epoch_before_the_last_one() -> None:
     )
 
 
+def test_train_says_if_the_kept_epoch_is_no_better_than_guessing() -> None:
+    params = read_params(Params, REPOSITORY / "params.yaml").train
+    for loss, end in ((0.69, ", no better than guessing"), (0.5, "validation accuracy 0.500000")):
+        curve = curve_of((0.7, 0.7), *[(0.7, loss)] * params.epochs)
+        assert explain_choice(curve, 2, params, lr=0.001).endswith(end)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("statistics", ["fixed", "updated"])
 def test_train_updates_the_statistics_of_batchnorm_if_asked_to(small: Project, statistics: str) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 LOWEST_SCALE, HIGHEST_SCALE = 1e-12, 1e3  # of logits; without mistakes, the best scale would be infinite
 BISECTIONS = 50  # of the scale's logarithm; more would not change the loss
 NOTABLE = 1.2  # the factor by which a loss must rise to be reported; less may be noise
-LEARNED, FORGOTTEN, DIVERGED = 0.4, 0.5, 2  # times the loss of guessing
+LEARNED, FORGOTTEN, USELESS, DIVERGED = 0.4, 0.5, 0.95, 2  # times the loss of guessing
 
 
 def calibrated_loss(logits: Tensor, labels: Tensor) -> float:
@@ -94,6 +94,8 @@ def explain_choice(curve: list[dict], classes: int, params: Train, lr: float) ->
     """Say which epoch was kept, with its scores and, unless it is the last one, the reason and a param to try."""
     best, last = best_epoch(curve, params), curve[-1]
     scores = describe_scores(best)
+    if best["validation_calibrated_loss"] > USELESS * math.log(classes):
+        scores += ", no better than guessing"
     if best is last:
         return f"kept epoch {best['epoch']} of {params.epochs}: {scores}"
     losses = (
