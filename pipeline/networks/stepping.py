@@ -1,10 +1,11 @@
 """The training step: forward, loss, backward, optimizer and learning rate; as a graph on a CUDA GPU."""
 
 import math
+import sys
 import warnings
 from collections.abc import Sequence
 
-from pipeline.core.errors import UserError
+from pipeline.core.errors import UserError, first_line
 from pipeline.core.sections.train import Train
 from pipeline.networks.compute import autocast
 from pipeline.networks.freezing import set_trainable
@@ -50,7 +51,7 @@ class TrainingStep:
             self._warm_up_steps -= 1
             self._warm_up(images, labels)
         else:
-            self._replay(images, labels)
+            self._capture_and_replay(images, labels)
         self.scheduler.step()
 
     def read_loss(self) -> float:
@@ -77,9 +78,16 @@ class TrainingStep:
             self._compute(images, labels)  # PyTorch warns that a `capturable` optimizer is slower without a graph
         current.wait_stream(self._warm_up_stream)
 
-    def _replay(self, images: Tensor, labels: Tensor) -> None:
+    def _capture_and_replay(self, images: Tensor, labels: Tensor) -> None:
+        """Replay the graph, which is captured first. A step that cannot be captured runs kernel by kernel."""
         if self._graph is None:
-            self._capture(images, labels)
+            try:
+                self._capture(images, labels)
+            except RuntimeError as error:  # for example, an operation that waits for the GPU
+                print(f"warning: training without a CUDA graph, which is slower: {first_line(error)}", file=sys.stderr)
+                self._as_graph = False
+                self._compute(images, labels)
+                return
         self._images.copy_(images)
         self._labels.copy_(labels)
         self._graph.replay()
