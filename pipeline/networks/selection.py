@@ -1,7 +1,8 @@
 """Choose the epoch whose weights are kept, explain the choice, and find signs of trouble in training.
 
-A learning curve is a list of the epochs so far, each a dict with `epoch` (0: the fitted head, before any step),
-`train_loss`, `validation_loss`, `validation_calibrated_loss` (all in nats) and `validation_accuracy`.
+A learning curve is a list of the epochs so far, each a dict with `epoch` (0: the fitted head, before any step), `lr`
+(the head's learning rate at the epoch's start), `train_loss`, `validation_loss`, `validation_calibrated_loss` (all in
+nats) and `validation_accuracy`.
 """
 
 import math
