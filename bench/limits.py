@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 WARM_UP_STEPS, MEASURED_S = 5, 2.0
-MOST_STEPS = 1_000_000  # for the schedule; more than are ever measured
+MAX_STEPS = 1_000_000  # for the schedule; more than are ever measured
 COMPARED_STEPS = 20
 
 
@@ -48,7 +48,7 @@ def training_step(
     settings, on_cuda = params.train, train.device.type == "cuda"
     network.to(train.device, memory_format=torch.channels_last)
     optimizer = make_optimizer(network, name, params.lr, settings, as_graph=on_cuda)
-    scheduler = make_scheduler(settings, optimizer, MOST_STEPS)
+    scheduler = make_scheduler(settings, optimizer, MAX_STEPS)
     set_training(network, settings.layers, settings.batchnorm_statistics)
     trained = fold_frozen_batchnorm(network) if on_cuda else network
     return TrainingStep(trained, optimizer, scheduler, settings.label_smoothing, dtype, as_graph)

@@ -78,7 +78,7 @@ def make_dataset(split: str, size: int) -> datasets.ImageFolder:
     return datasets.ImageFolder(f"photos/{split}", transforms.Compose(steps))
 
 
-def pretrained(name: str, weights: str, classes: int, head_width: int, dropout: float) -> nn.Module:
+def pretrained(name: str, weights: str, classes: int, head_width: int | None, dropout: float) -> nn.Module:
     """torchvision's network with a new head; everything else except BatchNorm is frozen."""
     model = load_network(name, weights)
     for parameter in model.parameters():

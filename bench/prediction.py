@@ -12,22 +12,22 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline.inference import Question, load_ensemble
+from pipeline.inference import InputPhoto, load_ensemble
 from pipeline.networks.predicting import INFERENCE_BATCH_SIZE
 from pipeline.photos.decoding import decode
 from pipeline.photos.source import PhotoSource
 
 import numpy as np
 
-MOST_PHOTOS = 10 * INFERENCE_BATCH_SIZE
+MAX_PHOTOS = 10 * INFERENCE_BATCH_SIZE
 
 
 def main() -> None:
     ensemble = load_ensemble()
     with PhotoSource(Path(sys.argv[1])) as source:
-        photos = source.photos()[:MOST_PHOTOS]
-        questions = [Question(photo.name, partial(source.read, photo)) for photo in photos]
-        images = np.stack([decode(question.read(), ensemble.image_size, ensemble.resize) for question in questions])
+        photos = source.photos()[:MAX_PHOTOS]
+        photos = [InputPhoto(photo.name, partial(source.read, photo)) for photo in photos]
+        images = np.stack([decode(photo.read(), ensemble.image_size, ensemble.resize) for photo in photos])
         batches = np.split(images, range(INFERENCE_BATCH_SIZE, len(images), INFERENCE_BATCH_SIZE))
         ensemble.probabilities(batches[0])  # a warm-up
 
@@ -37,7 +37,7 @@ def main() -> None:
         limit = len(photos) / (time.perf_counter() - start)
 
         start = time.perf_counter()
-        for _ in ensemble.answer(questions, keep_pixels=False):
+        for _ in ensemble.predict(photos, keep_pixels=False):
             pass
         rate = len(photos) / (time.perf_counter() - start)
     print(json.dumps({"rate": rate, "limit": limit}))

@@ -31,7 +31,7 @@ SAME_PHOTOS = ("classes", "image_size", "resize", "split_id")  # what all models
 
 
 @dataclass(frozen=True)
-class Question:
+class InputPhoto:
     """A photo to classify; `read` returns its bytes or raises UnreadablePhoto."""
 
     photo: str
@@ -39,7 +39,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Prediction:
     """The result for a photo: each class's probability from the ensemble and each member, or why it is unreadable."""
 
     photo: str
@@ -93,9 +93,14 @@ class Ensemble:
         self._photos = {key: first[key] for key in SAME_PHOTOS}
         self.classes: list[str] = first["classes"]
         self.combination = read_combination(names, self.classes)
-        self.reject_share = params.reject.share
+        self._false_rejection_rate = params.reject.false_rejection_rate
         self.image_size: int = first["image_size"]
         self.resize: str = first["resize"]
+
+    @property
+    def can_reject(self) -> bool:
+        """Whether photos that show none of the classes are rejected."""
+        return self._false_rejection_rate is not None
 
     @property
     def shown_members(self) -> list[str]:
@@ -121,7 +126,7 @@ class Ensemble:
 
     def rejects(self, pixels: np.ndarray) -> np.ndarray:
         """Whether each image seems to show none of the classes, bool [N], for images as in `logits`."""
-        if not self.reject_share:
+        if not self.can_reject:
             return np.zeros(len(pixels), bool)
         similar = self._rejection.similarities(self._normalise(pixels), self.dtype)
         return (similar < self._rejection.threshold).numpy()
@@ -130,7 +135,7 @@ class Ensemble:
     def _rejection(self) -> Rejection:
         """Raises UserError if it is missing, or was not made for the same photos as the models."""
         require_results(REJECTION)
-        rejection = load_rejection(REJECTION, self.reject_share, self.device)
+        rejection = load_rejection(REJECTION, self._false_rejection_rate, self.device)
         for key, value in self._photos.items():
             if rejection.description[key] != value:
                 different = key.removesuffix("_id")
@@ -158,51 +163,51 @@ class Ensemble:
     def _unfolded(self) -> dict[str, nn.Module]:
         return {name: load_model(model(name))[0].to(self.device) for name in self.networks}
 
-    def answer(
-        self, questions: list[Question], keep_pixels: bool = True, explain: bool = False, reject: bool = True
-    ) -> Iterator[Answer]:
-        """Yield an answer to each question, in order; photos are decoded and scaled as in `prepare`.
+    def predict(
+        self, photos: list[InputPhoto], keep_pixels: bool = True, explain: bool = False, reject: bool = True
+    ) -> Iterator[Prediction]:
+        """Yield a prediction for each photo, in order; photos are decoded and scaled as in `prepare`.
 
-        With `keep_pixels=False` answers have no `pixels`, which saves memory when there are many photos; only with
+        With `keep_pixels=False` predictions have no `pixels`, which saves memory when there are many photos; only with
         `explain` they have `heat_maps`, which takes several times as long. With `reject=False` none is `rejected`.
         """
-        reads = [question.read for question in questions]
+        reads = [photo.read for photo in photos]
         with (
             decoded_images(reads, self.image_size, self.resize) as images,  # the next ones, while the networks run
-            tqdm(total=len(questions), desc="predicting", unit=" photos", disable=None, leave=False) as bar,
+            tqdm(total=len(photos), desc="predicting", unit=" photos", disable=None, leave=False) as bar,
         ):
-            for start in range(0, len(questions), INFERENCE_BATCH_SIZE):
-                batch = questions[start : start + INFERENCE_BATCH_SIZE]
-                yield from self._answer_batch(batch, list(islice(images, len(batch))), keep_pixels, explain, reject)
+            for start in range(0, len(photos), INFERENCE_BATCH_SIZE):
+                batch = photos[start : start + INFERENCE_BATCH_SIZE]
+                yield from self._predict_batch(batch, list(islice(images, len(batch))), keep_pixels, explain, reject)
                 bar.update(len(batch))
 
-    def _answer_batch(
+    def _predict_batch(
         self,
-        questions: list[Question],
+        photos: list[InputPhoto],
         decoded: list[np.ndarray | UnreadablePhoto],
         keep_pixels: bool,
         explain: bool,
         reject: bool,
-    ) -> Iterator[Answer]:
+    ) -> Iterator[Prediction]:
         readable = [pixels for pixels in decoded if not isinstance(pixels, UnreadablePhoto)]
         if readable:
             images = np.stack(readable)
             ensemble, members = self.probabilities(images)
             rejected = self.rejects(images) if reject else np.zeros(len(images), bool)
-            looked = self.heat_maps(images, members) if explain else {}
+            heat_maps = self.heat_maps(images, members) if explain else {}
         rows = iter(range(len(readable)))
-        for question, pixels in zip(questions, decoded, strict=True):
+        for photo, pixels in zip(photos, decoded, strict=True):
             if isinstance(pixels, UnreadablePhoto):
-                yield Answer(question.photo, unreadable=str(pixels))
+                yield Prediction(photo.photo, unreadable=str(pixels))
                 continue
             row = next(rows)
-            yield Answer(
-                question.photo,
+            yield Prediction(
+                photo.photo,
                 self._by_class(ensemble[row]),
                 {name: self._by_class(probabilities[row]) for name, probabilities in members.items()},
                 rejected=bool(rejected[row]),
                 pixels=pixels if keep_pixels else None,
-                heat_maps={name: maps[row] for name, maps in looked.items()},
+                heat_maps={name: maps[row] for name, maps in heat_maps.items()},
             )
 
     def _by_class(self, probabilities: np.ndarray) -> dict[str, float]:

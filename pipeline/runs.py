@@ -40,7 +40,7 @@ from dvc.repo import Repo
 from scipy.special import log_softmax, softmax
 
 SEED = "train.seed"
-LEAST_PROBABILITY = 5e-10  # those of the ensemble are stored with nine digits
+MIN_PROBABILITY = 5e-10  # those of the ensemble are stored with nine digits
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Run:
 def read_run(name: str, split: str) -> Run:
     """Read what a run stored. Raises UserError if there is no such run, or if some of it is missing or out of date."""
     commit, read = open_run(name)
-    stages = read_stages(name, read)
+    stages = read_lock(name, read)
     params = params_of(name, stages)
     require_consistent(name, stages, read)
     table = read_table(name, read, SPLIT_TABLE, ["photo", "label", "split", "sha256"])
@@ -148,7 +148,7 @@ def dvc_settings() -> tuple[str, str | None]:
     return repository.cache.local_cache_dir, remote
 
 
-def read_stages(name: str, read: Callable[[Path], bytes]) -> dict[str, dict]:
+def read_lock(name: str, read: Callable[[Path], bytes]) -> dict[str, dict]:
     """What dvc.lock says of the stages that lead to the predictions. Raises UserError if one has not run."""
     try:
         stages = yaml.safe_load(read(LOCK))["stages"]
@@ -245,7 +245,7 @@ def answer(name: str, path: Path, photos: pd.DataFrame, rows: pd.DataFrame) -> A
     else:
         classes = classes_of(rows, PROBABILITY)
         probabilities = rows[probability_columns(classes)].to_numpy()
-        log_probabilities = np.log(probabilities.clip(LEAST_PROBABILITY))
+        log_probabilities = np.log(probabilities.clip(MIN_PROBABILITY))
     labels = label_numbers(photos["label"], classes)
     correct = predicted_labels(probabilities) == labels
     return Answers(classes, probabilities, correct, -log_probabilities[np.arange(len(labels)), labels])

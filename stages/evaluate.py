@@ -176,7 +176,7 @@ def explain(logits: pd.DataFrame, splits: dict[str, PackedSplit]) -> dict[str, T
     return tensors
 
 
-def write_results(logits: pd.DataFrame, looked: dict[str, Tensor], kept_epochs: dict[str, int | None]) -> None:
+def write_results(logits: pd.DataFrame, heat_maps: dict[str, Tensor], kept_epochs: dict[str, int | None]) -> None:
     """Score every network, write everything, and print the main scores."""
     validation, test = (select_split(logits, split) for split in ("validation", "test"))
     scores = {
@@ -191,7 +191,7 @@ def write_results(logits: pd.DataFrame, looked: dict[str, Tensor], kept_epochs: 
         logits.to_csv(write_to(PREDICTIONS), index=False)
         write_scores(write_to(NETWORK_SCORES), scores)
         write_class_scores(write_to(NETWORK_CLASS_SCORES), class_scores)
-        write_to(HEAT_MAPS).write_bytes(save(looked))
+        write_to(HEAT_MAPS).write_bytes(save(heat_maps))
         for name, probabilities in test.probabilities.items():
             write_json(write_to(network_metrics(name)), {**headline(**scores[name]), "kept_epoch": kept_epochs[name]})
             matrix = confusion(probabilities, test.labels, test.classes)

@@ -1,8 +1,9 @@
-"""Fit what rejects photos that show none of the classes. Does nothing if reject.share in params.yaml is 0.
+"""Fit what rejects photos that show none of the classes. Does nothing while reject.false_rejection_rate is null.
 
 Reads data/prepared/ and the pretrained weights of the first network; writes metrics/rejection.safetensors (what
 inference needs) and metrics/rejection.csv (one row per photo of validation and test: its similarity to the photos in
-train, and whether it is rejected). The threshold is set on validation: at most reject.share of its photos are rejected.
+train, and whether it is rejected). The threshold is set on validation: at most reject.false_rejection_rate of its
+photos are rejected.
 """
 
 import sys
@@ -37,12 +38,12 @@ def read_inputs() -> Params:
     """The params. Raises UserError if they are wrong, or if something is missing that fitting needs."""
     read_arguments(__doc__)
     params = read_params(Params)
-    if params.reject.share:
+    if params.reject.false_rejection_rate:
         name, weights = first_network(params)
         if weights == "none":
             raise UserError(
-                f"params.yaml: reject.share is {params.reject.share}, which needs pretrained weights, but "
-                f"networks.{name}.weights is none; set other weights for this network, or reject.share to 0"
+                f"params.yaml: networks.{name}.weights is none, but reject.false_rejection_rate needs pretrained "
+                "weights; set other weights for this network, or reject.false_rejection_rate to null"
             )
         find_weights(name, weights)
         require_files(*map(packed_split, SPLITS), SPLIT_TABLE)
@@ -65,18 +66,18 @@ DIGITS = 6
 
 def main() -> None:
     params = read_inputs()
-    if params.reject.share:
+    if params.reject.false_rejection_rate:
         fit(params)
         return
     with atomic_write() as write_to:
-        write_to(REJECTION).write_bytes(serialize({}, {"rejection": json.dumps({"share": 0.0})}))
+        write_to(REJECTION).write_bytes(serialize({}, {"rejection": json.dumps({"false_rejection_rate": None})}))
         write_to(REJECTION_TABLE).write_text(",".join(COLUMNS) + "\n")
-    print("reject.share is 0: no photo is rejected")
+    print("reject.false_rejection_rate is null: no photo is rejected")
 
 
 def fit(params: Params) -> None:
     """Compute the features of known photos, set the threshold, and write both."""
-    # These take seconds to import, and are not needed if reject.share is 0.
+    # These take seconds to import, and are not needed if reject.false_rejection_rate is null.
     from pipeline.core.split_table import read_split_table
     from pipeline.networks.building import build_network
     from pipeline.networks.compute import set_up
@@ -89,7 +90,7 @@ def fit(params: Params) -> None:
 
     name, weights = first_network(params)
     device, dtype = set_up(params.device, params.precision, params.threads)
-    network = build_network(name, weights, classes=1, head_width=0, dropout=0, seed=0)
+    network = build_network(name, weights, classes=1, head_width=None, dropout=0, seed=0)
     network.to(device, memory_format=torch.channels_last)
     train = open_split(packed_split("train"), device)
     references = make_references(network, train, dtype)
@@ -97,7 +98,8 @@ def fit(params: Params) -> None:
     for split in ("validation", "test"):
         features = predict_features(network, open_split(packed_split(split), device), dtype, f"{name} {split}")
         similar[split] = similarities(features, references)
-    threshold = choose_threshold(similar["validation"], params.reject.share)
+    rate = params.reject.false_rejection_rate
+    threshold = choose_threshold(similar["validation"], rate)
 
     tables = [
         photos.loc[photos["split"] == split, ["split", "photo", "label"]].assign(
@@ -106,13 +108,18 @@ def fit(params: Params) -> None:
         for split, values in similar.items()
     ]
     with atomic_write() as write_to:
-        description = {"network": name, "share": params.reject.share, "threshold": threshold, **train.description}
+        description = {
+            "network": name,
+            "false_rejection_rate": rate,
+            "threshold": threshold,
+            **train.description,
+        }
         save_rejection(write_to(REJECTION), network, references, description)
         pd.concat(tables)[COLUMNS].to_csv(write_to(REJECTION_TABLE), index=False)
     for split, values in similar.items():
         print(f"{split}: {int((values < threshold).sum())} of {len(values)} photos rejected")
     if not (similar["validation"] < threshold).any():
-        print(f"note: {params.reject.share} of {len(similar['validation'])} validation photos is less than one photo")
+        print(f"note: {rate} of {len(similar['validation'])} validation photos is less than one photo")
 
 
 if __name__ == "__main__":

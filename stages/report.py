@@ -74,7 +74,7 @@ if __name__ == "__main__":
 from pipeline.core.class_sizes import are_unequal, describe_few
 from pipeline.core.split_table import describe_classes, read_split_table
 from pipeline.pages import plots
-from pipeline.pages.graph import read_stages
+from pipeline.pages.graph import stage_levels
 from pipeline.pages.rendering import heat_uri, jpeg_uri, render, thumbnail
 from pipeline.scores.combining import FITTED, repeats_member
 from pipeline.scores.curves import calibration, confidence_edges, count_correct, reliability_table, roc_table
@@ -145,7 +145,7 @@ class Results:
     counts: dict[str, np.ndarray]  # [classes, classes] of photos, by actual and predicted class
     roc: dict[str, pd.DataFrame]
     reliability: dict[str, pd.DataFrame]
-    rejection: pd.DataFrame  # of test: similarity and whether it is rejected; empty if reject.share is 0
+    rejection: pd.DataFrame  # of test: similarity and whether it is rejected; empty if nothing is rejected
     heat_maps: dict[str, dict[int, np.ndarray]]  # of the photos shown, without the ensemble: see read_heat_maps
 
 
@@ -261,9 +261,9 @@ def render_page(params: Params, results: Results, plot_groups: PlotGroups) -> st
         confusions=list_confusions(results.counts[results.main], results.classes),
         mistakes=show(worst_mistakes(combined, results.labels), results),
         least_confident=show(least_confident(combined), results),
-        looked=list(results.heat_maps),
+        heat_maps=list(results.heat_maps),
         rejected=count_rejected(results.rejection) if len(results.rejection) else None,
-        rejected_photos=show(least_similar(results.rejection), results, looked=False),
+        rejected_photos=show(least_similar(results.rejection), results, explain=False),
         reliability={name: table.to_dict("records") for name, table in results.reliability.items()},
         calibration=calibration,
         by_confidence=[count_correct(combined, results.labels, edge, 1) for edge in sorted({least, *CONFIDENCES})],
@@ -274,7 +274,7 @@ def render_page(params: Params, results: Results, plot_groups: PlotGroups) -> st
         excluded=name_excluded(results.split_table),
         contact_sheet=jpeg_uri(Image.open(require_file(CONTACT_SHEET))),
         params=values,
-        steps=read_stages(values),
+        steps=stage_levels(values),
         plots={
             kind: {name: Markup(plots.svg(plot, f"{kind} {name}")) for name, plot in group.items()}
             for kind, group in plot_groups.items()
@@ -317,16 +317,18 @@ def kept_epoch(curve: pd.DataFrame) -> int:
     return int(curve.loc[curve["kept"], "epoch"].item())
 
 
-def show(rows: np.ndarray, results: Results, looked: bool = True) -> list[dict]:
+def show(rows: np.ndarray, results: Results, explain: bool = True) -> list[dict]:
     """Test photos for the page's gallery, each with its image, where the networks looked, and all probabilities."""
-    heat_maps = results.heat_maps if looked else {}
+    heat_maps = results.heat_maps if explain else {}
     with safe_open(require_file(packed_split("test")), framework="numpy") as file:
         pixels = file.get_slice("pixels")
         return [
             {
                 **results.photos.iloc[row],
                 "image": thumbnail(pixels[row]),
-                "looked": {name: heat_uri(pixels[row], maps[row]) for name, maps in heat_maps.items() if row in maps},
+                "heat_maps": {
+                    name: heat_uri(pixels[row], maps[row]) for name, maps in heat_maps.items() if row in maps
+                },
                 "probabilities": {
                     name: dict(zip(results.classes, values[row].tolist(), strict=True))
                     for name, values in results.probabilities.items()
@@ -337,7 +339,7 @@ def show(rows: np.ndarray, results: Results, looked: bool = True) -> list[dict]:
 
 
 def read_rejection(photos: pd.Series) -> pd.DataFrame:
-    """The test photos' similarity to those in train, and whether they are rejected; empty if reject.share is 0."""
+    """The test photos' similarity to those in train, and whether they are rejected; empty if nothing is rejected."""
     table = pd.read_csv(require_file(REJECTION_TABLE), dtype=TEXT | {"rejected": bool}, keep_default_na=False)
     table = table[table["split"] == "test"].reset_index(drop=True)
     if len(table) and table["photo"].tolist() != photos.tolist():

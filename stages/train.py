@@ -278,8 +278,8 @@ def make_network(name: str, params: Params, train: PackedSplit, processes: Proce
     return network.to(train.device, memory_format=torch.channels_last)
 
 
-def make_augmentation(params: Train, prepared_size: int, size: int = 0) -> Augmentation | None:
-    """What makes images of `size` pixels a side (0: as before) from prepared photos; None if they are used as is."""
+def make_augmentation(params: Train, prepared_size: int, size: int | None = None) -> Augmentation | None:
+    """What makes images of `size` pixels a side (None: as before) from prepared photos; None if they are used as is."""
     size = size or prepared_size
     if params.augment == "none" and size == prepared_size:
         return None

@@ -75,7 +75,7 @@ def damaged_photos(project: Project, random: np.random.Generator) -> None:
         files[f"train/{label}.{1000 + number}.jpg"] = mutate(content, random)
     project.photos(files)
     project.split(train=int(random.choice([PHOTOS_AT_ONCE, PHOTOS_AT_ONCE // 5])), validation=4, test=4)
-    project.params["prepare"]["resize"] = str(random.choice(["squeeze", "center_crop"]))
+    project.params["prepare"]["resize"] = str(random.choice(["stretch", "center_crop"]))
     project.write_params()
 
 

@@ -95,12 +95,12 @@ def test_splits_too_large_for_memory_give_the_same_results(
     prepared_small: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     results = []
-    for share in (dataset.MOST_OF_FREE_MEMORY, 0):
+    for share in (dataset.MAX_SHARE_OF_FREE_MEMORY, 0):
         project = copy_of(prepared_small, tmp_path / f"share{share > 0}")
         project.params["networks"] = {"resnet18": {"weights": "none"}}
         project.params["train"] |= {"augment": "crop_and_flip", "head_width": 8, "epochs": 1}
         project.write_params()
-        monkeypatch.setattr(dataset, "MOST_OF_FREE_MEMORY", share)
+        monkeypatch.setattr(dataset, "MAX_SHARE_OF_FREE_MEMORY", share)
         monkeypatch.chdir(project.root)
         monkeypatch.setattr("sys.argv", ["train.py", "resnet18"])
         train.main()

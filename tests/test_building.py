@@ -51,10 +51,10 @@ def test_fold_frozen_batchnorm_trains_the_same_weights(name: str) -> None:
     trained = []
     for fold in (False, True):
         network = build_network(name, "none", 2, 0, 0.5, seed=1)
-        head, body = set_trainable(network, "last_half")
+        head, backbone = set_trainable(network, "last_half")
         set_training(network, "last_half", "fixed")
         folded = fold_frozen_batchnorm(network) if fold else network
-        optimizer = torch.optim.SGD(head + body, lr=0.1)
+        optimizer = torch.optim.SGD(head + backbone, lr=0.1)
         layers = [module for module in folded.modules() if isinstance(module, torch.nn.BatchNorm2d)]
         if fold:  # only the trained ones are left
             assert layers == [layer for layer in layers if layer.weight.requires_grad]
@@ -93,10 +93,10 @@ def test_load_model_gives_a_network_with_the_same_logits_as_the_saved_one(tmp_pa
 @pytest.mark.parametrize("name", ["squeezenet1_1", "densenet121", "efficientnet_b0", "swin_t"])
 def test_set_trainable_splits_no_layer_for_last_half_and_freezes_all_below_it(name: str) -> None:
     network = build_network(name, "none", classes=2, head_width=512, dropout=0.5, seed=1)
-    head, body = set_trainable(network, "last_half")
+    head, backbone = set_trainable(network, "last_half")
     set_training(network, "last_half", "updated")
     tensors = len(list(network.parameters())) - len(head)
-    assert 0.4 * tensors < len(body) <= (tensors + 1) / 2
+    assert 0.4 * tensors < len(backbone) <= (tensors + 1) / 2
     modes = {}
     for path, module in network.named_modules():
         own = {parameter.requires_grad for parameter in module.parameters(recurse=False)}
@@ -119,9 +119,9 @@ def test_build_network_loads_published_files_in_older_spellings(tmp_path: Path) 
         older = {spell(key): tensor for key, tensor in state_dict.items() if spell(key)}
         assert older.keys() != state_dict.keys()
         loaded = build_network(name, str(save_weights(tmp_path, name, older)), 2, 512, 0.5, seed=1).state_dict()
-        body = [key for key in state_dict if key in loaded and not key.endswith("num_batches_tracked")]
-        assert len(body) > 90
-        assert all(torch.equal(loaded[key], state_dict[key]) for key in body)
+        backbone = [key for key in state_dict if key in loaded and not key.endswith("num_batches_tracked")]
+        assert len(backbone) > 90
+        assert all(torch.equal(loaded[key], state_dict[key]) for key in backbone)
 
 
 def test_build_network_takes_weights_only_if_the_files_name_and_content_agree(tmp_path: Path) -> None:
@@ -166,8 +166,8 @@ def test_build_network_finds_the_weights_of_wrapped_networks_and_in_checkpoints(
     else:
         path = save_weights(tmp_path, "squeezenet1_1", wrapped)
     built = build_network("squeezenet1_1", str(path), 2, 512, 0.5, seed=1).state_dict()
-    body = [name for name in plain if not name.startswith("classifier.")]
-    assert all(torch.equal(built[name], plain[name]) for name in body)
+    backbone = [name for name in plain if not name.startswith("classifier.")]
+    assert all(torch.equal(built[name], plain[name]) for name in backbone)
 
 
 class Harmful:

@@ -52,7 +52,7 @@ def test_scripts_name_an_unknown_option_in_one_line(script: str, project: Projec
 @pytest.mark.parametrize("name", MISSING)
 def test_stages_name_wrong_params_and_missing_files_at_once(name: str, project: Project, quick: dict[str, str]) -> None:
     arguments = ARGUMENTS.get(f"stages/{name}", [])
-    project.params["reject"]["share"] = 0.01
+    project.params["reject"]["false_rejection_rate"] = 0.01
     project.params["networks"]["resnet18"]["weights"] = "resnet18-0123abcd.pth"
     project.write_params()
     assert error_line(project.run(name, *arguments, env=quick)).startswith(MISSING[name])

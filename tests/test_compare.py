@@ -387,8 +387,8 @@ def test_compare_says_what_could_be_seen_if_accuracy_is_the_same(stored: Reposit
 
 
 def test_compare_judges_on_test_only_if_asked_and_says_so(stored: Repository, printed_by: Compare) -> None:
-    printed = printed_by(stored, "HEAD", "harder-test", "--test")
-    assert printed.startswith("Judged on 200 test photos (--test). They give unbiased scores only if you")
+    printed = printed_by(stored, "HEAD", "harder-test", "--split", "test")
+    assert printed.startswith("Judged on 200 test photos (--split test). They give unbiased scores only if you")
     assert block(printed, "resnet18")[1].startswith("harder-test  accuracy 0.5000 (100 of 200)")
     assert "test" not in printed_by(stored, "HEAD", "harder-test").replace("harder-test", "").replace("exact test", "")
 
@@ -473,7 +473,7 @@ def test_compare_leaves_out_an_ensemble_that_was_fitted_to_the_photos(stored: Re
     printed = printed_by(stored, "HEAD", "fitted")
     assert "The ensemble is not compared for fitted: its weights were fitted to the validation photos" in printed
     assert "\nensemble\n" not in printed
-    assert "\nensemble\n" in printed_by(stored, "HEAD", "fitted", "--test")
+    assert "\nensemble\n" in printed_by(stored, "HEAD", "fitted", "--split", "test")
 
 
 # ---- what cannot be compared ----

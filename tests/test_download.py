@@ -265,8 +265,8 @@ def test_build_network_downloads_weights_once(
     published = torch.load(io.BytesIO(server.content), weights_only=True)
     for _ in range(2):
         network = build()
-        body = [key for key in published if not key.startswith("classifier.")]
-        assert all(torch.equal(network[key], published[key]) for key in body)
+        backbone = [key for key in published if not key.startswith("classifier.")]
+        assert all(torch.equal(network[key], published[key]) for key in backbone)
     assert [path.read_bytes() for path in checkpoints.iterdir()] == [server.content]
     assert server.ranges == [None]
     assert capfd.readouterr() == (f"downloading {url_of_weights()}\n", "")  # a progress bar only on a terminal

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 def test_a_heat_map_is_the_class_activation_map_of_the_predicted_class() -> None:
     """For a linear head after global pooling both are the same: Selvaraju et al. (2017), appendix A."""
-    network = build_network("resnet18", "none", classes=3, head_width=0, dropout=0, seed=1).eval()
+    network = build_network("resnet18", "none", classes=3, head_width=None, dropout=0, seed=1).eval()
     images = torch.randn(4, 3, 96, 96, generator=torch.Generator().manual_seed(0))
     features = []
     hook = network.layer4.register_forward_hook(lambda module, inputs, output: features.append(output))
@@ -36,12 +36,12 @@ def test_a_heat_map_is_the_class_activation_map_of_the_predicted_class() -> None
 
 @pytest.mark.parametrize(("name", "side"), [("mobilenet_v2", 7), ("squeezenet1_1", 13), ("vgg11", 7), ("swin_t", 7)])
 def test_other_networks_have_heat_maps_too(name: str, side: int) -> None:
-    network = build_network(name, "none", classes=2, head_width=0, dropout=0, seed=1)
+    network = build_network(name, "none", classes=2, head_width=None, dropout=0, seed=1)
     assert heat_maps(network, torch.zeros(1, 3, 224, 224), torch.zeros(1, dtype=int)).shape == (1, side, side)
 
 
 def test_a_network_without_a_last_feature_map_has_none() -> None:
-    network = build_network("vit_b_16", "none", classes=2, head_width=0, dropout=0, seed=1)
+    network = build_network("vit_b_16", "none", classes=2, head_width=None, dropout=0, seed=1)
     assert heat_maps(network, torch.zeros(1, 3, 224, 224), torch.zeros(1, dtype=int)) is None
 
 
@@ -64,7 +64,7 @@ def test_predict_draws_where_the_networks_looked(finished: Repository, tmp_path:
     for options in ([], ["--explain"]):
         image = tmp_path / f"answers{len(options)}.png"
         done = finished.run(
-            "predict.py", str(tmp_path / "cat.jpg"), str(tmp_path / "broken.jpg"), "--image", str(image), *options
+            "predict.py", str(tmp_path / "cat.jpg"), str(tmp_path / "broken.jpg"), "--grid", str(image), *options
         )
         assert error_line(done) == "1 of 2 photos could not be read"
         with Image.open(image) as opened:
@@ -74,5 +74,5 @@ def test_predict_draws_where_the_networks_looked(finished: Repository, tmp_path:
     maps = pixels[172:252, 12:172]
     assert (maps[..., 0] - maps[..., 2] > 60).sum() > 100  # part of them is coloured
     assert error_line(finished.run("predict.py", "a.jpg", "--explain")) == (
-        "--explain needs --image FILE, which it draws into"
+        "--explain needs --grid FILE, which it draws into"
     )

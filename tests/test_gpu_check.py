@@ -26,7 +26,7 @@ def check(tmp_path: Path) -> Path:
     params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
     params["prepare"]["image_size"] = 32
     params["precision"] = "float32"
-    params["train"] |= {"batch_size": 8, "image_size": 0}
+    params["train"] |= {"batch_size": 8, "image_size": None}
     (project / "params.yaml").write_text(yaml.safe_dump(params))
     return project / "bench/gpu_check.py"
 

@@ -47,7 +47,7 @@ def test_train_refuses_a_batch_that_cannot_be_shared_equally() -> None:
 
 @pytest.mark.slow
 def test_train_in_two_processes_takes_the_same_steps_as_in_one(repository: Repository) -> None:
-    """Without dropout and with the body's statistics frozen, a step depends on nothing but the whole batch."""
+    """Without dropout and with the backbone's statistics frozen, a step depends on nothing but the whole batch."""
     repository.params["train"] |= {"layers": "head", "dropout": 0, "optimizer": "sgd"}
     repository.succeed("train.py", "resnet18")
     one, scores = load_file(repository.root / MODEL), repository.read_json("metrics/train_resnet18.json")

@@ -13,12 +13,20 @@ import pytest
 import yaml
 from projects import REPOSITORY, Project, error_line
 
+OLD_VALUES = {
+    ("prepare.resize", "squeeze"): "stretch",
+    ("train.head_width", 0): "null",
+    ("train.lr_step_size", 0): "null",
+    ("train.image_size", 0): "null",
+    ("reject.false_rejection_rate", 0): "null",
+}
+
 
 @pytest.fixture
 def params() -> dict:
     """The content of the repository's own params.yaml, to be changed; train.image_size does not limit prepare's."""
     content = yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
-    content["train"]["image_size"] = 0
+    content["train"]["image_size"] = None
     return content
 
 
@@ -94,13 +102,13 @@ def test_read_params_accepts_numbers_that_yaml_reads_as_text(written: str, meant
         ("prepare.seed", 0),
         ("prepare.seed", 2**32 - 1),
         ("train.dropout", 0),
-        ("train.body_lr_factor", 1),
+        ("train.backbone_lr_factor", 1),
         ("train.crop_scale", 1),
         ("train.image_size", 32),
         ("train.image_size", 224),
         ("train.lr_gamma", 1),
         ("train.batch_size", 2),
-        ("reject.share", 0.5),
+        ("reject.false_rejection_rate", 0.5),
         ("networks", {"alexnet": {"weights": "none"}}),
     ],
 )
@@ -115,7 +123,7 @@ def test_read_params_accepts_each_choice_that_the_comments_offer(params: dict, t
         "device": ["auto", "cuda", "mps", "xpu", "cpu"],
         "precision": ["auto", "float32", "bfloat16"],
         "threads": ["auto", 1],
-        "prepare.resize": ["squeeze", "center_crop"],
+        "prepare.resize": ["stretch", "center_crop"],
         "train.layers": ["head", "batchnorm", "last_half", "all"],
         "train.batchnorm_statistics": ["fixed", "updated"],
         "train.head_init": ["fitted", "random"],
@@ -160,8 +168,8 @@ def test_read_params_accepts_each_choice_that_the_comments_offer(params: dict, t
         ("prepare.image_size", 1025, "less than or equal to 1024"),
         ("prepare.image_size", 224.5, "a valid integer"),
         ("prepare.image_size", True, "expected a number"),
-        ("prepare.resize", "stretch", "'squeeze' or 'center_crop'"),
-        ("prepare.resize", True, "'squeeze' or 'center_crop'"),
+        ("prepare.resize", "pad", "'stretch' or 'center_crop'"),
+        ("prepare.resize", True, "'stretch' or 'center_crop'"),
         ("prepare.split", [8, 4, 4], "expected the keys train, validation, test"),
         ("prepare.split.train", 0, "2 photos or more, a share such as 0.2"),
         ("prepare.split.train", 1, "2 photos or more, a share such as 0.2"),
@@ -190,7 +198,7 @@ def test_read_params_accepts_each_choice_that_the_comments_offer(params: dict, t
         ("networks.resnet18.weights", None, "expected text"),
         ("networks.resnet18.weights", False, "expected text; put it in quotes"),
         ("train.layers", "some", "'head', 'batchnorm', 'last_half' or 'all'"),
-        ("train.head_width", -1, "greater than or equal to 0"),
+        ("train.head_width", -1, "greater than or equal to 1"),
         ("train.dropout", 1, "less than or equal to 0.99"),
         ("train.dropout", -0.1, "greater than or equal to 0"),
         ("train.optimizer", "lion", "'adam' or 'sgd'"),
@@ -198,11 +206,11 @@ def test_read_params_accepts_each_choice_that_the_comments_offer(params: dict, t
         ("train.lr_step_size", 0.5, "a valid integer"),
         ("train.lr_gamma", 0, "greater than 0"),
         ("train.lr_gamma", 1.1, "less than or equal to 1"),
-        ("train.body_lr_factor", 0, "greater than 0"),
+        ("train.backbone_lr_factor", 0, "greater than 0"),
         ("train.crop_scale", 0, "greater than 0"),
-        ("train.image_size", -1, "0 (the same as prepare.image_size), or 32 to 1024"),
-        ("train.image_size", 31, "0 (the same as prepare.image_size), or 32 to 1024"),
-        ("train.image_size", 1025, "0 (the same as prepare.image_size), or 32 to 1024"),
+        ("train.image_size", -1, "greater than or equal to 32"),
+        ("train.image_size", 31, "greater than or equal to 32"),
+        ("train.image_size", 1025, "less than or equal to 1024"),
         ("train.image_size", 225, "at most prepare.image_size (224)"),
         ("train.augment", True, "'none', 'flip' or 'crop_and_flip'"),
         ("evaluate.test_time_flip", "yes", "a valid boolean"),
@@ -211,7 +219,8 @@ def test_read_params_accepts_each_choice_that_the_comments_offer(params: dict, t
         ("train.epochs", 0, "greater than or equal to 1"),
         ("train.epochs", "many", "a valid integer"),
         ("ensemble.method", "median", "'mean_logits', 'mean_probabilities'"),
-        ("reject.share", 1, "less than or equal to 0.5"),
+        ("reject.false_rejection_rate", 1, "less than or equal to 0.5"),
+        *((key, value, f"this is now called {new}") for (key, value), new in OLD_VALUES.items()),
     ],
 )
 def test_read_params_names_a_wrong_value_with_its_key_and_what_was_expected(
@@ -241,6 +250,16 @@ def test_read_params_names_an_unknown_key(section: str, params: dict, tmp_path: 
     holder, last = place(params, f"{section}epoch")
     holder[last] = 3
     assert refusal(params, tmp_path) == f"params.yaml: unknown key {section}epoch; remove it or correct its name"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("train.body_lr_factor", "train.backbone_lr_factor"), ("reject.share", "reject.false_rejection_rate")],
+)
+def test_read_params_refuses_an_old_key_with_its_new_name(old: str, new: str, params: dict, tmp_path: Path) -> None:
+    section, last = place(params, new)
+    section[old.rpartition(".")[2]] = section.pop(last)
+    assert refusal(params, tmp_path) == f"params.yaml: {old} is now called {new}; rename it"
 
 
 def test_prepare_prints_a_line_for_each_mistake_in_params(params: dict, project: Project) -> None:
@@ -377,8 +396,8 @@ def test_prepare_without_params_says_where_to_run_it(project: Project) -> None:
 def test_read_params_refuses_a_fitted_head_of_two_layers(params: dict, tmp_path: Path) -> None:
     params["train"] |= {"head_init": "fitted", "head_width": 512}
     assert refusal(params, tmp_path) == (
-        "params.yaml: train.head_width is 512; expected 0, a linear head, because train.head_init is fitted; or set "
-        "train.head_init to random"
+        "params.yaml: train.head_width is 512; expected null, a linear head, because train.head_init is fitted; or "
+        "set train.head_init to random"
     )
 
 

@@ -94,7 +94,7 @@ def test_predict_writes_a_line_for_each_unreadable_photo_and_answers_the_others(
     os.mkfifo(tmp_path / "pipe")
     names = ["broken.jpg", "nosuch.jpg", "text.zip", "empty folder", "pipe", long_name]
     paths = [str(tmp_path / name) for name in names]
-    done = finished.run("predict.py", "-", "--csv", "--image", str(tmp_path / "out.png"), stdin="\r\n".join(paths))
+    done = finished.run("predict.py", "-", "--csv", "--grid", str(tmp_path / "out.png"), stdin="\r\n".join(paths))
 
     assert error_line(done) == "5 of 6 photos could not be read"
     rows = list(csv.DictReader(io.StringIO(done.stdout)))
@@ -128,7 +128,7 @@ def test_predict_finds_photos_by_their_content_and_says_what_it_skipped(finished
 def test_predict_prints_a_table_for_people(finished: Repository, tmp_path: Path) -> None:
     (tmp_path / "cat.jpg").write_bytes(photo_bytes("cat", 3))
     grid = tmp_path / "grid.png"
-    done = finished.run("predict.py", str(tmp_path / "cat.jpg"), "--image", str(grid))
+    done = finished.run("predict.py", str(tmp_path / "cat.jpg"), "--grid", str(grid))
     header, line, _, written = done.stdout.splitlines()
     assert (written, grid.exists()) == (f"wrote {grid}", True)
     assert header.split() == ["photo", "label", "probability", *NETWORKS]
@@ -151,11 +151,11 @@ def test_predict_with_one_network_repeats_no_column(flowers: Project, tmp_path: 
 
 
 def test_predict_names_mistakes_before_any_work(finished: Repository, project: Project, tmp_path: Path) -> None:
-    assert error_line(finished.run("predict.py", "a.jpg", "--image", "out.bmp")) == (
-        "--image out.bmp: expected a name ending in .png or .jpg"
+    assert error_line(finished.run("predict.py", "a.jpg", "--grid", "out.bmp")) == (
+        "--grid out.bmp: expected a name ending in .png or .jpg"
     )
     (tmp_path / "cat.jpg").write_bytes(b"mine")
-    image = ["--image", str(tmp_path / "cat.jpg")]
+    image = ["--grid", str(tmp_path / "cat.jpg")]
     assert "cat.jpg: already exists; " in error_line(finished.run("predict.py", "a.jpg", *image))
     assert error_line(finished.run("predict.py", "-")) == "no photos on stdin; expected one path per line"
     assert "not allowed with argument" in error_line(finished.run("predict.py", "a.jpg", "--csv", "--json"))

@@ -158,7 +158,7 @@ def test_prepare_packs_splits_of_exactly_the_sizes_asked_for_with_equal_classes(
         assert (labels.shape, labels.dtype) == ((size,), np.uint16)
         assert np.bincount(labels).tolist() == [size // 2, size // 2]
         split_id = prepared.packed("train")[2]["split_id"]
-        assert description == {"classes": ["cat", "dog"], "image_size": 32, "resize": "squeeze", "split_id": split_id}
+        assert description == {"classes": ["cat", "dog"], "image_size": 32, "resize": "stretch", "split_id": split_id}
 
 
 def test_prepare_lists_every_photo_in_split_csv_in_the_order_of_the_packed_labels(prepared: Project) -> None:

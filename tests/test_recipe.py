@@ -85,11 +85,11 @@ def test_recipe_prints_what_it_changes_and_with_diff_changes_nothing(own: Projec
     before = path.read_bytes()
     changes = [
         "  lr: 0.0001 -> 0.001",
-        "  prepare.resize: center_crop -> squeeze",
-        "  train.body_lr_factor: 0.3 -> 0.1",
+        "  prepare.resize: center_crop -> stretch",
+        "  train.backbone_lr_factor: 0.3 -> 0.1",
         "  train.batchnorm_statistics: fixed -> updated",
         "  train.head_init: fitted -> random",
-        "  train.head_width: 0 -> 512",
+        "  train.head_width: null -> 512",
         "  train.label_smoothing: 0.1 -> 0.0",
         "  evaluate.test_time_flip: false -> true",
     ]
@@ -125,7 +125,10 @@ def test_recipe_lists_all_with_the_comment_at_the_top_of_each(own: Project) -> N
         ("lr: [\n", "recipes/mine.yaml, line 2: not valid YAML: "),
         ("train: {epochs: many}\n", "recipe mine cannot be applied: train.epochs is 'many'; "),
         ("train: {batch_size: 20000}\n", "recipe mine cannot be applied: train.batch_size is 20000; expected at most "),
-        ("train: {head_width: 9}\n", "recipe mine cannot be applied: train.head_width is 9; expected 0, a linear head"),
+        (
+            "train: {head_width: 9}\n",
+            "recipe mine cannot be applied: train.head_width is 9; expected null, a linear head",
+        ),
     ],
 )
 def test_recipe_refuses_a_wrong_recipe_in_one_line_and_changes_nothing(recipe: str, line: str, own: Project) -> None:

@@ -20,7 +20,7 @@ from weight_files import write_weights
 
 pytestmark = pytest.mark.slow
 
-SHARE, NEIGHBOR = 0.3, 5
+RATE, NEIGHBOR = 0.3, 5
 SCRIPTS = ("train.py resnet18", "evaluate.py", "ensemble.py", "reject.py", "report.py")
 
 
@@ -33,7 +33,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project.split(train=48, validation=24, test=24)
     project.params["precision"] = "float32"
     project.params["networks"] = {"resnet18": {"weights": str(write_weights(folder, "resnet18"))}}
-    project.params["reject"] = {"share": SHARE}
+    project.params["reject"] = {"false_rejection_rate": RATE}
     project.prepare()
     (project.root / "dvc.yaml").write_text("stages: {}\n")
     for script in SCRIPTS:
@@ -75,7 +75,7 @@ def test_reject_measures_the_cosine_to_the_fifth_most_similar_train_photo(traine
 def test_reject_sets_the_threshold_on_validation_alone(trained: Project) -> None:
     table = table_of(trained)
     validation, test = (table[table["split"] == split] for split in ("validation", "test"))
-    assert validation["rejected"].sum() == math.floor(SHARE * len(validation))
+    assert validation["rejected"].sum() == math.floor(RATE * len(validation))
     least_kept = validation.loc[~validation["rejected"], "similarity"].min()
     assert (table["rejected"] == (table["similarity"] < least_kept)).all()
     assert 0 < test["rejected"].sum() < len(test)
@@ -125,7 +125,7 @@ def test_report_shows_the_rejected_test_photos_and_their_share(trained: Project)
 
 
 def test_nothing_is_rejected_by_default(rejecting: Project, trained: Project) -> None:
-    rejecting.params["reject"] = {"share": 0}
+    rejecting.params["reject"] = {"false_rejection_rate": None}
     for script in ("reject.py", "report.py"):
         rejecting.succeed(script)
     assert table_of(rejecting).empty
@@ -151,8 +151,8 @@ def test_reject_needs_pretrained_weights(rejecting: Project) -> None:
     rejecting.params["networks"]["resnet18"]["weights"] = "none"
     rejecting.write_params()
     assert error_line(rejecting.run("reject.py")) == (
-        "params.yaml: reject.share is 0.3, which needs pretrained weights, but networks.resnet18.weights is none; set "
-        "other weights for this network, or reject.share to 0"
+        "params.yaml: networks.resnet18.weights is none, but reject.false_rejection_rate needs pretrained weights; set "
+        "other weights for this network, or reject.false_rejection_rate to null"
     )
 
 
@@ -167,10 +167,11 @@ def test_predict_refuses_what_was_learned_from_another_split_or_is_damaged(rejec
     assert error_line(rejecting.run("predict.py", photo)) == (
         "metrics/rejection.safetensors and the models were not made with the same split; run `dvc repro` to fix this"
     )
-    rejecting.params["reject"] = {"share": 0.25}
+    rejecting.params["reject"] = {"false_rejection_rate": 0.25}
     rejecting.write_params()
     assert error_line(rejecting.run("predict.py", photo)) == (
-        "metrics/rejection.safetensors is for reject.share 0.3, but params.yaml says 0.25; run `dvc repro`"
+        "metrics/rejection.safetensors is for reject.false_rejection_rate 0.3, but params.yaml says 0.25; run "
+        "`dvc repro`"
     )
     path.write_bytes(b"")
     assert re.fullmatch(

@@ -243,7 +243,7 @@ def test_verify_against_another_computers_record(repository: Repository, tmp_pat
     assert "different     metrics/predictions.csv\n" in done.stdout
     assert "\ncommit: " in f"\n{done.stdout}"
     assert "; resnet18 classifies 3 of 12 test photos differently.\n" in done.stdout
-    assert "add --other-seed other-seed" in error_line(done)
+    assert "add --seed-run other-seed" in error_line(done)
 
     repository.git("tag", "here")
     for seed, photos, is_as_much in ((2, 3, True), (3, 1, False)):  # of resnet18's answers
@@ -260,15 +260,15 @@ def test_verify_against_another_computers_record(repository: Repository, tmp_pat
         repository.git("tag", f"seed-{seed}")
         repository.git("reset", "--quiet", "--hard", "here")
         repository.dvc("checkout")
-        done = repository.run("verify.py", "--against", str(record), "--other-seed", f"seed-{seed}")
+        done = repository.run("verify.py", "--against", str(record), "--seed-run", f"seed-{seed}")
         assert f"Two seeds differ in: resnet18 {photos}, resnet34 0, ensemble 0.\n" in done.stdout
         if is_as_much:
             assert done.returncode == 0, done.stderr
             assert done.stdout.endswith("That is no more than two seeds differ by.\n")
         else:
             assert error_line(done) == "resnet18: more answers differ than between two seeds"
-    assert error_line(repository.run("verify.py", "--against", str(record), "--other-seed", "here")) == (
-        "--other-seed here: expected a run that differs only in train.seed; it differs in nothing"
+    assert error_line(repository.run("verify.py", "--against", str(record), "--seed-run", "here")) == (
+        "--seed-run here: expected a run that differs only in train.seed; it differs in nothing"
     )
 
 

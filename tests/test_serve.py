@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from serve import one_of, question
+from serve import one_of, page_title
 
 import forked
 import pytest
@@ -105,9 +105,9 @@ def test_serve_shows_the_two_most_probable_of_three_classes(browser: Browser, fl
 def test_serve_names_at_most_six_classes() -> None:
     assert one_of(["cat", "dog"]) == "cat or dog"
     assert one_of([*"abcdef"]) == "a, b, c, d, e or f"
-    assert question([*"abcdef"]) == "A, b, c, d, e or f?"
+    assert page_title([*"abcdef"]) == "A, b, c, d, e or f?"
     assert one_of([*"abcdefg"]) == "one of 7 classes"
-    assert question([*"abcdefg"]) == "Which of 7 classes?"
+    assert page_title([*"abcdefg"]) == "Which of 7 classes?"
 
 
 def test_serve_names_a_port_that_it_cannot_use(finished: Repository) -> None:

@@ -126,7 +126,7 @@ def test_train_applies_a_lower_learning_rate_to_the_body_than_to_the_head(small:
     initial = torch.load(weights, weights_only=True)["conv1.weight"]
     moved, heads = [], []
     for factor in (1.0, 0.01):
-        small.params["train"]["body_lr_factor"] = factor
+        small.params["train"]["backbone_lr_factor"] = factor
         small.succeed("train.py", "resnet18")
         trained = load_file(small.root / "models/resnet18.safetensors")
         moved.append((trained["conv1.weight"] - initial).norm().item())
@@ -205,7 +205,7 @@ def test_train_follows_the_first_posts_recipe_with_a_falling_learning_rate(small
 def fit(small: Project, **changes: object) -> pd.DataFrame:
     """Train from a fitted head; returns the learning curve."""
     small.params["networks"]["resnet18"]["weights"] = write_weights(small.root, "resnet18").name
-    small.params["train"] |= {"head_init": "fitted", "head_width": 0, "layers": "last_half", "epochs": 1, **changes}
+    small.params["train"] |= {"head_init": "fitted", "head_width": None, "layers": "last_half", "epochs": 1, **changes}
     small.succeed("train.py", "resnet18")
     return pd.read_csv(small.root / "metrics/curves/resnet18.csv")
 
@@ -250,7 +250,7 @@ def test_train_does_not_prefer_a_network_because_it_is_more_confident(
     monkeypatch.setattr(train.Training, "fit_head", lambda _: 0.1)
     monkeypatch.setattr("sys.argv", ["train.py", "resnet18"])
     monkeypatch.chdir(small.root)
-    small.params["train"] |= {"head_init": "fitted", "head_width": 0, "layers": "head", "epochs": 1}
+    small.params["train"] |= {"head_init": "fitted", "head_width": None, "layers": "head", "epochs": 1}
     small.params["train"]["label_smoothing"] = 0.1
     small.write_params()
     train.main()

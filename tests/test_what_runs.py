@@ -49,7 +49,7 @@ PARAMS = {
     "networks.resnet34.weights": ("other-01234567.pth", {"train_resnet34", "reject"} | EVALUATION),
     "train.launcher": ("env python", NETWORKS),
     "train.layers": ("head", NETWORKS),
-    "train.body_lr_factor": (0.5, NETWORKS),
+    "train.backbone_lr_factor": (0.5, NETWORKS),
     "train.batchnorm_statistics": ("fixed", NETWORKS),
     "train.head_init": ("fitted", NETWORKS),
     "train.head_width": (256, NETWORKS),
@@ -68,7 +68,7 @@ PARAMS = {
     "train.seed": (2, NETWORKS),
     "evaluate.test_time_flip": (True, EVALUATION),
     "ensemble.method": ("majority_vote", COMBINATION),
-    "reject.share": (0.01, {"reject", "report"}),
+    "reject.false_rejection_rate": (0.01, {"reject", "report"}),
 }
 
 # Code: a module or template, and the stages that run if it says something else.
@@ -287,7 +287,7 @@ def test_each_stage_depends_on_the_code_and_params_that_its_script_reads(name: s
     assert {key.partition(".")[0] for key in stage["params"]} == {*params.model_fields}
 
 
-# What each room may import besides itself, without circles.
+# What each package may import besides itself, without circles.
 MAY_IMPORT = {
     "core": set(),
     "photos": {"core"},
@@ -302,12 +302,12 @@ MAY_IMPORT = {
 }
 
 
-@pytest.mark.parametrize("room", MAY_IMPORT)
-def test_rooms_import_only_what_they_may(room: str) -> None:
-    for file in code_files(f"pipeline/{room}"):
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_packages_import_only_what_they_may(package: str) -> None:
+    for file in code_files(f"pipeline/{package}"):
         if file.suffix == ".py":
-            rooms = {Path(name).parts[1] for name in imported_by(file)} - {room, "__init__.py"}
-            assert rooms <= MAY_IMPORT[room], file
+            packages = {Path(name).parts[1] for name in imported_by(file)} - {package, "__init__.py"}
+            assert packages <= MAY_IMPORT[package], file
 
 
 def imported_by(script: Path) -> set[str]:

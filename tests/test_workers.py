@@ -78,13 +78,13 @@ def test_images_are_those_of_decode_and_unreadable_photos_their_reasons(tmp_path
     contents[7], contents[100] = b"no photo", contents[100][:200]
     reads: list[Callable[[], bytes]] = [partial(bytes, content) for content in contents]
     reads[50] = (tmp_path / "deleted").read_bytes
-    with decoded_images(reads, 32, "squeeze") as images:
+    with decoded_images(reads, 32, "stretch") as images:
         found = list(images)
     for number, image in enumerate(found):
         if number in (7, 50, 100):
             assert isinstance(image, UnreadablePhoto)
         else:
-            assert np.array_equal(image, decode(contents[number], 32, "squeeze"))
+            assert np.array_equal(image, decode(contents[number], 32, "stretch"))
     assert str(found[50]) == "No such file or directory"
 
 

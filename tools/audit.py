@@ -111,7 +111,7 @@ def features_of(name: str, splits: dict[str, PackedSplit], params: Params, dtype
             f"warning: networks.{name}.weights is none; features from random weights say little about labels",
             file=sys.stderr,
         )
-    network = build_network(name, weights, classes=2, head_width=0, dropout=0, seed=0)
+    network = build_network(name, weights, classes=2, head_width=None, dropout=0, seed=0)
     check_image_size(network, name, splits["train"].description["image_size"], "prepare.image_size")
     network.to(splits["train"].device, memory_format=torch.channels_last)
     features = [predict_features(network, packed, dtype, f"{name} {split}") for split, packed in splits.items()]

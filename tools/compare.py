@@ -20,6 +20,7 @@ from pipeline.core import WORKSPACE
 from pipeline.core.command_line import ArgumentParser
 from pipeline.core.errors import UserError, list_some
 from pipeline.core.files import atomic_write
+from pipeline.core.params import as_written
 from pipeline.core.paths import SPLIT_TABLE, packed_split
 from pipeline.core.process import check_first, run_stage
 from pipeline.core.tool_paths import COMPARE_PAGE
@@ -33,7 +34,12 @@ def read_arguments() -> argparse.Namespace:
         metavar="RUN",
         help=f"two or more runs; one is compared with {WORKSPACE}; without any, HEAD is",
     )
-    parser.add_argument("--test", action="store_true", help="judge on test instead of validation")
+    parser.add_argument(
+        "--split",
+        choices=("validation", "test"),
+        default="validation",
+        help="judge on these photos; default: validation",
+    )
     parser.add_argument(
         "--html", action="store_true", help=f"also write {COMPARE_PAGE}, with the photos that changed sides"
     )
@@ -204,7 +210,7 @@ class Comparison:
 
 def main() -> None:
     arguments = read_arguments()
-    split = "test" if arguments.test else "validation"
+    split = arguments.split
     runs = [read_run(name, split) for name in arguments.runs]
     for run in runs[1:]:
         require_same_photos(runs[0], run, split)
@@ -252,9 +258,9 @@ def describe_changes(first: Run, other: Run, keys: Iterable[str]) -> str:
         if key not in other.params:
             changes.append(f"no {key}")
         elif key not in first.params:
-            changes.append(f"also {key} {other.params[key]}")
+            changes.append(f"also {key} {as_written(other.params[key])}")
         elif other.params[key] != first.params[key]:
-            changes.append(f"{key} {other.params[key]} instead of {first.params[key]}")
+            changes.append(f"{key} {as_written(other.params[key])} instead of {as_written(first.params[key])}")
     return list_some(changes, LISTED)
 
 
@@ -325,8 +331,8 @@ def say_split(split: str, run: Run) -> list[str]:
     if split == "validation":
         return [f"Judged on {photos}."]
     return wrap(
-        f"Judged on {photos} (--test). They give unbiased scores only if you do not choose a run by them; choose by "
-        "validation, without --test."
+        f"Judged on {photos} (--split test). They give unbiased scores only if you do not choose a run by them; choose "
+        "by validation, without --split."
     )
 
 
@@ -337,7 +343,7 @@ def say_missing(units: list[Recipe], comparisons: dict[str, list[Comparison]], s
         if lacking and network == ENSEMBLE:
             yield from wrap(
                 f"The ensemble is not compared for {list_some(lacking)}: its weights were fitted to the {split} photos "
-                "(fitted_weights). Use --test."
+                "(fitted_weights). Use --split test."
             )
         elif lacking:
             scope = "is compared only where it exists" if compared else "is not compared"

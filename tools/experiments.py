@@ -23,13 +23,14 @@ from typing import Any
 from pipeline.core import WORKSPACE
 from pipeline.core.command_line import read_arguments
 from pipeline.core.errors import UserError, first_line
+from pipeline.core.params import as_written
 from pipeline.core.paths import ENSEMBLE_METRICS, SPLIT_TABLE, model, network_metrics
 from pipeline.core.process import check_first, run_stage
 
 if __name__ == "__main__":
     check_first(lambda: read_arguments(__doc__))
 
-from pipeline.runs import params_of, read_here, read_stages, require_consistent
+from pipeline.runs import params_of, read_here, read_lock, require_consistent
 
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
@@ -97,7 +98,7 @@ def find_experiments(repository: Repo) -> tuple[list[Experiment], list[str]]:
     for name, state, is_finished in named_states(states, repository.scm.get_rev()):
         if is_finished and state.data and content(state.data.metrics, ENSEMBLE_METRICS):
             try:
-                params, outputs = read_lock(name, state.rev, repository)
+                params, outputs = params_and_outputs(name, state.rev, repository)
             except UserError as error:  # some of its stages have not run
                 unfinished.append(str(error))
                 continue
@@ -124,7 +125,7 @@ def content(files: dict[str, dict], path: Path) -> dict:
     return files.get(path.as_posix(), {}).get("data") or {}
 
 
-def read_lock(name: str, revision: str, repository: Repo) -> tuple[dict[str, Any], dict[str, str]]:
+def params_and_outputs(name: str, revision: str, repository: Repo) -> tuple[dict[str, Any], dict[str, str]]:
     """The params and output hashes in the dvc.lock of a run. Raises UserError if some of its stages have not run."""
     if revision == WORKSPACE:
         read = read_here
@@ -135,7 +136,7 @@ def read_lock(name: str, revision: str, repository: Repo) -> tuple[dict[str, Any
         def read(path: Path) -> bytes:
             return files.read_bytes((folder / path).as_posix())
 
-    stages = read_stages(name, read)
+    stages = read_lock(name, read)
     require_consistent(name, stages, read)
     outputs = {output["path"]: output["md5"] for stage in stages.values() for output in stage["outs"]}
     return params_of(name, stages), outputs
@@ -191,7 +192,7 @@ def describe_change(key: str, experiment: Experiment, base: Experiment) -> str:
     if key not in experiment.params:
         return f"no {key}"
     value = experiment.params[key]
-    return f"{key} {value}" if key not in base.params or base.params[key] != value else ""
+    return f"{key} {as_written(value)}" if key not in base.params or base.params[key] != value else ""
 
 
 def table(rows: list[tuple[str, ...]]) -> Iterator[str]:

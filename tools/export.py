@@ -21,6 +21,7 @@ from pipeline.core.all_params import Params, without_folders
 from pipeline.core.command_line import read_arguments
 from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_write, read_json
+from pipeline.core.params import as_written
 from pipeline.core.paths import (
     ENSEMBLE_CLASS_SCORES,
     ENSEMBLE_SCORES,
@@ -47,7 +48,7 @@ if __name__ == "__main__":
     check_first(read_inputs)
 
 from pipeline.core.class_sizes import are_unequal, describe_few
-from pipeline.core.split_table import MOST_NAMED, describe_classes, read_split_table
+from pipeline.core.split_table import MAX_NAMED, describe_classes, read_split_table
 from pipeline.inference import Ensemble
 from pipeline.networks.dataset import IMAGENET_MEAN, IMAGENET_STD, open_split
 from pipeline.networks.predicting import TestTimeFlip
@@ -251,7 +252,7 @@ def model_card(
     return render(
         "model_card.md.jinja",
         classes=ensemble.classes,
-        most_named=MOST_NAMED,
+        most_named=MAX_NAMED,
         main=graphs[-1],
         networks=list(ensemble.networks),
         method=ensemble.combination.method,
@@ -267,7 +268,7 @@ def model_card(
         prepared=read_json(PREPARE_SUMMARY),
         photos_by_class=describe_classes(read_split_table()),
         weights=", ".join(f"{name}: {network.weights}" for name, network in params.networks.items()),
-        settings=", ".join(f"{key}: {value}" for key, value in settings.items()),
+        settings=", ".join(f"{key}: {as_written(value)}" for key, value in settings.items()),
         kept_epochs=ensemble.kept_epochs,
         scores=scores,
         unequal=are_unequal(photos.values()),

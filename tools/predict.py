@@ -39,18 +39,18 @@ def read_inputs() -> argparse.Namespace:
     output.add_argument("--csv", action="store_true", help="write CSV instead of a table")
     output.add_argument("--json", action="store_true", help="write JSON instead of a table")
     parser.add_argument(
-        "--image", type=Path, metavar="FILE", help="also write the photos and answers as a grid, to a .png or .jpg"
+        "--grid", type=Path, metavar="FILE", help="also write the photos and predictions as a grid, to a .png or .jpg"
     )
     parser.add_argument(
-        "--explain", action="store_true", help="in the image of --image, also show where each network looked"
+        "--explain", action="store_true", help="in the image of --grid, also show where each network looked"
     )
     arguments = parser.parse_args()
-    if arguments.image and arguments.image.suffix.lower() not in IMAGE_FORMATS:
-        raise UserError(f"--image {arguments.image}: expected a name ending in .png or .jpg")
-    if arguments.image and arguments.image.exists():
-        raise UserError(f"--image {arguments.image}: already exists; use another name or delete it")
-    if arguments.explain and not arguments.image:
-        raise UserError("--explain needs --image FILE, which it draws into")
+    if arguments.grid and arguments.grid.suffix.lower() not in IMAGE_FORMATS:
+        raise UserError(f"--grid {arguments.grid}: expected a name ending in .png or .jpg")
+    if arguments.grid and arguments.grid.exists():
+        raise UserError(f"--grid {arguments.grid}: already exists; use another name or delete it")
+    if arguments.explain and not arguments.grid:
+        raise UserError("--explain needs --grid FILE, which it draws into")
     require_ensemble(read_params(Params))
     return arguments
 
@@ -58,7 +58,7 @@ def read_inputs() -> argparse.Namespace:
 if __name__ == "__main__":
     check_first(read_inputs)
 
-from pipeline.inference import Answer, Question, load_ensemble
+from pipeline.inference import InputPhoto, Prediction, load_ensemble
 from pipeline.pages.rendering import heat_image, says
 from pipeline.photos.containers import is_archive, read_file
 from pipeline.photos.decoding import UnreadablePhoto
@@ -68,41 +68,41 @@ from pipeline.scores.predictions import probability_columns
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
-MOST_IN_IMAGE = 1000  # photos
+MAX_IN_GRID = 1000  # photos
 DIGITS = 6  # decimal places of probabilities in CSV and JSON
 
 
 def main() -> None:
     arguments = read_inputs()
     with ExitStack() as sources:
-        questions = [question for path in paths_of(arguments.photos) for question in questions_about(path, sources)]
-        if not questions:
+        photos = [photo for path in paths_of(arguments.photos) for photo in photos_at(path, sources)]
+        if not photos:
             raise UserError("no photos on stdin; expected one path per line")
-        if arguments.image and len(questions) > MOST_IN_IMAGE:
-            raise UserError(f"--image: {len(questions)} photos; expected at most {MOST_IN_IMAGE}")
+        if arguments.grid and len(photos) > MAX_IN_GRID:
+            raise UserError(f"--grid: {len(photos)} photos; expected at most {MAX_IN_GRID}")
         ensemble = load_ensemble()
-        answers = list(ensemble.answer(questions, bool(arguments.image), arguments.explain))
+        predictions = list(ensemble.predict(photos, bool(arguments.grid), arguments.explain))
 
-    members, can_reject = list(ensemble.networks), ensemble.reject_share > 0
+    members, can_reject = list(ensemble.networks), ensemble.can_reject
     if arguments.csv:
-        print(as_csv(answers, ensemble.classes, members, can_reject), end="")
+        print(as_csv(predictions, ensemble.classes, members, can_reject), end="")
     elif arguments.json:
-        print(as_json(answers, can_reject))
+        print(as_json(predictions, can_reject))
     else:
-        print(as_text(answers, ensemble.shown_members))
+        print(as_text(predictions, ensemble.shown_members))
     if arguments.explain:
-        explained = {name for answer in answers for name in answer.heat_maps}
+        explained = {name for prediction in predictions for name in prediction.heat_maps}
         for name in members:
             if explained and name not in explained:
                 print(f"warning: {name} has no heat maps", file=sys.stderr)
-    if arguments.image:
+    if arguments.grid:
         with atomic_write() as write_to:
-            image_format = IMAGE_FORMATS[arguments.image.suffix.lower()]
-            draw_answers(answers).save(write_to(arguments.image), format=image_format)
+            image_format = IMAGE_FORMATS[arguments.grid.suffix.lower()]
+            draw_predictions(predictions).save(write_to(arguments.grid), format=image_format)
         if not (arguments.csv or arguments.json):
-            print(f"\nwrote {arguments.image}")
-    if unreadable := sum(bool(answer.unreadable) for answer in answers):
-        raise UserError(f"{unreadable} of {len(answers)} photos could not be read")
+            print(f"\nwrote {arguments.grid}")
+    if unreadable := sum(bool(prediction.unreadable) for prediction in predictions):
+        raise UserError(f"{unreadable} of {len(predictions)} photos could not be read")
 
 
 def paths_of(names: list[str]) -> list[Path]:
@@ -117,24 +117,24 @@ def stdin_paths() -> list[Path]:
     return [Path(os.fsdecode(line)) for line in sys.stdin.buffer.read().splitlines() if line]
 
 
-def questions_about(path: Path, sources: ExitStack) -> list[Question]:
-    """One question per photo of a folder or archive (closed by `sources`), or a single one for the photo at `path`."""
+def photos_at(path: Path, sources: ExitStack) -> list[InputPhoto]:
+    """The photos of a folder or archive (closed by `sources`), or the single photo at `path`."""
     name = printable(str(path))
     try:
         if not path.exists():
-            return [Question(name, failing("no such file or folder"))]
+            return [InputPhoto(name, failing("no such file or folder"))]
         if not path.is_dir() and not is_archive(path):
-            return [Question(name, partial(read_file, path))]
+            return [InputPhoto(name, partial(read_file, path))]
         source = sources.enter_context(PhotoSource(path))
         for note in source.notes:
             print(f"note: {note}", file=sys.stderr)
         if source.skipped:
             print(f"note: skipped in {name}: {describe_skipped(source.skipped)}", file=sys.stderr)
-        return [Question(f"{name}/{printable(photo.path)}", partial(source.read, photo)) for photo in source.photos()]
+        return [InputPhoto(f"{name}/{printable(photo.path)}", partial(source.read, photo)) for photo in source.photos()]
     except UserError as error:
-        return [Question(name, failing(str(error).removeprefix(f"{path}: ")))]
+        return [InputPhoto(name, failing(str(error).removeprefix(f"{path}: ")))]
     except OSError as error:  # no permission, or a name that is too long
-        return [Question(name, failing(error.strerror or str(error)))]
+        return [InputPhoto(name, failing(error.strerror or str(error)))]
 
 
 def failing(reason: str) -> Callable[[], bytes]:
@@ -146,30 +146,30 @@ def failing(reason: str) -> Callable[[], bytes]:
     return read
 
 
-def as_text(answers: list[Answer], members: list[str]) -> str:
+def as_text(predictions: list[Prediction], members: list[str]) -> str:
     """A table with one line per photo: its name, the most probable class, and the probabilities of that class."""
-    width = max(len(answer.photo) for answer in answers)
-    labels = {answer.photo: label_text(answer) for answer in answers}
+    width = max(len(prediction.photo) for prediction in predictions)
+    labels = {prediction.photo: label_text(prediction) for prediction in predictions}
     label_width = max(map(len, ("label", *labels.values())))
     columns = ["probability", *members]
     widths = [max(len(name), 6) for name in columns]
     lines = [f"{'photo':{width}}  {'label':{label_width}}"]
     lines[0] += "".join(f"  {name:>{size}}" for name, size in zip(columns, widths, strict=True))
-    for answer in answers:
-        line = f"{answer.photo:{width}}  {answer.unreadable or labels[answer.photo]:{label_width}}"
-        if not answer.unreadable:
-            values = [answer.confidence, *(answer.members[name][answer.label] for name in members)]
+    for prediction in predictions:
+        line = f"{prediction.photo:{width}}  {prediction.unreadable or labels[prediction.photo]:{label_width}}"
+        if not prediction.unreadable:
+            values = [prediction.confidence, *(prediction.members[name][prediction.label] for name in members)]
             line += "".join(f"  {value:>{size}.4f}" for value, size in zip(values, widths, strict=True))
         lines.append(line)
     return "\n".join(lines)
 
 
-def label_text(answer: Answer) -> str:
+def label_text(prediction: Prediction) -> str:
     """The label, or `none of these (label)` for a photo that seems to show none of the classes."""
-    return f"none of these ({answer.label})" if answer.rejected else answer.label
+    return f"none of these ({prediction.label})" if prediction.rejected else prediction.label
 
 
-def as_csv(answers: list[Answer], classes: list[str], members: list[str], can_reject: bool) -> str:
+def as_csv(predictions: list[Prediction], classes: list[str], members: list[str], can_reject: bool) -> str:
     """Columns photo, label, probability_<class>, <member>_probability_<class>, and unreadable (the reason).
 
     With `can_reject` also none_of_these, True for a photo that seems to show none of the classes.
@@ -177,34 +177,36 @@ def as_csv(answers: list[Answer], classes: list[str], members: list[str], can_re
     of_ensemble = probability_columns(classes)
     columns = [*of_ensemble, *(f"{name}_{column}" for name in members for column in of_ensemble)]
     rows = []
-    for answer in answers:
-        by_class = (answer.ensemble, *answer.members.values())  # empty if the photo is unreadable
+    for prediction in predictions:
+        by_class = (prediction.ensemble, *prediction.members.values())  # empty if the photo is unreadable
         values = [probability for probabilities in by_class for probability in probabilities.values()]
         probabilities = dict(zip(columns, values, strict=False))
-        rows.append({"photo": answer.photo, "label": answer.label, **probabilities, "unreadable": answer.unreadable})
-        if not answer.unreadable:
-            rows[-1]["none_of_these"] = answer.rejected
+        rows.append(
+            {"photo": prediction.photo, "label": prediction.label, **probabilities, "unreadable": prediction.unreadable}
+        )
+        if not prediction.unreadable:
+            rows[-1]["none_of_these"] = prediction.rejected
     rejected = ["none_of_these"] if can_reject else []
     table = pd.DataFrame(rows, columns=["photo", "label", *rejected, *columns, "unreadable"])
     return table.to_csv(index=False, float_format=f"%.{DIGITS}f")
 
 
-def as_json(answers: list[Answer], can_reject: bool) -> str:
+def as_json(predictions: list[Prediction], can_reject: bool) -> str:
     """A list of objects with photo and either label, probabilities and members, or unreadable.
 
     With `can_reject` also none_of_these, true for a photo that seems to show none of the classes.
     """
     records = [
-        {"photo": answer.photo, "unreadable": answer.unreadable}
-        if answer.unreadable
+        {"photo": prediction.photo, "unreadable": prediction.unreadable}
+        if prediction.unreadable
         else {
-            "photo": answer.photo,
-            "label": answer.label,
-            **({"none_of_these": answer.rejected} if can_reject else {}),
-            "probabilities": rounded(answer.ensemble),
-            "members": {name: rounded(probabilities) for name, probabilities in answer.members.items()},
+            "photo": prediction.photo,
+            "label": prediction.label,
+            **({"none_of_these": prediction.rejected} if can_reject else {}),
+            "probabilities": rounded(prediction.ensemble),
+            "members": {name: rounded(probabilities) for name, probabilities in prediction.members.items()},
         }
-        for answer in answers
+        for prediction in predictions
     ]
     return json.dumps(records, indent=2, ensure_ascii=False)
 
@@ -213,37 +215,37 @@ def rounded(probabilities: dict[str, float]) -> dict[str, float]:
     return {label: round(probability, DIGITS) for label, probability in probabilities.items()}
 
 
-def draw_answers(answers: list[Answer]) -> Image.Image:
-    """The photos in a grid, as the networks saw them, each with its answer and name.
+def draw_predictions(predictions: list[Prediction]) -> Image.Image:
+    """The photos in a grid, as the networks saw them, each with its prediction and name.
 
-    Where the networks looked is below each photo, if the answers have heat maps.
+    Where the networks looked is below each photo, if the predictions have heat maps.
     """
     side, gap, text_height = 160, 12, 40  # pixels
-    members = max((list(answer.heat_maps) for answer in answers), key=len)
+    members = max((list(prediction.heat_maps) for prediction in predictions), key=len)
     map_side = side // len(members) if members else 0
-    columns = min(6, max(2, math.ceil(math.sqrt(len(answers)))))
-    rows = math.ceil(len(answers) / columns)
+    columns = min(6, max(2, math.ceil(math.sqrt(len(predictions)))))
+    rows = math.ceil(len(predictions) / columns)
     height = side + map_side + text_height
     sheet = Image.new("RGB", (columns * (side + gap) + gap, rows * (height + gap) + gap), "white")
     draw = ImageDraw.Draw(sheet)
     large, small = ImageFont.load_default(16), ImageFont.load_default(12)
-    for number, answer in enumerate(answers):
+    for number, prediction in enumerate(predictions):
         row, column = divmod(number, columns)
         left, top = gap + column * (side + gap), gap + row * (height + gap)
-        if answer.pixels is None:
+        if prediction.pixels is None:
             draw.rectangle((left, top, left + side - 1, top + side - 1), outline="grey")
             text = "unreadable"
         else:
-            sheet.paste(Image.fromarray(answer.pixels).resize((side, side)), (left, top))
-            text = "none of these" if answer.rejected else says(answer.ensemble)
+            sheet.paste(Image.fromarray(prediction.pixels).resize((side, side)), (left, top))
+            text = "none of these" if prediction.rejected else says(prediction.ensemble)
             text = text.replace("\N{NO-BREAK SPACE}", " ")  # the font has no such glyph
-        for place, (name, heat) in enumerate(answer.heat_maps.items()):
+        for place, (name, heat) in enumerate(prediction.heat_maps.items()):
             corner = (left + place * map_side, top + side)
-            sheet.paste(heat_image(answer.pixels, heat, map_side), corner)
+            sheet.paste(heat_image(prediction.pixels, heat, map_side), corner)
             draw.text(corner, shortened(name, small, map_side), "black", small)
         text_top = top + side + map_side
         draw.text((left, text_top + 2), shortened(text, large, side), "black", large)
-        draw.text((left, text_top + 22), shortened(Path(answer.photo).name, small, side), "dimgrey", small)
+        draw.text((left, text_top + 22), shortened(Path(prediction.photo).name, small, side), "dimgrey", small)
     return sheet
 
 

@@ -20,7 +20,7 @@ from pipeline.core.all_params import Params
 from pipeline.core.command_line import ArgumentParser
 from pipeline.core.editing import read_to_edit, write_edited
 from pipeline.core.errors import UserError
-from pipeline.core.params import flatten
+from pipeline.core.params import as_written, flatten
 from pipeline.core.params_check import check_all
 from pipeline.core.paths import PARAMS
 from pipeline.core.process import run_stage
@@ -86,11 +86,6 @@ def find_changes(name: str) -> dict[str, tuple[Any, Any]]:
         raise UserError(*(f"recipe {name} cannot be applied: {reason}" for reason in reasons)) from None
     old, new = (dict(flatten(params)) for params in (before, Params.model_validate(after).model_dump()))
     return {key: (old[key], value) for key, value in new.items() if value != old[key]}
-
-
-def as_written(value: Any) -> str:
-    """A value as YAML writes it."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 if __name__ == "__main__":

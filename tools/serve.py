@@ -44,8 +44,8 @@ def port_number(text: str) -> int:
 if __name__ == "__main__":
     check_first(read_port)
 
-from pipeline.core.split_table import MOST_NAMED
-from pipeline.inference import Answer, Ensemble, Question, load_ensemble
+from pipeline.core.split_table import MAX_NAMED
+from pipeline.inference import Ensemble, InputPhoto, Prediction, load_ensemble
 from pipeline.pages.rendering import heat_uri, most_probable, render, thumbnail
 
 with extra_packages("serve"):
@@ -75,7 +75,7 @@ def make_app(ensemble: Ensemble) -> Flask:
     app.config |= {"MAX_CONTENT_LENGTH": LARGEST_UPLOAD, "MAX_FORM_PARTS": None, "TRUSTED_HOSTS": [HOST, "localhost"]}
 
     def page(photos: list[dict] | None = None, problem: str = "", explain: bool = False) -> str:
-        title, named = question(ensemble.classes), one_of(ensemble.classes)
+        title, named = page_title(ensemble.classes), one_of(ensemble.classes)
         return render(
             "serve.html.jinja",
             title=title,
@@ -83,7 +83,7 @@ def make_app(ensemble: Ensemble) -> Flask:
             photos=photos,
             problem=problem,
             explain=explain,
-            can_reject=ensemble.reject_share > 0,
+            can_reject=ensemble.can_reject,
         )
 
     @app.get("/")
@@ -95,11 +95,11 @@ def make_app(ensemble: Ensemble) -> Flask:
         uploads = [upload for upload in request.files.getlist("photos") if upload.filename]
         if not uploads:
             return page(problem="Choose at least one photo."), 400
-        questions = [Question(upload.filename, upload.read) for upload in uploads]
+        photos = [InputPhoto(upload.filename, upload.read) for upload in uploads]
         explain = "explain" in request.form
         with one_at_a_time:  # heat maps hook into the networks
             return page(
-                [photo_shown(answer, ensemble.shown_members) for answer in ensemble.answer(questions, explain=explain)],
+                [photo_shown(shown, ensemble.shown_members) for shown in ensemble.predict(photos, explain=explain)],
                 explain=explain,
             )
 
@@ -111,9 +111,9 @@ def make_app(ensemble: Ensemble) -> Flask:
     return app
 
 
-def question(classes: list[str]) -> str:
+def page_title(classes: list[str]) -> str:
     """The page's title: `Cat or dog?`, or `Which of 102 classes?` if there are too many to name."""
-    if len(classes) > MOST_NAMED:
+    if len(classes) > MAX_NAMED:
         return f"Which of {len(classes)} classes?"
     named = one_of(classes)
     return f"{named[0].upper()}{named[1:]}?"
@@ -121,28 +121,28 @@ def question(classes: list[str]) -> str:
 
 def one_of(classes: list[str]) -> str:
     """For people: `cat or dog`, or `one of 102 classes` if there are too many to name."""
-    if len(classes) > MOST_NAMED:
+    if len(classes) > MAX_NAMED:
         return f"one of {len(classes)} classes"
     return f"{', '.join(classes[:-1])} or {classes[-1]}"
 
 
-def photo_shown(answer: Answer, members: list[str]) -> dict:
+def photo_shown(prediction: Prediction, members: list[str]) -> dict:
     """What the page shows for a photo: its name, its image and the most probable classes, or why it is unreadable.
 
     `members` are the networks whose predictions are shown next to the ensemble's.
     """
-    image = "" if answer.pixels is None else thumbnail(answer.pixels, SHOWN_SIDE)
-    count = 2 if len(answer.ensemble) > 2 else 1  # with two classes, the second one says nothing new
-    best = most_probable(answer.ensemble, count)
-    looked = {name: heat_uri(answer.pixels, heat) for name, heat in answer.heat_maps.items()}
+    image = "" if prediction.pixels is None else thumbnail(prediction.pixels, SHOWN_SIDE)
+    count = 2 if len(prediction.ensemble) > 2 else 1  # with two classes, the second one says nothing new
+    best = most_probable(prediction.ensemble, count)
+    heat_maps = {name: heat_uri(prediction.pixels, heat) for name, heat in prediction.heat_maps.items()}
     return {
-        "name": answer.photo,
-        "unreadable": answer.unreadable,
+        "name": prediction.photo,
+        "unreadable": prediction.unreadable,
         "image": image,
-        "looked": looked,
-        "rejected": answer.rejected,
+        "heat_maps": heat_maps,
+        "rejected": prediction.rejected,
         "ensemble": best,
-        "members": {name: answer.members[name] for name in members if name in answer.members},
+        "members": {name: prediction.members[name] for name in members if name in prediction.members},
     }
 
 

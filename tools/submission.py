@@ -47,7 +47,7 @@ def find_archive() -> Path:
 if __name__ == "__main__":
     check_first(read_archive)
 
-from pipeline.inference import Question, load_ensemble
+from pipeline.inference import InputPhoto, load_ensemble
 from pipeline.photos.labels import ClassNames
 from pipeline.photos.source import Photo, PhotoSource
 from pipeline.scores.predictions import PROBABILITY, classes_of, read_ensemble_predictions
@@ -61,25 +61,25 @@ CLIPS = np.logspace(-7, -1, 241)  # candidates for the lowest probability
 
 def main() -> None:
     with PhotoSource(read_archive()) as source:
-        photos = numbered(source)
+        by_number = numbered(source)
         clip, loss, unclipped_loss = choose_clip()
-        questions = [Question(photo.name, partial(source.read, photo)) for photo in photos.values()]
+        photos = [InputPhoto(photo.name, partial(source.read, photo)) for photo in by_number.values()]
         ensemble = load_ensemble()
-        answers = list(ensemble.answer(questions, keep_pixels=False, reject=False))
+        predictions = list(ensemble.predict(photos, keep_pixels=False, reject=False))
 
     dog = dog_of(ensemble.classes)
-    probabilities = np.array([0.5 if answer.unreadable else answer.ensemble[dog] for answer in answers])
-    submission = pd.DataFrame({"id": list(photos), "label": probabilities.clip(clip, 1 - clip)})
+    probabilities = np.array([0.5 if prediction.unreadable else prediction.ensemble[dog] for prediction in predictions])
+    submission = pd.DataFrame({"id": list(by_number), "label": probabilities.clip(clip, 1 - clip)})
     with atomic_write() as write_to:
         submission.to_csv(write_to(SUBMISSION), index=False, float_format="%.7f")
-    for answer in answers:
-        if answer.unreadable:
-            print(f"warning: {answer.photo}: {answer.unreadable}; submitted as 0.5", file=sys.stderr)
+    for prediction in predictions:
+        if prediction.unreadable:
+            print(f"warning: {prediction.photo}: {prediction.unreadable}; submitted as 0.5", file=sys.stderr)
     if ensemble.combination.method == "majority_vote":
         print(
             "warning: majority_vote gives shares of votes, not probabilities; expect a worse log loss", file=sys.stderr
         )
-    dogs = sum(answer.label == dog for answer in answers)
+    dogs = sum(prediction.label == dog for prediction in predictions)
     print(
         f"{SUBMISSION}: {len(submission)} photos, {dogs} classified as dogs; "
         f"probabilities clipped to [{clip:.2g}, {1 - clip:.7g}], which gives a log loss of {loss:.6f} on validation "

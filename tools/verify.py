@@ -36,14 +36,14 @@ def read_arguments() -> argparse.Namespace:
         "--against", type=Path, metavar="FILE", help="compare with the verify.json of another computer instead"
     )
     parser.add_argument(
-        "--other-seed",
+        "--seed-run",
         metavar="RUN",
         help="with --against: a run (revision, tag or experiment) that differs only in train.seed; more answers may "
         "differ from the other computer's only if two seeds differ as much",
     )
     arguments = parser.parse_args()
-    if arguments.other_seed and not arguments.against:
-        parser.error("--other-seed needs --against")
+    if arguments.seed_run and not arguments.against:
+        parser.error("--seed-run needs --against")
     return arguments
 
 
@@ -67,7 +67,7 @@ def main() -> None:
     arguments = read_arguments()
     if arguments.against:
         check_status()
-        compare_with(read_record(arguments.against), arguments.against, arguments.other_seed)
+        compare_with(read_record(arguments.against), arguments.against, arguments.seed_run)
     else:
         rebuild_and_compare()
 
@@ -138,7 +138,7 @@ def read_record(path: Path) -> dict:
     return record
 
 
-def compare_with(record: dict, path: Path, other_seed: str | None) -> None:
+def compare_with(record: dict, path: Path, seed_run: str | None) -> None:
     """Compare the results here with those that a verify.json describes.
 
     Raises UserError if they cannot be compared, or if more answers differ than between two seeds.
@@ -160,7 +160,7 @@ def compare_with(record: dict, path: Path, other_seed: str | None) -> None:
     differ = {name: count_differing(answers, record["answers"][name]) for name, answers in here["answers"].items()}
     print(f"{len(differing)} of {len(outputs)} outputs differ in their bytes; {describe_differing(differ)}.")
     if any(count["differing"] for count in differ.values()):
-        require_within_seeds(differ, other_seed)
+        require_within_seeds(differ, seed_run)
 
 
 def require_comparable(here: dict, record: dict, path: Path) -> None:
@@ -174,14 +174,14 @@ def require_comparable(here: dict, record: dict, path: Path) -> None:
         raise UserError(f"{path} is for other photos: {split} differs; start from the same archive and corrections")
 
 
-def require_within_seeds(differ: dict[str, dict[str, int]], other_seed: str | None) -> None:
+def require_within_seeds(differ: dict[str, dict[str, int]], seed_run: str | None) -> None:
     """Say whether as many answers differ between two seeds. Raises UserError if fewer do, or if that is not known."""
-    if not other_seed:
+    if not seed_run:
         raise UserError(
             "some answers differ; to see whether two seeds differ as much, commit the results, run `dvc exp run --name "
-            "other-seed -S train.seed=2`, then `git restore .` and `dvc checkout`, and add --other-seed other-seed"
+            "other-seed -S train.seed=2`, then `git restore .` and `dvc checkout`, and add --seed-run other-seed"
         )
-    between = differing_between(read_run(WORKSPACE, "test"), read_run(other_seed, "test"))
+    between = differing_between(read_run(WORKSPACE, "test"), read_run(seed_run, "test"))
     above = [name for name, count in differ.items() if count["differing"] > between[name]]
     seeds = ", ".join(f"{name} {count:,}" for name, count in between.items())
     print(f"Two seeds differ in: {seeds}.")
@@ -195,7 +195,7 @@ def differing_between(run: Run, other: Run) -> dict[str, int]:
     keys = [key for key in run.params | other.params if run.params.get(key) != other.params.get(key)]
     if keys != [SEED] or run.photos["sha256"].tolist() != other.photos["sha256"].tolist():
         raise UserError(
-            f"--other-seed {other.name}: expected a run that differs only in {SEED}; it differs in "
+            f"--seed-run {other.name}: expected a run that differs only in {SEED}; it differs in "
             f"{list_some(keys) or 'nothing'}"
         )
     return {

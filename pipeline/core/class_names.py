@@ -7,7 +7,7 @@ from functools import lru_cache
 NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 WHOLE_NUMBERS = re.compile(r"(?<![\d.])\d+")  # not decimals, which must not be padded: 0.25 is less than 0.5
 SEPARATORS = re.compile(r"(?!^-\d)[\s_-]+")  # but not the minus of -1
-MOST_DIGITS = 20  # of a whole number that is sorted by value
+MAX_DIGITS = 20  # of a whole number that is sorted by value
 
 
 @lru_cache(maxsize=4096)
@@ -25,7 +25,7 @@ def natural_key(name: str) -> tuple[bool, float | str, str]:
     """A sort key: numbers first, by value; then other names by character, but `level 2` before `level 10`."""
     if NUMBER.fullmatch(name):
         return False, float(name), name
-    return True, WHOLE_NUMBERS.sub(lambda digits: digits[0].zfill(MOST_DIGITS), name), name
+    return True, WHOLE_NUMBERS.sub(lambda digits: digits[0].zfill(MAX_DIGITS), name), name
 
 
 def _fold(name: str) -> str:

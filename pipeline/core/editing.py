@@ -13,6 +13,9 @@ from ruamel.yaml.comments import CommentedMap
 _yaml = YAML()
 _yaml.width = 120
 _yaml.indent(mapping=2, sequence=4, offset=2)
+_yaml.representer.add_representer(  # ruamel.yaml would leave the value out
+    type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
+)
 
 
 def read_to_edit(path: Path) -> CommentedMap:

@@ -11,10 +11,10 @@ from pipeline.core.errors import UserError
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 AUTO = "auto"
-MOST_THREADS = 1024
+MAX_THREADS = 1024
 ROUNDING = 1e-9  # 0.7 + 0.2 + 0.1 is a little more than 1
-LEAST_CLASSES = 2
-LEAST_SIZE, LARGEST_SIZE = 32, 1024  # pixels a side; most networks scale an image down to a 32nd
+MIN_CLASSES = 2
+MIN_SIZE, MAX_SIZE = 32, 1024  # pixels a side; most networks scale an image down to a 32nd
 WEIGHTS_SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors")
 
 
@@ -41,7 +41,7 @@ def _classes(value: Any) -> Any:
         )
     names = [str(name).strip() for name in values if isinstance(name, str | int)]
     expected = "expected auto, or a list of at least two different names"
-    if len(names) < max(LEAST_CLASSES, len(values)) or not all(names):
+    if len(names) < max(MIN_CLASSES, len(values)) or not all(names):
         raise ValueError(f"{expected}, such as [cat, dog]")
     first: dict[str, str] = {}
     for name in names:
@@ -52,9 +52,9 @@ def _classes(value: Any) -> Any:
 
 
 def _threads(value: Any) -> Any:
-    if value == AUTO or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST_THREADS):
+    if value == AUTO or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_THREADS):
         return value
-    raise ValueError(f"expected auto, or a number from 1 to {MOST_THREADS}")
+    raise ValueError(f"expected auto, or a number from 1 to {MAX_THREADS}")
 
 
 def _split_size(value: Any) -> Any:
@@ -62,12 +62,12 @@ def _split_size(value: Any) -> Any:
         with suppress(ValueError):
             if 0 < (share := float(value)) < 1:  # a share in quotes; no folder has such a name
                 return share
-    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= LEAST_CLASSES
+    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= MIN_CLASSES
     is_share = isinstance(value, float) and 0 < value < 1
     if is_count or is_share or (isinstance(value, str) and value.strip()):
         return value
     raise ValueError(
-        f"expected {LEAST_CLASSES} photos or more, a share such as 0.2, or the name of a folder of the source"
+        f"expected {MIN_CLASSES} photos or more, a share such as 0.2, or the name of a folder of the source"
     )
 
 
@@ -117,3 +117,8 @@ def flatten(params: dict, above: str = "") -> Iterator[tuple[str, Any]]:
             yield from flatten(value, f"{above}{key}.")
         else:
             yield f"{above}{key}", value
+
+
+def as_written(value: Any) -> str:
+    """A single value of params.yaml as YAML writes it."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

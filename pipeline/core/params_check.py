@@ -10,13 +10,28 @@ from pipeline.core.params import ROUNDING, Section
 
 from pydantic import ValidationError
 
+NEW_NAMES = {  # keys of version 1.1
+    "train.body_lr_factor": "train.backbone_lr_factor",
+    "reject.share": "reject.false_rejection_rate",
+}
+NEW_VALUES = {  # of version 1.1, by key and value
+    ("prepare.resize", "squeeze"): "stretch",
+    ("train.head_width", "0"): "null",
+    ("train.lr_step_size", "0"): "null",
+    ("train.image_size", "0"): "null",
+    ("reject.false_rejection_rate", "0"): "null",
+    ("reject.false_rejection_rate", "0.0"): "null",
+}
+
 
 def check_all(content: Any) -> None:
     """Raise UserError, with a line per mistake, if the content of params.yaml is wrong."""
     try:
         params = Params.model_validate(content)
     except ValidationError as error:
-        raise UserError(*map(_describe, error.errors())) from None
+        mistakes = error.errors()
+        renamed = {NEW_NAMES.get(_key(mistake)) for mistake in mistakes}  # the new key is missing, of course
+        raise UserError(*(_describe(mistake) for mistake in mistakes if _key(mistake) not in renamed)) from None
     _check_together(params)
 
 
@@ -42,29 +57,38 @@ def _check_together(params: Params) -> None:
         )
     if train.head_init == "fitted" and train.head_width:
         raise UserError(
-            f"params.yaml: train.head_width is {train.head_width}; expected 0, a linear head, because train.head_init "
-            "is fitted; or set train.head_init to random"
+            f"params.yaml: train.head_width is {train.head_width}; expected null, a linear head, because "
+            "train.head_init is fitted; or set train.head_init to random"
         )
-    if train.image_size > prepare.image_size:
+    if train.image_size and train.image_size > prepare.image_size:
         raise UserError(
             f"params.yaml: train.image_size is {train.image_size}; expected at most prepare.image_size "
-            f"({prepare.image_size}), or 0 to use that size"
+            f"({prepare.image_size}), or null to use that size"
         )
 
 
 def _describe(error: Any) -> str:
     """Format a pydantic error as one line: the key, its value and what was expected."""
-    key = ".".join(map(str, error["loc"]))
+    key = _key(error)
     if error["type"] == "missing":
         return f"params.yaml: the key {key} is missing"
+    if error["type"] == "extra_forbidden" and key in NEW_NAMES:
+        return f"params.yaml: {key} is now called {NEW_NAMES[key]}; rename it"
     if error["type"] == "extra_forbidden":
         return f"params.yaml: unknown key {key}; remove it or correct its name"
     value = "empty" if error["input"] is None else repr(error["input"])
     return f"params.yaml: {key or 'the file'} is {value}; {_expected(error)}"
 
 
+def _key(error: Any) -> str:
+    """The dotted key that a pydantic error is about."""
+    return ".".join(map(str, error["loc"]))
+
+
 def _expected(error: Any) -> str:
     """What was expected instead of the value of a pydantic error."""
+    if new := NEW_VALUES.get((_key(error), str(error["input"]))):
+        return f"this is now called {new}"
     if error["type"] == "model_type":
         section = next(
             kind

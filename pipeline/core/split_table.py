@@ -7,7 +7,7 @@ from pipeline.core.paths import SPLIT_TABLE
 
 import pandas as pd
 
-MOST_NAMED = 6  # classes; with more, a text does not name each of them
+MAX_NAMED = 6  # classes; with more, a text does not name each of them
 
 
 def read_split_table() -> pd.DataFrame:
@@ -27,6 +27,6 @@ def describe_classes(table: pd.DataFrame) -> str:
 
 
 def _describe_counts(counts: pd.Series) -> str:
-    if len(counts) <= MOST_NAMED:
+    if len(counts) <= MAX_NAMED:
         return ", ".join(f"{count:,} {name}" for name, count in counts.items())
     return f"{counts.min():,} to {counts.max():,} photos of each of the {len(counts)} classes"

@@ -6,7 +6,7 @@ import warnings
 from collections import OrderedDict
 
 from pipeline.core.errors import UserError, first_line
-from pipeline.core.params import LARGEST_SIZE, LEAST_SIZE
+from pipeline.core.params import MAX_SIZE, MIN_SIZE
 from pipeline.networks.weights import read_weights, strip_prefix
 
 import torch
@@ -17,10 +17,10 @@ from torchvision import models
 class Head(nn.Sequential):
     """Maps features to a logit per class, always in float32: bfloat16's roughly three significant digits are too few.
 
-    Two layers (`width` hidden units, ReLU, dropout), or a single linear layer if `width` is 0.
+    Two layers (`width` hidden units, ReLU, dropout), or a single linear layer if `width` is None.
     """
 
-    def __init__(self, features: int, classes: int, width: int, dropout: float) -> None:
+    def __init__(self, features: int, classes: int, width: int | None, dropout: float) -> None:
         if width:
             layers = [nn.Linear(features, width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, classes)]
         else:
@@ -32,7 +32,9 @@ class Head(nn.Sequential):
             return super().forward(features.float())
 
 
-def build_network(name: str, weights: str, classes: int, head_width: int, dropout: float, seed: int) -> nn.Module:
+def build_network(
+    name: str, weights: str, classes: int, head_width: int | None, dropout: float, seed: int
+) -> nn.Module:
     """Build torchvision's network `name` with a new head instead of its last linear layer; `seed` sets its weights.
 
     `weights` is `none` (random, also from `seed`), one of torchvision's names (downloaded once, hash checked), or a
@@ -44,7 +46,7 @@ def build_network(name: str, weights: str, classes: int, head_width: int, dropou
     torch.manual_seed(seed)
     network = bare_network(name)
     if weights != "none":
-        _load_body(network, name, weights)
+        _load_backbone(network, name, weights)
     torch.manual_seed(seed)
     replace_output(network, classes, head_width, dropout)
     return network
@@ -77,7 +79,7 @@ def check_image_size(network: nn.Module, name: str, size: int, key: str) -> None
     """
     network.eval()
     if error := _size_error(network, size):
-        sizes = sorted(range(LEAST_SIZE, LARGEST_SIZE + 1), key=lambda other: abs(other - size))
+        sizes = sorted(range(MIN_SIZE, MAX_SIZE + 1), key=lambda other: abs(other - size))
         works = next((other for other in sizes if not _size_error(network, other)), None)
         advice = f"set {key} to {works}, the nearest size that works" if works else f"change {key}"
         raise UserError(f"{name} cannot take images of {size}x{size} pixels ({first_line(error)}); {advice}")
@@ -114,7 +116,7 @@ def _output_name(network: nn.Module) -> str:
     return [name for name, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
 
 
-def replace_output(network: nn.Module, classes: int, head_width: int, dropout: float) -> None:
+def replace_output(network: nn.Module, classes: int, head_width: int | None, dropout: float) -> None:
     """Replace the network's output layer by a new Head."""
     name = _output_name(network)
     if isinstance(network, models.SqueezeNet):  # its classifier is a convolution followed by pooling
@@ -124,7 +126,7 @@ def replace_output(network: nn.Module, classes: int, head_width: int, dropout: f
     network.set_submodule(name, replacement)
 
 
-def _load_body(network: nn.Module, name: str, weights: str) -> None:
+def _load_backbone(network: nn.Module, name: str, weights: str) -> None:
     """Load all weights except the output layer's, which may be missing or for other classes."""
     tensors = read_weights(name, weights)
     unused = (f"{_output_name(network)}.", "aux1.", "aux2.", "AuxLogits.")
@@ -134,8 +136,8 @@ def _load_body(network: nn.Module, name: str, weights: str) -> None:
     tensors = strip_prefix(tensors, expected)
     mismatch = f"networks.{name}.weights: {weights} contains weights for a different network"
     try:
-        body = {key: tensor for key, tensor in tensors.items() if not key.startswith(unused)}
-        missing, unexpected = network.load_state_dict(with_version(body, network), strict=False)
+        backbone = {key: tensor for key, tensor in tensors.items() if not key.startswith(unused)}
+        missing, unexpected = network.load_state_dict(with_version(backbone, network), strict=False)
     except (RuntimeError, AttributeError) as error:
         raise UserError(f"{mismatch} ({first_line(error)})") from None
     if differing := unexpected + [key for key in missing if not key.startswith(unused)]:

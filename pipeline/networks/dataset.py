@@ -21,7 +21,7 @@ from torch import Tensor
 IMAGENET_MEAN = [0.485, 0.456, 0.406]  # of RGB values from 0 to 1, as torchvision's weights expect
 IMAGENET_STD = [0.229, 0.224, 0.225]
 
-MOST_OF_FREE_MEMORY = 1 / 3  # for one split; the rest is for the other one, the network and its activations
+MAX_SHARE_OF_FREE_MEMORY = 1 / 3  # for one split; the rest is for the other one, the network and its activations
 
 Augment = Callable[[Tensor], Tensor]  # from uint8 images [N, 3, size, size] to others, all of one size
 
@@ -110,7 +110,7 @@ def open_split(path: Path, device: torch.device) -> PackedSplit:
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); run `dvc repro prepare` to create it") from None
     labels = torch.from_numpy(labels).long().to(device)
-    is_large = pixels.nbytes > MOST_OF_FREE_MEMORY * free_memory(device)
+    is_large = pixels.nbytes > MAX_SHARE_OF_FREE_MEMORY * free_memory(device)
     if device.type == "cuda" and not is_large:
         return PackedSplit(copy_in_background(pixels, device), labels, description)
     return PackedSplit(pixels if is_large else pixels.to(device), labels, description, is_large)

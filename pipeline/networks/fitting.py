@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-MOST_PHOTOS = 1000  # enough for a start; training improves on it
+MAX_PHOTOS = 1000  # enough for a start; training improves on it
 AUGMENTED_VIEWS = 3  # of each photo
 REGULARISATION = 0.03  # weight of the penalty on the coefficients, relative to the mean log loss
 
@@ -16,11 +16,11 @@ REGULARISATION = 0.03  # weight of the penalty on the coefficients, relative to 
 def fit_head(network: nn.Module, train: PackedSplit, augment: Augment | None, dtype: torch.dtype, title: str) -> float:
     """Set the linear head of `network` to a logistic regression on the features of train's photos.
 
-    Uses the first MOST_PHOTOS photos and at least one of each class: each as it is and, unless `augment` is None, in a
+    Uses the first MAX_PHOTOS photos and at least one of each class: each as it is and, unless `augment` is None, in a
     few augmented views. Returns the log loss on them, in nats. Leaves the network in eval mode. `title`
     labels the progress bar.
     """
-    photos = train.sample(MOST_PHOTOS)
+    photos = train.sample(MAX_PHOTOS)
     views = [None, *[augment] * AUGMENTED_VIEWS] if augment else [None]
     features = torch.cat([predict_features(network, photos, dtype, title, view) for view in views])
     labels = photos.labels.cpu().repeat(len(views))

@@ -6,14 +6,14 @@ from torch import nn
 
 
 def set_trainable(network: nn.Module, layers: str) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Freeze everything except the head and part of the body below it; return the trained parameters of both.
+    """Freeze everything except the head and part of the backbone below it; return the trained parameters of both.
 
-    `layers` is the part of the body to train: `head` (none of it), `batchnorm`, `last_half` or `all`. `last_half` is
-    the half of the body's parameter tensors closest to the head; in ResNet-18, layer3 and layer4.
+    `layers` is the part of the backbone to train: `head` (none of it), `batchnorm`, `last_half` or `all`.
+    `last_half` is the half of the backbone's parameter tensors closest to the head; in ResNet-18, layer3 and layer4.
     """
     head = list(head_of(network).parameters())
     in_head = set(head)
-    body = [parameter for parameter in network.parameters() if parameter not in in_head]
+    backbone = [parameter for parameter in network.parameters() if parameter not in in_head]
     trained = {
         "head": [],
         "batchnorm": [
@@ -22,8 +22,8 @@ def set_trainable(network: nn.Module, layers: str) -> tuple[list[nn.Parameter], 
             if isinstance(module, nn.modules.batchnorm._BatchNorm)
             for parameter in module.parameters()
         ],
-        "last_half": _last_half(network, body),
-        "all": body,
+        "last_half": _last_half(network, backbone),
+        "all": backbone,
     }[layers]
     network.requires_grad_(False)
     for parameter in head + trained:
@@ -31,14 +31,14 @@ def set_trainable(network: nn.Module, layers: str) -> tuple[list[nn.Parameter], 
     return head, trained
 
 
-def _last_half(network: nn.Module, body: list[nn.Parameter]) -> list[nn.Parameter]:
-    """The later half of `body`; a layer straddling the midpoint stays frozen."""
-    earlier = set(body[: len(body) // 2])
+def _last_half(network: nn.Module, backbone: list[nn.Parameter]) -> list[nn.Parameter]:
+    """The later half of `backbone`; a layer straddling the midpoint stays frozen."""
+    earlier = set(backbone[: len(backbone) // 2])
     for module in network.modules():
         own = set(module.parameters(recurse=False))
         if earlier & own:
             earlier |= own
-    return [parameter for parameter in body if parameter not in earlier]
+    return [parameter for parameter in backbone if parameter not in earlier]
 
 
 def set_training(network: nn.Module, layers: str, batchnorm_statistics: str) -> None:

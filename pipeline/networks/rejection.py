@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-MOST_REFERENCES = 2000
+MAX_REFERENCES = 2000
 NEIGHBOR = 5
 
 
@@ -54,7 +54,7 @@ def similarities(features: Tensor, references: Tensor) -> Tensor:
 
 def make_references(network: nn.Module, train: PackedSplit, dtype: torch.dtype) -> Tensor:
     """The features of train's first photos and at least one of each class, scaled to length 1."""
-    features = predict_features(network, train.sample(MOST_REFERENCES), dtype, "known photos")
+    features = predict_features(network, train.sample(MAX_REFERENCES), dtype, "known photos")
     return nn.functional.normalize(features)
 
 
@@ -69,28 +69,29 @@ def save_rejection(path: Path, network: nn.Module, references: Tensor, descripti
     `description` holds network, threshold, share and what prepare says of the photos.
     """
     head = f"{head_name(network)}."
-    body = {key: tensor for key, tensor in network.state_dict().items() if not key.startswith(head)}
-    tensors = {f"network.{key}": tensor.cpu().contiguous() for key, tensor in body.items()}
+    backbone = {key: tensor for key, tensor in network.state_dict().items() if not key.startswith(head)}
+    tensors = {f"network.{key}": tensor.cpu().contiguous() for key, tensor in backbone.items()}
     metadata = {"rejection": json.dumps(description, sort_keys=True)}
     path.write_bytes(save(tensors | {"references": references}, metadata))
 
 
-def load_rejection(path: Path, share: float, device: torch.device) -> Rejection:
-    """Read what `save_rejection` wrote. Raises UserError if the file is something else or for another reject.share."""
+def load_rejection(path: Path, rate: float, device: torch.device) -> Rejection:
+    """Read what `save_rejection` wrote. Raises UserError if the file is something else or for another rate."""
     try:
         with safe_open(path, framework="pt") as file:
             description = json.loads(file.metadata()["rejection"])
-            if description["share"] != share:
+            if description["false_rejection_rate"] != rate:
                 raise UserError(
-                    f"{path} is for reject.share {description['share']}, but params.yaml says {share}; run `dvc repro`"
+                    f"{path} is for reject.false_rejection_rate {description['false_rejection_rate']}, but params.yaml "
+                    f"says {rate}; run `dvc repro`"
                 )
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         references = tensors.pop("references")
         network = bare_network(description["network"])
-        replace_output(network, classes=1, head_width=0, dropout=0)
+        replace_output(network, classes=1, head_width=None, dropout=0)
         network.set_submodule(head_name(network), nn.Identity())
-        body = {key.removeprefix("network."): tensor for key, tensor in tensors.items()}
-        network.load_state_dict(with_version(body, network))
+        backbone = {key.removeprefix("network."): tensor for key, tensor in tensors.items()}
+        network.load_state_dict(with_version(backbone, network))
         threshold = description["threshold"]
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(f"{path} was not written by this pipeline ({first_line(error)}); run `dvc repro`") from None

@@ -11,7 +11,7 @@ from pipeline.core.sections.train import Train
 
 from torch import Tensor, nn
 
-LOWEST_SCALE, HIGHEST_SCALE = 1e-12, 1e3  # of logits; without mistakes, the best scale would be infinite
+MIN_SCALE, MAX_SCALE = 1e-12, 1e3  # of logits; without mistakes, the best scale would be infinite
 BISECTIONS = 50  # of the scale's logarithm; more would not change the loss
 NOTABLE = 1.2  # the factor by which a loss must rise to be reported; less may be noise
 LEARNED, FORGOTTEN, USELESS, DIVERGED = 0.4, 0.5, 0.95, 2  # times the loss of guessing
@@ -26,7 +26,7 @@ def calibrated_loss(logits: Tensor, labels: Tensor) -> float:
     """
     logits = logits.double()
     mean_of_labels = logits.gather(1, labels[:, None]).mean()
-    low, high = math.log(LOWEST_SCALE), math.log(HIGHEST_SCALE)
+    low, high = math.log(MIN_SCALE), math.log(MAX_SCALE)
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
         slope = (logits * (logits * math.exp(middle)).softmax(1)).sum(1).mean() - mean_of_labels

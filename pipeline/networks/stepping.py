@@ -103,18 +103,18 @@ class TrainingStep:
 
 
 def make_optimizer(network: nn.Module, name: str, lr: float, params: Train, as_graph: bool) -> torch.optim.Optimizer:
-    """Freeze everything except the head and train.layers. The head trains at lr, the body at lr * train.body_lr_factor.
+    """Freeze everything except the head, which trains at lr, and train.layers, at lr * train.backbone_lr_factor.
 
     `as_graph` is that of TrainingStep. Raises UserError if train.layers is batchnorm and the network has no BatchNorm
     layers.
     """
-    head, body = set_trainable(network, params.layers)
-    if params.layers == "batchnorm" and not body:
+    head, backbone = set_trainable(network, params.layers)
+    if params.layers == "batchnorm" and not backbone:
         raise UserError(
             f"params.yaml: train.layers is batchnorm, but {name} has no BatchNorm layers; expected head, last_half "
             "or all"
         )
-    groups = [{"params": head, "lr": lr}, {"params": body, "lr": lr * params.body_lr_factor}]
+    groups = [{"params": head, "lr": lr}, {"params": backbone, "lr": lr * params.backbone_lr_factor}]
     device = head[0].device
     if as_graph:  # the graph reads the rates from these tensors
         groups = [{**group, "lr": torch.tensor(group["lr"], device=device)} for group in groups]
@@ -137,5 +137,5 @@ def make_scheduler(params: Train, optimizer: torch.optim.Optimizer, steps: int) 
         peaks = [float(group["lr"]) for group in optimizer.param_groups]
         # + 1 because total_steps counts learning rates: one before the first step, and one after each step.
         return OneCycleLR(optimizer, peaks, total_steps=params.epochs * steps + 1, cycle_momentum=False)
-    # With lr_step_size 0 the step size is infinite, so the learning rate never changes.
+    # If lr_step_size is null the step size is infinite, so the learning rate never changes.
     return StepLR(optimizer, (params.lr_step_size or math.inf) * steps, params.lr_gamma)

@@ -23,7 +23,7 @@ class Stage:
     after: list[str]
 
 
-def read_stages(params: dict, path: Path = PIPELINE) -> list[list[Stage]]:
+def stage_levels(params: dict, path: Path = PIPELINE) -> list[list[Stage]]:
     """Group the stages into topological levels, substituting ${key} from `params`.
 
     Raises UserError if stages depend on each other.

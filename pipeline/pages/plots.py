@@ -21,9 +21,9 @@ Plot = Callable[[Axes], None]
 
 PANEL = (4.4, 3.4)  # inches; small enough that 11-point text is readable on a phone
 LONGEST_NAME = 18  # characters of a class name in a plot
-MOST_COUNTS = 10  # classes; with more, a confusion matrix has no room for numbers
-MOST_TICKS = 25  # along one side of a confusion matrix
-MOST_LETTERS = 24  # of class names along its width; more are turned upright
+MAX_COUNTS = 10  # classes; with more, a confusion matrix has no room for numbers
+MAX_TICKS = 25  # along one side of a confusion matrix
+MAX_LETTERS = 24  # of class names along its width; more are turned upright
 INK = "#1a1a1a"
 SERIES = ("#0b62a4", "#c2410c", "#0f766e", "#9d174d", "#6d28d9", "#5f6b1c")  # one per network; INK for the ensemble
 MARKERS = "osD^vP"  # one per network, for readers who cannot tell the colours apart
@@ -131,18 +131,18 @@ def validation_accuracies(curves: dict[str, pd.DataFrame]) -> Plot:
 
 
 def confusion_matrix(name: str, counts: np.ndarray, classes: Sequence[str]) -> Plot:
-    """`counts` [classes, classes] of photos, by actual and predicted class; numbers only for up to MOST_COUNTS."""
+    """`counts` [classes, classes] of photos, by actual and predicted class; numbers only for up to MAX_COUNTS."""
 
     def draw(panel: Axes) -> None:
         panel.imshow(counts / counts.sum(axis=1, keepdims=True), cmap="Blues", vmin=0, vmax=1.4)
-        if len(classes) <= MOST_COUNTS:
+        if len(classes) <= MAX_COUNTS:
             for actual, predicted in np.ndindex(counts.shape):
                 text = f"{counts[actual, predicted]:,}"
                 size = max(9, 18 - len(classes))
                 panel.text(predicted, actual, text, fontsize=size, ha="center", va="center")
-        ticks = range(0, len(classes), -(-len(classes) // MOST_TICKS))
+        ticks = range(0, len(classes), -(-len(classes) // MAX_TICKS))
         names = [shorten(classes[tick]) for tick in ticks]
-        panel.set_xticks(ticks, names, rotation=90 if sum(map(len, names)) > MOST_LETTERS else 0)
+        panel.set_xticks(ticks, names, rotation=90 if sum(map(len, names)) > MAX_LETTERS else 0)
         panel.set_yticks(ticks, names)
         panel.set(title=name, xlabel="predicted", ylabel="actual")
         panel.grid(visible=False)

@@ -22,10 +22,10 @@ HASH_SIDE = 16  # so a hash has 256 bits, of the 16 x 16 lowest frequencies of 3
 # pair, two different photos, differs in 70. Of 609 flowers two edited copies differ in 30 and 38, the next pair in 68.
 # Among every 60th of the 25,000, a copy differs in at most 10 bits if it is re-encoded at quality 20, in 4 if it is
 # rescaled, in 30 if 1 % of each side is cropped, and in 54 if it is 2 % (in at most 50 in 99 of 100 cases).
-MOST_DIFFERENT_BITS = 50
-LEAST_SET_BITS = 120  # about half of them are set, except in an image without structure
+MAX_DIFFERENT_BITS = 50
+MIN_SET_BITS = 120  # about half of them are set, except in an image without structure
 ROWS_AT_ONCE, COLUMNS_AT_ONCE = 16, 4096  # so that the hashes being compared stay in a core's cache
-MOST_PAIRS = 5_000_000  # kept in memory before they are reduced
+MAX_PAIRS = 5_000_000  # kept in memory before they are reduced
 ROBOFLOW = re.compile(r"(.+)\.rf\.[0-9a-f]{32}", re.IGNORECASE)  # its augmented copies of a photo
 
 
@@ -37,7 +37,7 @@ def perceptual_hash(content: bytes) -> bytes:
     """
     image = open_upright(content, least_side=HASHED_SIZE)
     bits = imagehash.phash(image, hash_size=HASH_SIDE, highfreq_factor=2).hash
-    if bits.sum() < LEAST_SET_BITS:
+    if bits.sum() < MIN_SET_BITS:
         return b""
     return np.packbits(bits).tobytes()
 
@@ -45,14 +45,14 @@ def perceptual_hash(content: bytes) -> bytes:
 def group_copies(photos: list[Photo]) -> list[list[Photo]]:
     """Photos in groups of copies; most groups have one photo. A group keeps the order of `photos`."""
     links = [*_chain(photos, lambda photo: photo.sha256), *_chain(photos, _roboflow_original)]
-    links += _chain(photos, lambda photo: photo.looks or None)
+    links += _chain(photos, lambda photo: photo.perceptual_hash or None)
     pairs, added = [np.array(links, dtype=int).reshape(-1, 2)], 0
-    first = {photo.looks: number for number, photo in reversed([*enumerate(photos)]) if photo.looks}
+    first = {photo.perceptual_hash: number for number, photo in reversed([*enumerate(photos)]) if photo.perceptual_hash}
     numbers = np.array([*first.values()], dtype=int)
     for similar in similar_hashes([*first]):
         pairs.append(numbers[similar])
         added += len(similar)
-        if added > MOST_PAIRS:  # all frames of a video may be similar
+        if added > MAX_PAIRS:  # all frames of a video may be similar
             pairs, added = [_fewest(pairs, len(photos))], 0
     groups: dict[int, list[Photo]] = {}
     for photo, number in zip(photos, _group_numbers(pairs, len(photos)), strict=True):
@@ -61,7 +61,7 @@ def group_copies(photos: list[Photo]) -> list[list[Photo]]:
 
 
 def similar_hashes(hashes: list[bytes]) -> Iterator[np.ndarray]:
-    """Yield all pairs of hashes that differ in at most MOST_DIFFERENT_BITS, as their indices, int [N, 2], N > 0.
+    """Yield all pairs of hashes that differ in at most MAX_DIFFERENT_BITS, as their indices, int [N, 2], N > 0.
 
     All pairs are compared, at 1.4 ns of CPU time each: if a fifth of the bits may differ, no exact index rules out
     enough of them. Comparing only three of the four 64-bit words does: they differ in 96 bits on average for different
@@ -75,9 +75,9 @@ def similar_hashes(hashes: list[bytes]) -> Iterator[np.ndarray]:
         for start in range(first, len(hashes), COLUMNS_AT_ONCE):
             columns = words[:, None, start : start + COLUMNS_AT_ONCE]
             different = sum(np.bitwise_count(row ^ column) for row, column in zip(rows[:3], columns[:3], strict=True))
-            if different.min() <= MOST_DIFFERENT_BITS:
+            if different.min() <= MAX_DIFFERENT_BITS:
                 different += np.bitwise_count(rows[3] ^ columns[3])
-                pairs = np.argwhere(different <= MOST_DIFFERENT_BITS) + np.array([first, start])
+                pairs = np.argwhere(different <= MAX_DIFFERENT_BITS) + np.array([first, start])
                 found.append(pairs[pairs[:, 0] < pairs[:, 1]])
         return np.concatenate(found)
 

@@ -76,7 +76,7 @@ class UnreadablePhoto(Exception):
 def decode(content: bytes, size: int, resize: str) -> np.ndarray:
     """Decode a photo, turn it upright and scale it, to uint8 RGB [size, size, 3].
 
-    `resize` is `squeeze` (the whole photo; the aspect ratio is not kept) or `center_crop` (its center; the aspect ratio
+    `resize` is `stretch` (the whole photo; the aspect ratio is not kept) or `center_crop` (its center; the aspect ratio
     is kept). Both scale with an antialiased bilinear filter. Raises UnreadablePhoto if the bytes cannot be decoded.
     """
     image = open_upright(content, least_side=2 * size)

@@ -26,7 +26,7 @@ def hash_photos(source: PhotoSource, photos: list[Photo]) -> None:
         tqdm(total=len(photos), desc="hashing", unit=" photos", disable=None) as bar,
     ):
         for batch, hashes in zip(batches, results, strict=True):
-            for photo, (photo.sha256, photo.looks, unreadable) in zip(batch, hashes, strict=True):
+            for photo, (photo.sha256, photo.perceptual_hash, unreadable) in zip(batch, hashes, strict=True):
                 if unreadable:
                     photo.readable, photo.excluded = False, photo.excluded or unreadable
             bar.update(len(batch))
@@ -34,12 +34,12 @@ def hash_photos(source: PhotoSource, photos: list[Photo]) -> None:
 
 def _hashes(source: PhotoSource, photo: Photo) -> tuple[str, bytes, str]:
     """The SHA-256 of a photo's bytes, its perceptual hash, and why it cannot be read; each may be empty."""
-    sha256, looks = "", b""
+    sha256, perceptual = "", b""
     try:
         content = source.read(photo)
         sha256 = hashlib.sha256(content).hexdigest()
         if photo.label is not None:  # others are in no split, readable or not
-            looks = perceptual_hash(content)
+            perceptual = perceptual_hash(content)
     except UnreadablePhoto as reason:
-        return sha256, looks, str(reason)
-    return sha256, looks, ""
+        return sha256, perceptual, str(reason)
+    return sha256, perceptual, ""

@@ -29,7 +29,7 @@ class Photo:
     misnamed: bool = False  # its file name says a different class than its folder, which takes precedence
     readable: bool = True  # False once it could not be decoded
     sha256: str = ""  # of its bytes
-    looks: bytes = b""  # its perceptual hash
+    perceptual_hash: bytes = b""
     copy_of: str = ""  # the name of the first photo in its group of copies
     split: str = ""  # train, validation or test; set when the photo is written to that split's file
     row: int = -1  # index in that file

@@ -20,7 +20,7 @@ from pipeline.photos.packing import SplitOrder
 from pipeline.photos.source import Photo, PhotoSource, describe_skipped
 
 FILL_ORDER = ("test", "validation", "train")  # if there are too few photos, train gets fewer ...
-LEAST_TRAIN_SHARE = 0.99  # ... but at least this share of what was asked for
+MIN_TRAIN_SHARE = 0.99  # ... but at least this share of what was asked for
 NO_CLASS = "no class by its folder, its file name or the table"
 CONFLICTING = "the same photo stands under different labels"
 COPY = "a copy of a photo in validation or test"
@@ -35,7 +35,7 @@ def require_enough(photos: list[Photo], classes: Sequence[str], source: PhotoSou
     """Raise UserError right away if there are too few photos even if every one of them can be read."""
     found = Counter(photo.label for photo in photos if photo.label is not None and not photo.excluded)
     asked = {name: size for name, size in prepare.split if isinstance(size, int)}
-    spared = (1 - LEAST_TRAIN_SHARE) * asked.get("train", 0)
+    spared = (1 - MIN_TRAIN_SHARE) * asked.get("train", 0)
     least = math.ceil(sum(asked.values()) - spared)
     missing = [name for label, name in enumerate(classes) if not found[label]]
     if not missing and found.total() >= least:
@@ -135,7 +135,7 @@ class Plan:
         return quotas
 
     def _falls_short(self, groups: list[Group]) -> bool:
-        """Whether a split with a number of photos gets too few; train may be slightly smaller (LEAST_TRAIN_SHARE)."""
+        """Whether a split with a number of photos gets too few; train may be slightly smaller (MIN_TRAIN_SHARE)."""
         self._room = self._full_room()
         for group in groups:
             if split := self.choose(group):
@@ -145,7 +145,7 @@ class Plan:
                 parts = [*zip(self.quotas[name], self._room[name], strict=True)]
                 filled = min(((quota - room) / quota for quota, room in parts if quota), default=0)
                 held = sum(int(filled * quota + ROUNDING) for quota, _ in parts)  # as SplitOrder keeps the proportion
-                if held < size * (LEAST_TRAIN_SHARE if name == "train" else 1):
+                if held < size * (MIN_TRAIN_SHARE if name == "train" else 1):
                     return True
         return False
 
@@ -266,7 +266,7 @@ def require_sizes(photos: list[Photo], classes: Sequence[str], prepare: Prepare)
         f"{split} got {got[split].total()}" + (f" of {asked[split]}" if split in asked else "") for split in SPLITS
     )
     found = f"found {describe_found(photos, classes)}"
-    slightly = short.keys() <= {"train"} and short.get("train", 0) >= LEAST_TRAIN_SHARE * asked.get("train", 0)
+    slightly = short.keys() <= {"train"} and short.get("train", 0) >= MIN_TRAIN_SHARE * asked.get("train", 0)
     if not slightly:
         unreadable = not all(photo.readable for photo in photos)
         advice = "fix the excluded photos or lower" if unreadable else "add photos or lower"

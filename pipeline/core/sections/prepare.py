@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pipeline.core.params import LARGEST_SIZE, LEAST_SIZE, Integer, Section, Seed, SplitSize, Text
+from pipeline.core.params import MAX_SIZE, MIN_SIZE, Integer, Section, Seed, SplitSize, Text
 
 from pydantic import Field
 
@@ -18,7 +18,7 @@ class Split(Section):
 class Prepare(Section):
     source: Text
     labels: Text
-    image_size: Annotated[Integer, Field(ge=LEAST_SIZE, le=LARGEST_SIZE)]
-    resize: Literal["squeeze", "center_crop"]
+    image_size: Annotated[Integer, Field(ge=MIN_SIZE, le=MAX_SIZE)]
+    resize: Literal["stretch", "center_crop"]
     split: Split
     seed: Seed

@@ -8,4 +8,4 @@ from pydantic import Field
 
 
 class Reject(Section):
-    share: Annotated[Number, Field(ge=0, le=0.5)]
+    false_rejection_rate: Annotated[Number, Field(gt=0, le=0.5)] | None
