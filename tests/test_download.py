@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import torch
 from projects import REPOSITORY, Project, error_line
+from safetensors.torch import load, save
 from torchvision import models
 
 CONTENT = np.random.default_rng(1).bytes(300_001)
@@ -270,6 +271,40 @@ def test_build_network_downloads_weights_once(
     assert [path.read_bytes() for path in checkpoints.iterdir()] == [server.content]
     assert server.ranges == [None]
     assert capfd.readouterr() == (f"downloading {url_of_weights()}\n", "")  # a progress bar only on a terminal
+
+
+@pytest.fixture
+def timm(server: Server, checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The first digits of the SHA-256 of timm's resnet18.a1_in1k, which the server has: ResNet-18, as safetensors."""
+    torch.manual_seed(7)
+    server.content = save(models.resnet18(weights=None, num_classes=3).state_dict())
+    monkeypatch.setattr(weights, "TIMM_URL", f"http://127.0.0.1:{server.server_port}/timm/{{}}/model.safetensors")
+    return hashlib.sha256(server.content).hexdigest()[:8]
+
+
+def test_build_network_downloads_timms_weights_once_and_only_with_their_hash(
+    timm: str, checkpoints: Path, server: Server
+) -> None:
+    with pytest.raises(UserError) as error:
+        build_network("resnet18", "timm/resnet18.a1_in1k", 2, None, 0.5, seed=1)
+    assert str(error.value) == (
+        f"params.yaml: networks.resnet18.weights is timm/resnet18.a1_in1k; write timm/resnet18.a1_in1k@{timm}, the "
+        "first digits of the published file's SHA-256, so that a file published later cannot change your results"
+    )
+    published = load(server.content)
+    network = build_network("resnet18", f"timm/resnet18.a1_in1k@{timm}", 2, None, 0.5, seed=1).state_dict()
+    backbone = [key for key in published if not key.startswith("fc.")]
+    assert all(torch.equal(network[key], published[key]) for key in backbone)
+    assert [path.name for path in checkpoints.iterdir()] == [f"resnet18.a1_in1k-{timm}.safetensors"]
+    assert server.ranges == [None]  # downloaded once
+
+
+def test_build_network_refuses_timms_weights_that_have_changed(timm: str, checkpoints: Path, server: Server) -> None:
+    with pytest.raises(UserError, match=f'invalid hash value .expected "00000000", got "{timm}'):
+        build_network("resnet18", "timm/resnet18.a1_in1k@00000000", 2, None, 0.5, seed=1)
+    with pytest.raises(UserError, match="contains weights for a different network"):
+        build_network("resnet34", f"timm/resnet18.a1_in1k@{timm}", 2, None, 0.5, seed=1)
+    assert len(list(checkpoints.iterdir())) == 1
 
 
 def break_by_status(server: Server) -> None:

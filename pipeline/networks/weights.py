@@ -1,4 +1,4 @@
-"""Pretrained weights: torchvision's, downloaded once, or the user's; checked against the hash in the file name."""
+"""Pretrained weights: torchvision's or timm's, downloaded once, or the user's; the file's name has its hash."""
 
 import hashlib
 import io
@@ -23,6 +23,9 @@ from torch import Tensor
 from torchvision import models
 
 DOWNLOAD_TIMEOUT_S = 30  # for connecting, and for each chunk
+TIMM_NAME = re.compile(r"timm/([\w.-]+)(?:@([0-9a-f]{8,64}))?")
+TIMM_URL = "https://huggingface.co/timm/{}/resolve/main/model.safetensors"  # where timm publishes its weights
+SHOWN_DIGITS = 8  # of a SHA-256
 
 
 def read_weights(name: str, weights: str) -> dict[str, Tensor]:
@@ -70,11 +73,11 @@ def _check_hash(key: str, name: str, path: Path, sha256: str) -> None:
     if not digits:
         raise UserError(
             f"{key}: the name of {path} must end in the first digits of its SHA-256, so that DVC notices when the file "
-            f"changes; rename it to {name}-{sha256[:8]}{path.suffix}"
+            f"changes; rename it to {name}-{sha256[:SHOWN_DIGITS]}{path.suffix}"
         )
     if not sha256.startswith(digits[1]):
         raise UserError(
-            f"{key}: {path} is damaged (its SHA-256 starts with {sha256[:8]}, its name says {digits[1]}); "
+            f"{key}: {path} is damaged (its SHA-256 starts with {sha256[:SHOWN_DIGITS]}, its name says {digits[1]}); "
             "delete it and download it again"
         )
 
@@ -92,19 +95,46 @@ def _find_tensors(loaded: object) -> dict[str, Tensor]:
 
 
 def _downloaded(name: str, weights: str) -> Path:
-    """The path of torchvision's `weights` in torch.hub's cache; downloads them if missing. Raises UserError."""
+    """The path of torchvision's or timm's `weights` in torch.hub's cache; downloads them if missing.
+
+    Raises UserError if there are no such weights, if the download fails, or if timm's are named without their hash.
+    """
+    folder = Path(torch.hub.get_dir(), "checkpoints")
+    if timm := TIMM_NAME.fullmatch(weights):
+        model, digits = timm.groups()
+        url = TIMM_URL.format(model)
+        if not digits:
+            digits = _hash_of_timm(name, url, folder / f"{model}.safetensors")
+            raise UserError(
+                f"params.yaml: networks.{name}.weights is {weights}; write {weights}@{digits}, the first digits of the "
+                "published file's SHA-256, so that a file published later cannot change your results"
+            )
+        return _download(name, url, folder / f"{model}-{digits}.safetensors", digits)
     # Without aliases: DEFAULT may stand for different weights in another version of torchvision.
     known = {entry.name: entry for entry in models.get_model_weights(name)}
     if weights not in known:
         raise UserError(
             f"params.yaml: networks.{name}.weights is {weights!r}; expected none, a file named "
-            f"{name}-<first digits of its SHA-256>.pth or .safetensors, or torchvision's {', '.join(known)}"
+            f"{name}-<first digits of its SHA-256>.pth or .safetensors, torchvision's {', '.join(known)}, or timm's, "
+            f"such as timm/{name}.a1_in1k"
         )
     url = known[weights].url
-    path = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(url).path).name)
+    path = folder / Path(urlparse(url).path).name
+    return _download(name, url, path, torch.hub.HASH_REGEX.search(path.name)[1])
+
+
+def _hash_of_timm(name: str, url: str, path: Path) -> str:
+    """Download timm's file, keep it for the next run under its hash, and return the hash's first digits."""
+    _download(name, url, path, digits=None)
+    digits = hashlib.sha256(path.read_bytes()).hexdigest()[:SHOWN_DIGITS]
+    path.rename(path.with_name(f"{path.stem}-{digits}.safetensors"))
+    return digits
+
+
+def _download(name: str, url: str, path: Path, digits: str | None) -> Path:
+    """Download `url` to `path`, unless that exists. Raises UserError if its SHA-256 does not start with `digits`."""
     if not path.exists():
         print(f"downloading {url}", flush=True)
-        digits = torch.hub.HASH_REGEX.search(path.name)[1]
         yourself = f"download the file yourself and set networks.{name}.weights to its path"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
