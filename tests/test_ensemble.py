@@ -25,8 +25,9 @@ VALIDATION_MARGINS = [
     ("cat", {"first": -1.0, "second": 0.2, "third": -0.2}),
     ("cat", {"first": -2.0, "second": -0.2, "third": 0.2}),
 ]
-SCORES = ["accuracy", "correct", "total", "accuracy_low", "accuracy_high"]
+SCORES = ["accuracy", "correct", "total", "accuracy_low", "accuracy_high", "accuracy_sd_over_seeds"]
 SCORES += ["log_loss", "roc_auc", "balanced_accuracy", "balanced_accuracy_low", "balanced_accuracy_high", "macro_f1"]
+SCORES += ["calibration_error", "calibration_error_low", "calibration_error_high"]
 
 
 def write_predictions(root: Path, **splits: list[tuple[str, dict]]) -> None:

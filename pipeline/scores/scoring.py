@@ -1,9 +1,11 @@
 """Score predictions: probabilities [N, classes] against labels, int [N]."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.core.files import require_file
+from pipeline.scores.calibration import calibration_error, calibration_error_interval
 
 import numpy as np
 import pandas as pd
@@ -11,6 +13,7 @@ from scipy.special import ndtri
 
 DIGITS = 6  # decimal places of scores in files
 ENSEMBLE = "ensemble"  # its name in tables, next to the networks'
+CALIBRATION_ERROR_ENDS = ("calibration_error_low", "calibration_error_high")
 QUANTILE = ndtri(0.975)  # of the normal distribution, for 95 % intervals
 
 
@@ -22,8 +25,8 @@ def predicted_labels(probabilities: np.ndarray) -> np.ndarray:
 def score(probabilities: np.ndarray, labels: np.ndarray) -> dict:
     """Score predictions; `labels` must contain every class.
 
-    Includes the 95 % intervals of accuracy and balanced accuracy; log loss is in nats. ROC AUC, balanced accuracy (the
-    recall) and F1 are unweighted means over the classes.
+    Includes the 95 % intervals of accuracy, balanced accuracy and calibration error; log loss is in nats. ROC AUC,
+    balanced accuracy (the recall) and F1 are unweighted means over the classes.
     """
     from sklearn.metrics import log_loss, roc_auc_score  # here, because it is slow: stages print a line first
 
@@ -36,12 +39,15 @@ def score(probabilities: np.ndarray, labels: np.ndarray) -> dict:
         "balanced_accuracy": recall.mean(),
         **balanced_accuracy_interval(recall, photos),
         "macro_f1": f1.mean(),
+        "calibration_error": calibration_error(probabilities, labels),
+        **dict(zip(CALIBRATION_ERROR_ENDS, calibration_error_interval(probabilities, labels), strict=True)),
     }
     return {
         "accuracy": round(correct / total, DIGITS),
         "correct": correct,
         "total": total,
         **accuracy_interval(correct, total),
+        "accuracy_sd_over_seeds": round(accuracy_sd_over_seeds(correct / total, total), DIGITS),
         **{name: round(float(value), DIGITS) for name, value in means.items()},
     }
 
@@ -62,6 +68,17 @@ def accuracy_interval(correct: int, total: int) -> dict[str, float]:
     """`accuracy_low` and `accuracy_high`, the 95 % interval of an accuracy."""
     low, high = wilson_interval(correct / total, total)
     return {"accuracy_low": round(float(low), DIGITS), "accuracy_high": round(float(high), DIGITS)}
+
+
+def accuracy_sd_over_seeds(accuracy: float, total: int) -> float:
+    """How much the accuracy on the same photos varies if a network is trained again with other seeds: its SD.
+
+    Expected for two classes if the seeds are calibrated together: a photo that a share p of them call a cat is a cat
+    with probability p, so its expected error is 2p(1 - p), and the variance over seeds of whether it is correct is
+    p(1 - p), half of that. With more classes it is less. Jordan, "On the Variance of Neural Network Training
+    with respect to Test Sets and Distributions", 2024, https://arxiv.org/abs/2304.01910
+    """
+    return math.sqrt((1 - accuracy) / (2 * total))
 
 
 def wilson_interval(share: np.ndarray, photos: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
