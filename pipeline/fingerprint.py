@@ -27,20 +27,25 @@ PACKAGES = ("torch", "torchvision", "numpy", "pandas", "pillow", "scikit-learn",
 def describe() -> dict:
     """The content of verify.json: the results here, and what they were made with."""
     params = read_params(Params)
-    device, dtype = set_up(params.device, params.precision, params.threads)
     return {
         "commit": find_commit(),
         "params": dict(flatten(without_folders(params).model_dump(mode="json"))),
-        "made_with": {
-            "hardware": hardware_name(device),
-            "threads": torch.get_num_threads(),
-            "precision": dtype_name(dtype),
-            "python": platform.python_version(),
-            "platform": platform.platform(terse=True),
-            **{package: version(package) for package in PACKAGES},
-        },
+        "made_with": made_with(params),
         "outputs": {path.as_posix(): hash_of(path) for path in outputs(Path())},
         "answers": read_answers(Path()),
+    }
+
+
+def made_with(params: Params) -> dict:
+    """The hardware and the versions with which networks run here."""
+    device, dtype = set_up(params.device, params.precision, params.threads)
+    return {
+        "hardware": hardware_name(device),
+        "threads": torch.get_num_threads(),
+        "precision": dtype_name(dtype),
+        "python": platform.python_version(),
+        "platform": platform.platform(terse=True),
+        **{package: version(package) for package in PACKAGES},
     }
 
 
@@ -56,9 +61,14 @@ def find_commit() -> str:
         raise UserError(untrusted_by_git())
     if done.returncode:
         return ""
-    status = ["git", "status", "--porcelain", "--untracked-files=no", "--", ".", ":!verify.json"]
-    changed = subprocess.run(status, capture_output=True, text=True)
-    return done.stdout.strip() + ("+" if changed.stdout else "")
+    is_changed = changed_files("--untracked-files=no", "--", ".", ":!verify.json")
+    return done.stdout.strip() + ("+" if is_changed else "")
+
+
+def changed_files(*arguments: str) -> list[str]:
+    """The files that `git status` lists; `arguments` say which to look at."""
+    status = ["git", "status", "--porcelain", *arguments]
+    return [line[3:] for line in subprocess.run(status, capture_output=True, text=True).stdout.splitlines()]
 
 
 def hash_of(path: Path) -> str:

@@ -10,7 +10,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `pipeline` can be imported
 
 import argparse
-import copy
 import textwrap
 from collections.abc import Iterator
 from itertools import takewhile
@@ -20,12 +19,12 @@ from pipeline.core.all_params import Params
 from pipeline.core.command_line import ArgumentParser
 from pipeline.core.editing import read_to_edit, write_edited
 from pipeline.core.errors import UserError
-from pipeline.core.params import as_written, flatten
+from pipeline.core.params import as_written
 from pipeline.core.params_check import check_all
 from pipeline.core.paths import PARAMS
 from pipeline.core.process import run_stage
 from pipeline.core.read_params import read_params
-from pipeline.core.recipes import DEFAULT, read_recipe, recipe_names, set_values
+from pipeline.core.recipes import DEFAULT, apply_recipe, changed_values, recipe_names, set_values
 from pipeline.core.tool_paths import RECIPES
 
 WIDTH = 120  # of the output, in columns
@@ -76,16 +75,14 @@ def find_changes(name: str) -> dict[str, tuple[Any, Any]]:
 
     Raises UserError if params.yaml is wrong, or would be.
     """
-    before = read_params(Params).model_dump()
-    after = copy.deepcopy(before)
-    set_values(after, read_recipe(name))
+    before = read_params(Params)
+    after = apply_recipe(name, before)
     try:
         check_all(after)
     except UserError as error:
         reasons = (line.removeprefix(f"{PARAMS}: ") for line in error.args)
         raise UserError(*(f"recipe {name} cannot be applied: {reason}" for reason in reasons)) from None
-    old, new = (dict(flatten(params)) for params in (before, Params.model_validate(after).model_dump()))
-    return {key: (old[key], value) for key, value in new.items() if value != old[key]}
+    return changed_values(before, Params.model_validate(after))
 
 
 if __name__ == "__main__":

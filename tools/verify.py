@@ -14,10 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `pipelin
 import argparse
 import filecmp
 import json
-import os
 import shutil
-import subprocess
-from typing import Any
 
 from pipeline.core import WORKSPACE
 from pipeline.core.all_params import Params
@@ -50,6 +47,7 @@ def read_arguments() -> argparse.Namespace:
 if __name__ == "__main__":
     check_first(read_arguments)
 
+from pipeline.dvc_command import require_up_to_date, run_dvc
 from pipeline.fingerprint import count_differing, describe, outputs, read_answers
 from pipeline.runs import SEED, Run, read_run
 from pipeline.scores.scoring import ENSEMBLE, predicted_labels
@@ -59,14 +57,12 @@ import yaml
 SCRATCH = Path(".verify")
 RECORD = Path("verify.json")
 MAY_DIFFER = ("device", "train.launcher", "prepare.source", "prepare.labels")  # between two computers
-# Run the stages with this Python, and with the DVC installed next to it or else the one on PATH.
-ENVIRONMENT = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
 def main() -> None:
     arguments = read_arguments()
     if arguments.against:
-        check_status()
+        require_up_to_date()
         compare_with(read_record(arguments.against), arguments.against, arguments.seed_run)
     else:
         rebuild_and_compare()
@@ -78,7 +74,7 @@ def main() -> None:
 def rebuild_and_compare() -> None:
     """Rebuild all results, say which differ, and write verify.json. Raises UserError if some differ."""
     require_source()
-    check_status()
+    require_up_to_date()
     copy_pipeline()
     for arguments in (
         ["init", "--quiet", "--no-scm"],
@@ -207,27 +203,11 @@ def differing_between(run: Run, other: Run) -> dict[str, int]:
 # ---- the project ----
 
 
-def check_status() -> None:
-    """Raise UserError unless all results exist and are up to date."""
-    done = run_dvc("status", "--json", stdout=subprocess.PIPE)
-    if done.returncode:
-        raise UserError("`dvc status` failed; see the error above")
-    if json.loads(done.stdout):
-        raise UserError("the results are out of date; run `dvc repro` first")
-
-
 def require_source() -> None:
     """Raise UserError unless the photos exist."""
     source = read_params(Params).prepare.source
     if not Path(source).exists():
         raise UserError(f"{source}: no such file or folder; the results can only be rebuilt from these photos")
-
-
-def run_dvc(*arguments: str, **options: Any) -> subprocess.CompletedProcess:
-    """Run `dvc` with `options` for subprocess.run; captured output is text. Raises UserError if it is not installed."""
-    if not (dvc := shutil.which("dvc", path=ENVIRONMENT["PATH"])):
-        raise UserError("dvc is not on PATH; install it (https://dvc.org/doc/install) or activate its environment")
-    return subprocess.run([dvc, *arguments], env=ENVIRONMENT, text=True, **options)
 
 
 def copy_pipeline() -> None:

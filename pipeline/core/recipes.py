@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from pipeline.core.all_params import Params
 from pipeline.core.errors import UserError
 from pipeline.core.params import flatten
 from pipeline.core.read_params import read_yaml
@@ -50,6 +51,19 @@ def set_values(params: dict, values: dict[str, Any]) -> None:
         for name in sections:
             section = section[name]
         section[last] = value
+
+
+def apply_recipe(name: str, params: Params) -> dict[str, Any]:
+    """The content of params.yaml with a recipe applied to `params`; its values are not checked yet."""
+    content = params.model_dump()
+    set_values(content, read_recipe(name))
+    return content
+
+
+def changed_values(before: Params, after: Params) -> dict[str, tuple[Any, Any]]:
+    """The values that differ, before and after, by dotted key."""
+    old, new = (dict(flatten(params.model_dump())) for params in (before, after))
+    return {key: (old[key], value) for key, value in new.items() if value != old[key]}
 
 
 def _read(path: Path) -> dict[str, Any]:
