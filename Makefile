@@ -2,7 +2,7 @@ PYTHON ?= python3
 PIP_INSTALL = .venv/bin/python -m pip install --disable-pip-version-check --require-hashes --requirement
 COMPILE = .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 
-.PHONY: help install demo photos test test-fast lock verify serve submission audit export bench gpu-check
+.PHONY: help install demo photos test test-fast lock verify serve submission audit export bench tables gpu-check
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
@@ -40,6 +40,9 @@ export: .venv/installed-for-export  ## the networks and the ensemble as ONNX, wi
 
 bench: .venv/installed-for-bench  ## speed compared with the usual alternatives and the hardware limit, in .bench/
 	.venv/bin/python bench/compare.py .bench $(BENCH)
+
+tables: .venv/installed  ## the tables in README.md and docs/, from the recorded runs in results/
+	.venv/bin/python tools/tables.py
 
 gpu-check: .venv/installed  ## on a GPU: are results identical twice, and how close is the speed to the hardware limit
 	.venv/bin/python bench/gpu_check.py $(GPU_CHECK)

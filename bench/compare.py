@@ -9,6 +9,7 @@ Each round has a different seed. In each, `dvc repro`, the notebook (notebook.py
 the hardware limit is measured again. With --photos, the pipeline, torchvision (torchvision_recipe.py) and fastai
 (fastai_fine_tune.py) also train the first network, each with its own recipe, until its validation accuracy is 0.98.
 The alternatives use the best number of loader workers (workers.py). The table has medians (means for accuracy).
+FOLDER/speed.json has all values; as results/speed.json it is what `make tables` puts into docs/speed.md.
 """
 
 import argparse
@@ -38,28 +39,30 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "demo"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from draw import write_archive
-from measuring import inference_rate, number, training_rates
+from measuring import inference_rate, training_rates
 from pipeline.core.all_params import Params
 from pipeline.core.cores import usable_cores
 from pipeline.core.errors import UserError
+from pipeline.core.files import atomic_write, write_json
 from pipeline.core.params import weights_file
 from pipeline.core.process import run_stage
 from pipeline.core.read_params import read_params
 from pipeline.core.recipes import read_recipe, set_values
 from pipeline.core.tool_paths import RECIPES
+from pipeline.fingerprint import find_commit, made_with
 from pipeline.networks.building import build_network
-from pipeline.networks.compute import autocast, dtype_name, set_up
+from pipeline.networks.compute import autocast, set_up
 from pipeline.networks.freezing import set_trainable, set_training
 from pipeline.photos.decoding import UnreadablePhoto
 from pipeline.photos.labels import label_photos
 from pipeline.photos.source import PhotoSource
+from pipeline.tables import FASTAI, LIMIT, NOTEBOOK, OURS, TORCHVISION, describe_benchmark, speed_lines
 from run import commit, copy_pipeline, git, make_folder
 from watching import seconds_to, watched
 
 PROJECT = Path(__file__).resolve().parents[1]
 DECODE_LIMIT_PHOTOS = 5000
 SPARE = 1.05  # times the photos needed: `prepare` excludes some as copies of others
-COLUMNS = OURS, NOTEBOOK, FASTAI, TORCHVISION, LIMIT = "pipeline", "notebook", "fastai", "torchvision", "limit"
 GOAL = 0.98  # validation accuracy
 HAS_FASTAI = importlib.util.find_spec("fastai") is not None
 RECIPE = "ensemble-post"  # which the alternatives follow, too
@@ -98,7 +101,10 @@ def main() -> None:
             measure_time_to_goal(folder / "photos.zip", others, pipeline, measured)
             write_params(pipeline, arguments, classes, seed)
     measure_dvc(pipeline, arguments.rounds, measured)
-    print_table(measured, pipeline)
+    record = describe(arguments, pipeline, measured)
+    with atomic_write() as write_to:
+        write_json(write_to(folder / "speed.json"), record)
+    print_table(record)
 
 
 def read_arguments() -> argparse.Namespace:
@@ -114,6 +120,8 @@ def read_arguments() -> argparse.Namespace:
         metavar=sizes,
         help="photos in each split (default: 320 96 96)",
     )
+    parser.add_argument("--name", help="what speed.json calls the photos, such as 'cats and dogs'")
+    parser.add_argument("--note", default="", help="a sentence that the table in docs/speed.md shows with the figures")
     parser.add_argument("--epochs", type=int, default=1, help="epochs of training (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=2, help="runs, each with a different seed (default: %(default)s)")
     return parser.parse_args()
@@ -335,35 +343,31 @@ def measure_dvc(folder: Path, rounds: int, measured: Measured) -> None:
         measured["`dvc exp run -S lr=…` without its stages, s", OURS].append(seconds)
 
 
-def print_table(measured: Measured, pipeline: Path) -> None:
-    """Print medians (means for accuracy), and in parentheses the pipeline's value divided by each other one."""
-    columns = [who for who in COLUMNS if any(who == other for _, other in measured)]
-    rows = []
-    for what in dict.fromkeys(what for what, _ in measured):
-        row = {"": what}
-        is_accuracy = "accuracy" in what
-        values = {who: measured[what, who] for who in columns if measured.get((what, who))}
-        average = {who: (statistics.mean if is_accuracy else statistics.median)(value) for who, value in values.items()}
-        for who in columns:
-            if who not in average:
-                row[who] = ""
-            elif is_accuracy:
-                row[who] = f"{average[who]:.4f}"
-            elif math.isinf(average[who]):
-                row[who] = "not reached"
-            else:
-                ratio = average[OURS] / average[who]
-                shown = "" if who == OURS else f" ({ratio:.0%})" if who == LIMIT else f" ({ratio:.2f} x)"
-                row[who] = number(average[who]) + shown
-        rows.append(row)
-    params = yaml.safe_load((pipeline / "params.yaml").read_text())
-    split = "/".join(str(count) for count in params["prepare"]["split"].values())
-    device, dtype = set_up(params["device"], params["precision"], params["threads"])
-    print(
-        f"\n{split} photos, epochs: {params['train']['epochs']}, batch size {params['train']['batch_size']}, "
-        f"{dtype_name(dtype)} on {device.type}, {usable_cores()} cores, PyTorch {torch.__version__}\n"
-    )
-    print(pd.DataFrame(rows).to_string(index=False, justify="left"))
+def describe(arguments: argparse.Namespace, pipeline: Path, measured: Measured) -> dict:
+    """The content of speed.json: what was measured, and with what."""
+    params = read_params(Params, pipeline / "params.yaml")
+    values: dict[str, dict[str, list[float | None]]] = {}
+    for (what, who), found in measured.items():
+        values.setdefault(what, {})[who] = [None if math.isinf(value) else value for value in found]
+    return {
+        "commit": find_commit(),
+        "photos": arguments.name or ("real" if arguments.photos else "synthetic"),
+        "split": list(arguments.split),
+        "epochs": params.train.epochs,
+        "batch_size": params.train.batch_size,
+        "rounds": arguments.rounds,
+        "weights": {name: Path(network.weights).name for name, network in params.networks.items()},
+        "cores": usable_cores(),
+        "made_with": made_with(params),
+        "note": arguments.note,
+        "measured": values,
+    }
+
+
+def print_table(record: dict) -> None:
+    headings, *lines = speed_lines(record)
+    print(f"\n{describe_benchmark(record)}\n")
+    print(pd.DataFrame(lines, columns=headings).to_string(index=False, justify="left"))
     print(EXPLANATION)
 
 

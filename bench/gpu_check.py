@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from chain import Chain, Stage, compare_bytes, run_chain
 from draw import write_archive
 from limits import difference_of_graph, inference_limit, training_limit
-from measuring import inference_rate, number, training_rates
+from measuring import inference_rate, training_rates
 from pipeline.core.all_params import Params
 from pipeline.core.command_line import ArgumentParser
 from pipeline.core.errors import UserError
@@ -31,6 +31,7 @@ from pipeline.core.process import run_stage
 from pipeline.core.read_params import read_params
 from pipeline.networks.compute import dtype_name, hardware_name, set_up
 from pipeline.networks.dataset import open_split
+from pipeline.tables import number
 from run import PROJECT, make_folder
 
 import torch

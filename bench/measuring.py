@@ -1,4 +1,4 @@
-"""What the benchmarks share: the rates that the stages print, and how numbers are shown."""
+"""What the benchmarks share: the rates that the stages print."""
 
 import re
 
@@ -11,8 +11,3 @@ def training_rates(output: str, network: str) -> list[float]:
 def inference_rate(output: str, network: str) -> float:
     """Images per second, from the output of evaluate.py."""
     return float(re.search(rf"^{network}: ([\d.]+) images/s", output, re.MULTILINE)[1])
-
-
-def number(value: float) -> str:
-    """Three significant digits, without a decimal exponent."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

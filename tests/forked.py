@@ -28,6 +28,7 @@ NEED_TORCH = (
     "submission",
     "networks",
     "gpu_check",
+    "record",
     "compare",
     "torch.distributed",
 )

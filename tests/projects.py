@@ -31,6 +31,7 @@ ARGUMENTS = {
     "tools/networks.py": ["resnet18"],
     "tools/predict.py": ["a.jpg"],
     "tools/recipe.py": ["best"],
+    "tools/record.py": ["flowers"],
 }
 SPLITS = ("train", "validation", "test")
 DVC_SETTINGS = ("DVC_NO_ANALYTICS", "DVC_SITE_CACHE_DIR")  # of conftest.py

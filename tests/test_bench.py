@@ -1,5 +1,6 @@
 """`make bench`, without the environment that it creates, on a few small synthetic photos."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -33,7 +34,14 @@ def test_bench_compares_the_pipeline_with_a_notebook_and_the_hardware_limit(tmp_
     command = [sys.executable, project / "bench/compare.py", folder, "--split", "16", "8", "8", "--rounds", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "16/8/8 photos, epochs: 1, batch size 8, float32 on cpu" in done.stdout
+    assert "16/8/8 photos (synthetic), epochs: 1, batch size 8, rounds: 1; weights: none; " in done.stdout
+    record = json.loads((folder / "speed.json").read_text())
+    assert record["made_with"]["precision"] == "float32"
+    assert {who: len(values) for who, values in record["measured"]["resnet18: training, images/s"].items()} == {
+        "limit": 1,
+        "pipeline": 1,
+        "notebook": 1,
+    }
     rows = {line.split(", images/s")[0].strip(): line for line in done.stdout.splitlines() if ", images/s" in line}
     assert set(rows) == {"resnet18: training", "resnet18: inference"}
     for line in rows.values():

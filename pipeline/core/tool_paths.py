@@ -6,6 +6,9 @@ from pipeline.core.paths import METRICS
 
 RECIPES = Path("recipes")
 
+RESULTS = Path("results")  # records of finished runs, from which the tables in README.md and docs/ are made
+SPEED_RECORD = RESULTS / "speed.json"  # of bench/compare.py
+
 RAW = Path("data/raw")
 ARCHIVE = RAW / "train.zip"  # what tools/download.py writes
 UNLABELLED_ARCHIVES = (RAW / "test1.zip", RAW / "test.zip")  # of Kaggle's competitions, for tools/submission.py
