@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from pipeline import tables
 from run import copy_pipeline
 
 import forked
@@ -36,6 +37,7 @@ def test_bench_compares_the_pipeline_with_a_notebook_and_the_hardware_limit(tmp_
     assert done.returncode == 0, done.stdout + done.stderr
     assert "16/8/8 photos (synthetic), epochs: 1, batch size 8, rounds: 1; weights: none; " in done.stdout
     record = json.loads((folder / "speed.json").read_text())
+    assert [key for key in tables.SPEED_KEYS if key not in record] == []
     assert record["made_with"]["precision"] == "float32"
     assert {who: len(values) for who, values in record["measured"]["resnet18: training, images/s"].items()} == {
         "limit": 1,

@@ -128,6 +128,12 @@ def test_record_writes_what_a_run_was_and_how_well_it_did(run: Repository) -> No
     [kept] = [row["epoch"] for row in curve if row["kept"] == "True"]
     assert record["scores"]["resnet18"]["kept_epoch"] == int(kept)
 
+    (run.root / "README.md").write_text("<!-- table: networks -->\n<!-- end of table -->\n")
+    run.succeed("tables.py")
+    correct = record["scores"]["ensemble"]["test"]["correct"]
+    row = f"| Cats and dogs | 24 | small | ensemble | 1 | {correct} of 12 |"
+    assert row in (run.root / "README.md").read_text()
+
     again = run.succeed("record.py", "cats and dogs")
     assert again == f"replaced {path}; `make tables` updates the tables\n"
 
