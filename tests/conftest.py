@@ -7,15 +7,18 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from run import copy_pipeline
+from tests.support import forked
+from tests.support.photos import flower_files, kaggle_files
+from tests.support.projects import STAGE_NAMES, Project, Repository, copy_of
 
-import forked
 import pytest
 from filelock import FileLock
-from photos import flower_files, kaggle_files
-from playwright.sync_api import Browser, sync_playwright
-from projects import STAGE_NAMES, Project, Repository, copy_of
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 # No messages of DVC to its makers. (The repository's configuration says so, too, but `verify` makes another one.)
 os.environ["DVC_NO_ANALYTICS"] = "1"
@@ -159,13 +162,14 @@ def repository(finished: Repository, tmp_path: Path) -> Repository:
 
 
 @pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    """The installed Chromium, without a window; tests that ask for it are skipped if there is none."""
+def browser() -> Iterator["Browser"]:
+    """The installed Chromium, without a window; tests that ask for it are skipped if it or Playwright is missing."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
     executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if executable is None:
-        pytest.skip("no Chromium here: apt-get install chromium")
+        pytest.skip("needs Chromium: apt-get install chromium")
     options = ["--no-sandbox"] if os.geteuid() == 0 else []  # Chromium's sandbox refuses root
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=executable, args=options)
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=executable, args=options)
         yield chromium
         chromium.close()

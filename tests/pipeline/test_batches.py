@@ -13,10 +13,10 @@ from pipeline.networks import dataset, reading
 from pipeline.networks.augmentation import Augmentation, crop, crop_together, draw_boxes
 from pipeline.networks.compute import free_memory
 from pipeline.networks.dataset import PackedSplit, normalise, open_split
+from tests.support.projects import Project, copy_of
 
 import pytest
 import torch
-from projects import Project, copy_of
 from scipy.stats import ks_2samp
 from torch import Tensor
 from torchvision.transforms import v2

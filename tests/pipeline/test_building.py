@@ -13,13 +13,13 @@ from pipeline.networks.building import Head, build_network
 from pipeline.networks.folding import fold_batchnorm, fold_frozen_batchnorm
 from pipeline.networks.freezing import set_trainable, set_training
 from pipeline.networks.models import load_model, save_model
+from tests.support.projects import REPOSITORY
+from tests.support.weight_files import name_by_hash, save_weights, write_weights
 
 import pytest
 import torch
 import torchvision
-from projects import REPOSITORY
 from safetensors.torch import save as save_safetensors
-from weight_files import name_by_hash, save_weights, write_weights
 
 
 @pytest.mark.parametrize("name", ["resnet34", "mobilenet_v2", "vgg11_bn", "squeezenet1_1", "googlenet", "densenet121"])

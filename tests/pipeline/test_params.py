@@ -8,10 +8,10 @@ from typing import Any
 from pipeline.core.all_params import Params
 from pipeline.core.errors import UserError
 from pipeline.core.read_params import read_params
+from tests.support.projects import REPOSITORY, Project, error_line
 
 import pytest
 import yaml
-from projects import REPOSITORY, Project, error_line
 
 OLD_VALUES = {
     ("prepare.resize", "squeeze"): "stretch",

@@ -16,11 +16,11 @@ from pipeline.photos.decoding import UnreadablePhoto, decode
 from pipeline.photos.decoding_many import decoded_images
 from pipeline.photos.source import PhotoSource
 from pipeline.photos.workers import in_batches, results_of
+from tests.support.containers import CONTAINERS
+from tests.support.photos import kaggle_files
 
 import numpy as np
 import pytest
-from photos import kaggle_files
-from test_sources import CONTAINERS
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="threads do the work")
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from pipeline import tables
 from run import copy_pipeline
+from tests.support import forked
+from tests.support.photos import kaggle_files, write_zip
+from tests.support.projects import REPOSITORY, error_line
 
-import forked
 import pytest
 import yaml
-from photos import kaggle_files, write_zip
-from projects import REPOSITORY, error_line
 
 
 @pytest.mark.slow

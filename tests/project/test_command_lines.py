@@ -4,10 +4,10 @@ import os
 from pathlib import Path
 
 from run import copy_pipeline
+from tests.support import forked
+from tests.support.projects import ARGUMENTS, SCRIPTS, Project, error_line
 
-import forked
 import pytest
-from projects import ARGUMENTS, SCRIPTS, Project, error_line
 
 # Packages that take from half a second to several seconds to import.
 SLOW = ("torch", "torchvision", "pandas", "scipy", "sklearn", "dvc", "onnx", "cleanlab")

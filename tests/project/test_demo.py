@@ -6,12 +6,12 @@ import sys
 from pathlib import Path
 
 import run
+from tests.support import forked
+from tests.support.projects import REPOSITORY, error_line
 
-import forked
 import pandas as pd
 import pytest
 import yaml
-from projects import REPOSITORY, error_line
 
 
 def work_tree() -> str:

@@ -12,9 +12,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.support.projects import STAGE_NAMES, Repository, add_to_stand_in, error_line, stand_in_repository
+
 import pytest
 import yaml
-from projects import STAGE_NAMES, Repository, add_to_stand_in, error_line, stand_in_repository
 
 pytestmark = pytest.mark.slow
 

@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 from run import copy_pipeline
+from tests.support import forked
+from tests.support.projects import REPOSITORY, error_line
 
-import forked
 import pytest
 import yaml
-from projects import REPOSITORY, error_line
 
 
 @pytest.fixture

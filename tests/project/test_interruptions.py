@@ -14,13 +14,13 @@ from pathlib import Path
 
 from pipeline.core.process import run_stage
 from pipeline.networks.checkpoint import Checkpoint
+from tests.support import forked
+from tests.support.photos import kaggle_files
+from tests.support.projects import REPOSITORY, Project, Repository, error_line, prepare_with_cores, run_python
 
-import forked
 import psutil
 import pytest
 import torch
-from photos import kaggle_files
-from projects import REPOSITORY, Project, Repository, error_line, prepare_with_cores, run_python
 
 STAGE_COMMANDS = (("prepare.py",), ("train.py", "resnet18"), ("evaluate.py",), ("ensemble.py",), ("report.py",))
 SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]  # with the exit status of a stage

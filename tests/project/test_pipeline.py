@@ -9,8 +9,9 @@ import sysconfig
 import venv
 from pathlib import Path
 
+from tests.support.projects import ARGUMENTS, REPOSITORY, SCRIPTS, Project, Repository, error_line
+
 import pytest
-from projects import ARGUMENTS, REPOSITORY, SCRIPTS, Project, Repository, error_line
 
 
 def test_dvc_repro_has_nothing_to_do_the_second_time(finished: Repository) -> None:

@@ -6,9 +6,10 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.support.projects import Repository, stand_in_repository
+
 import dvc.api
 import pytest
-from projects import Repository, stand_in_repository
 
 pytestmark = pytest.mark.slow
 

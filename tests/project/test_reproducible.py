@@ -16,13 +16,13 @@ from pipeline.core.errors import UserError
 from pipeline.fingerprint import find_commit
 from pipeline.networks import checkpoint as checkpoint_module
 from pipeline.networks.checkpoint import Checkpoint
+from tests.support.projects import REPOSITORY, Repository, error_line, run_python, stand_in_repository
+from tests.support.weight_files import write_weights
 
 import pandas as pd
 import pytest
 import torch
 import yaml
-from projects import REPOSITORY, Repository, error_line, run_python, stand_in_repository
-from weight_files import write_weights
 
 OTHER_SETTINGS = {"PYTHONHASHSEED": "4711", "TZ": "Asia/Kathmandu", "LC_ALL": "C", "LANG": "tr_TR.UTF-8"}
 # For each kind of stage a line, and within how many seconds after it the stage is killed.

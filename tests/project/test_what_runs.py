@@ -14,13 +14,14 @@ from contextlib import contextmanager
 from modulefinder import ModuleFinder
 from pathlib import Path
 
-import forked
+from tests.support import forked
+from tests.support.photos import kaggle_files, write_zip
+from tests.support.projects import REPOSITORY, STAGE_NAMES, Repository, stand_in_repository
+
 import pytest
 import yaml
 from dvc.repo import Repo
 from networkx import ancestors
-from photos import kaggle_files, write_zip
-from projects import REPOSITORY, STAGE_NAMES, Repository, stand_in_repository
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # DVC's own
 

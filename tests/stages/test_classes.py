@@ -5,12 +5,12 @@ import unicodedata
 from collections import Counter
 
 from pipeline.core.split_table import describe_classes
+from tests.support.projects import SPLITS, Project, error_line
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from projects import SPLITS, Project, error_line
 
 FLOWERS = {"daisy": 10, "rose": 25, "tulip": 15}
 

@@ -3,10 +3,11 @@
 import math
 from pathlib import Path
 
+from tests.support.projects import Project, error_line
+
 import numpy as np
 import pandas as pd
 import pytest
-from projects import Project, error_line
 from scipy.special import softmax
 from sklearn import metrics
 from sklearn.linear_model import LogisticRegression

@@ -7,13 +7,13 @@ from pathlib import Path
 from pipeline.core.class_sizes import are_unequal, describe_few
 from pipeline.scores.curves import reliability_table, roc_table
 from pipeline.scores.scoring import balanced_accuracy_interval, score, score_classes
+from tests.support.photos import encode
+from tests.support.projects import Project, copy_of, error_line
 
 import numpy as np
 import pandas as pd
 import pytest
-from photos import encode
 from PIL import Image
-from projects import Project, copy_of, error_line
 from safetensors.numpy import save_file
 from safetensors.torch import load_file
 from scipy.special import softmax

@@ -5,14 +5,14 @@ from pathlib import Path
 
 from pipeline.networks.building import build_network
 from pipeline.networks.explaining import heat_maps
+from tests.support.photos import photo_bytes
+from tests.support.projects import Repository, error_line
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from photos import photo_bytes
 from PIL import Image
-from projects import Repository, error_line
 from safetensors.numpy import load_file
 
 pytestmark = pytest.mark.slow

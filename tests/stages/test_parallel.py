@@ -7,13 +7,13 @@ from pathlib import Path
 from pipeline.core.errors import UserError
 from pipeline.networks.dataset import PackedSplit
 from pipeline.networks.distributed import Processes
+from tests.support import forked
+from tests.support.projects import REPOSITORY, STAND_IN, Repository, stand_in_repository
 from train import check_batch_size
 
-import forked
 import psutil
 import pytest
 import torch
-from projects import REPOSITORY, STAND_IN, Repository, stand_in_repository
 from safetensors.torch import load_file
 
 LAUNCHER = ("torchrun", "--standalone", "--nproc-per-node", "2")

@@ -14,11 +14,8 @@ from pathlib import Path
 import prepare
 from pipeline.photos import decoding, packing
 from pipeline.photos.decoding import UnreadablePhoto
-
-import forked
-import numpy as np
-import pytest
-from photos import (
+from tests.support import forked
+from tests.support.photos import (
     CLASSES,
     Files,
     draw_photo,
@@ -29,8 +26,11 @@ from photos import (
     photo_bytes,
     write_zip,
 )
+from tests.support.projects import SPLITS, Project, error_line, prepare_with_cores
+
+import numpy as np
+import pytest
 from PIL import Image
-from projects import SPLITS, Project, error_line, prepare_with_cores
 
 PACKED = tuple(f"{split}.safetensors" for split in SPLITS)
 ORIENTATIONS = {  # the EXIF tag's value, and how numpy turns such a photo upright

@@ -7,16 +7,17 @@ import math
 import re
 from pathlib import Path
 
+from tests.support.photos import encode, kaggle_files
+from tests.support.projects import SPLITS, Project, copy_of, error_line
+from tests.support.weight_files import write_weights
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import torchvision
-from photos import encode, kaggle_files
 from PIL import Image
-from projects import SPLITS, Project, copy_of, error_line
 from torch.nn.functional import normalize
-from weight_files import write_weights
 
 pytestmark = pytest.mark.slow
 

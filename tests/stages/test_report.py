@@ -7,6 +7,7 @@ from collections import Counter
 from html import unescape
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import report
 from pipeline.core.errors import UserError
@@ -14,17 +15,19 @@ from pipeline.pages import plots
 from pipeline.pages.rendering import most_probable, percent, says
 from pipeline.scores.predictions import logit_columns
 from pipeline.scores.scoring import score, score_classes, write_class_scores, write_scores
+from tests.support.photos import encode
+from tests.support.projects import REPOSITORY, STAGE_NAMES, Project, Repository, copy_of, error_line
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from photos import encode
 from PIL import Image
-from playwright.sync_api import Browser, Page
-from projects import REPOSITORY, STAGE_NAMES, Project, Repository, copy_of, error_line
 from safetensors.numpy import save_file
 from scipy.special import softmax
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 PAGE = "metrics/report.html"
 UGLY = "<img src=http://x.test/y onerror=alert(1)>&\"'.jpg"
@@ -139,7 +142,7 @@ def confusions_of(project: Project) -> tuple[Counter, Counter]:
     return Counter({answer: count for answer, count in answers.items() if len(set(answer)) == 2}), totals
 
 
-def open_page(page: Page, project: Project) -> list[str]:
+def open_page(page: "Page", project: Project) -> list[str]:
     """Open a project's report with all its details; returns what the browser complains about."""
     problems: list[str] = []
     page.on("console", lambda message: problems.append(message.text))
@@ -151,7 +154,7 @@ def open_page(page: Page, project: Project) -> list[str]:
 
 @pytest.mark.slow
 def test_report_shows_the_scores_of_the_metrics_in_a_browser_and_contacts_no_host(
-    finished: Repository, browser: Browser
+    finished: Repository, browser: "Browser"
 ) -> None:
     with browser.new_context(viewport={"width": 375, "height": 800}) as context:
         page = context.new_page()
@@ -180,7 +183,7 @@ def test_report_shows_the_scores_of_the_metrics_in_a_browser_and_contacts_no_hos
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_report_has_enough_contrast_in_light_and_dark(finished: Repository, browser: Browser, scheme: str) -> None:
+def test_report_has_enough_contrast_in_light_and_dark(finished: Repository, browser: "Browser", scheme: str) -> None:
     with browser.new_context(color_scheme=scheme) as context:
         page = context.new_page()
         page.goto((finished.root / PAGE).as_uri())
@@ -352,7 +355,7 @@ def test_report_says_how_to_correct_the_confidence_unless_weights_are_fitted(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [375, 1280])
-def test_report_of_many_classes_fits_the_window(many: Project, browser: Browser, width: int) -> None:
+def test_report_of_many_classes_fits_the_window(many: Project, browser: "Browser", width: int) -> None:
     with browser.new_context(viewport={"width": width, "height": 800}) as context:
         page = context.new_page()
         assert open_page(page, many) == []

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import prepare
 from pipeline.core.errors import UserError
+from tests.support.photos import photo_bytes
+from tests.support.projects import Project, error_line
 
 import pytest
-from photos import photo_bytes
-from projects import Project, error_line
 
 Prepare = Callable[[str | bytes], dict[str, str]]
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.core.code import describe
+from tests.support import forked
+from tests.support.projects import REPOSITORY, error_line
 
-import forked
 import pytest
-from projects import REPOSITORY, error_line
 
 # Every kind of syntax that versions of Python have parsed, or described, in different ways.
 SYNTAX = """

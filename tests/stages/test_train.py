@@ -11,13 +11,13 @@ from pipeline.networks import compute
 from pipeline.networks.building import build_network
 from pipeline.networks.dataset import PackedSplit
 from pipeline.networks.selection import calibrated_loss, explain_choice, find_trouble
+from tests.support.projects import REPOSITORY, Project, copy_of, error_line
+from tests.support.weight_files import write_weights
 
 import pandas as pd
 import pytest
 import torch
-from projects import REPOSITORY, Project, copy_of, error_line
 from safetensors.torch import load_file
-from weight_files import write_weights
 
 
 @pytest.mark.slow

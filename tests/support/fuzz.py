@@ -1,6 +1,6 @@
 """Feed `prepare` damaged photos, archives and params: it must succeed, or refuse them.
 
-Usage: python tests/fuzz.py [PHOTOS ARCHIVES PARAMS [SEED]], the number of each; by default 10000 2000 2000 1
+Usage: python tests/support/fuzz.py [PHOTOS ARCHIVES PARAMS [SEED]], the number of each; by default 10000 2000 2000 1
 To refuse means to end with one error line, or with a line for each mistake in params.yaml, and to leave nothing behind.
 Each case runs the stage in its own process. Prints how the runs of each kind ended. Cases that broke the stage are kept
 in a folder, which is printed, and then the exit status is 1.
@@ -24,12 +24,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1] / folder) for folder in (".", "stages", "demo")]
+sys.path[:0] = [str(Path(__file__).resolve().parents[2] / folder) for folder in (".", "stages", "demo")]
 import prepare  # noqa: E402
 from pipeline.core.process import run_stage  # noqa: E402
-
-from photos import CLASSES, draw_photo, encode, kaggle_files, photo_bytes  # noqa: E402
-from projects import Project  # noqa: E402
+from tests.support.photos import CLASSES, draw_photo, encode, kaggle_files, photo_bytes  # noqa: E402
+from tests.support.projects import Project  # noqa: E402
 
 LONGEST_RUN_S = 60
 PHOTOS_AT_ONCE = 500

@@ -1,7 +1,8 @@
 """What a project's stages have predicted, for comparison with its tools."""
 
+from tests.support.projects import Project
+
 import pandas as pd
-from projects import Project
 from scipy.special import softmax
 
 CLOSE = 0.02  # between probabilities of a photo in different batches, where networks compute in bfloat16

@@ -14,14 +14,14 @@ from typing import TypeVar
 
 from pipeline.core.recipes import read_recipe, set_values
 from run import GIT, clean_environment, copy_pipeline
+from tests.support import forked
+from tests.support.photos import Files, kaggle_files, write_folder, write_zip
 
-import forked
 import numpy as np
 import yaml
-from photos import Files, kaggle_files, write_folder, write_zip
 from safetensors import safe_open
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted(
     f"{folder}/{path.name}" for folder in ("stages", "tools") for path in (REPOSITORY / folder).glob("*.py")
 )

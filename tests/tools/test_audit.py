@@ -5,12 +5,12 @@ import html
 import re
 
 from audit import judge
+from tests.support.photos import Files, flower_files, kaggle_files, photo_bytes
+from tests.support.projects import SPLITS, Project, Repository
 
 import numpy as np
 import pandas as pd
 import pytest
-from photos import Files, flower_files, kaggle_files, photo_bytes
-from projects import SPLITS, Project, Repository
 
 pytestmark = pytest.mark.slow
 

@@ -11,23 +11,25 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import compare
 from pipeline import differences, runs
 from pipeline.core.errors import UserError
 from run import copy_pipeline
+from tests.support.photos import kaggle_files
+from tests.support.projects import Repository, error_line, stand_in_repository
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from photos import kaggle_files
-from playwright.sync_api import Browser
-from projects import Repository, error_line, stand_in_repository
 from safetensors.numpy import save_file
 from scipy.stats import binom, binomtest, ttest_ind, ttest_rel
 from sklearn.metrics import log_loss
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 pytestmark = pytest.mark.slow
 
@@ -589,7 +591,7 @@ def test_compare_writes_a_page_with_the_photos_that_changed_sides(repository: Re
 
 
 def test_compare_shows_images_if_the_workspace_holds_the_same_split(
-    repository: Repository, printed_by: Compare, browser: Browser
+    repository: Repository, printed_by: Compare, browser: "Browser"
 ) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (PHOTOS, 8, 8, 3), dtype=np.uint8)
     packed = repository.root / "data/prepared/validation.safetensors"

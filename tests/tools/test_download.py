@@ -17,11 +17,11 @@ import download
 from pipeline.core.errors import UserError
 from pipeline.networks import weights
 from pipeline.networks.building import build_network
+from tests.support.projects import REPOSITORY, Project, error_line
 
 import numpy as np
 import pytest
 import torch
-from projects import REPOSITORY, Project, error_line
 from safetensors.torch import load, save
 from torchvision import models
 

@@ -10,15 +10,15 @@ from pathlib import Path
 from export import ImageToProbabilities, write_onnx
 from pipeline.networks.dataset import normalise
 from pipeline.scores.combining import Combination
+from tests.support.photos import FLOWERS
+from tests.support.predictions import CLOSE, predicted_by
+from tests.support.projects import Project, Repository, copy_of
 
 import numpy as np
 import onnx
 import pandas as pd
 import pytest
 import torch
-from photos import FLOWERS
-from predictions import CLOSE, predicted_by
-from projects import Project, Repository, copy_of
 from torch import nn
 
 pytestmark = pytest.mark.slow

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+from tests.support.projects import Project, Repository, error_line, stand_in_repository
+
 import pandas as pd
 import pytest
 import yaml
-from projects import Project, Repository, error_line, stand_in_repository
 
 
 @pytest.mark.slow

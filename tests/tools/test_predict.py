@@ -9,14 +9,14 @@ from pathlib import Path
 
 from pipeline.networks.models import load_model, save_model
 from submission import dog_of
+from tests.support.photos import FLOWERS, draw_photo, encode, kaggle_files, photo_bytes, write_folder, write_zip
+from tests.support.predictions import CLOSE, predicted_by
+from tests.support.projects import Project, Repository, copy_of, error_line
 
 import numpy as np
 import pandas as pd
 import pytest
-from photos import FLOWERS, draw_photo, encode, kaggle_files, photo_bytes, write_folder, write_zip
 from PIL import Image
-from predictions import CLOSE, predicted_by
-from projects import Project, Repository, copy_of, error_line
 
 NETWORKS = ("resnet18", "resnet34")
 

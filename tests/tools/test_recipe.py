@@ -7,14 +7,14 @@ from pipeline.core.all_params import Params
 from pipeline.core.params import flatten
 from pipeline.core.read_params import read_params
 from pipeline.core.recipes import read_recipe, recipe_names
+from tests.support.photos import kaggle_files
+from tests.support.projects import REPOSITORY, Project, error_line
+from tests.support.weight_files import write_weights
 
 import pandas as pd
 import pytest
 import yaml
-from photos import kaggle_files
-from projects import REPOSITORY, Project, error_line
 from safetensors.torch import load_file
-from weight_files import write_weights
 
 RECIPES = REPOSITORY / "recipes"
 NAMES = recipe_names(RECIPES)

@@ -6,14 +6,17 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from serve import one_of, page_title
+from tests.support import forked
+from tests.support.photos import FLOWERS, draw_photo, encode, photo_bytes
+from tests.support.projects import REPOSITORY, Project, Repository, error_line
 
-import forked
 import pytest
-from photos import FLOWERS, draw_photo, encode, photo_bytes
-from playwright.sync_api import Browser
-from projects import REPOSITORY, Project, Repository, error_line
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 
 @contextmanager
@@ -40,7 +43,7 @@ def address(finished: Repository) -> Iterator[str]:
 
 
 @pytest.mark.slow
-def test_serve_answers_uploaded_photos(browser: Browser, address: str, tmp_path: Path) -> None:
+def test_serve_answers_uploaded_photos(browser: "Browser", address: str, tmp_path: Path) -> None:
     (tmp_path / "tom <b>&.jpg").write_bytes(photo_bytes("cat", 30))
     (tmp_path / "max.png").write_bytes(encode(draw_photo("dog", 31), "PNG"))
     (tmp_path / "letter.jpg").write_text("Dear all")
@@ -81,7 +84,9 @@ def test_serve_answers_uploaded_photos(browser: Browser, address: str, tmp_path:
 
 
 @pytest.mark.slow
-def test_serve_shows_the_two_most_probable_of_three_classes(browser: Browser, flowers: Project, tmp_path: Path) -> None:
+def test_serve_shows_the_two_most_probable_of_three_classes(
+    browser: "Browser", flowers: Project, tmp_path: Path
+) -> None:
     (tmp_path / "rose.jpg").write_bytes(photo_bytes("rose", 1))
     (tmp_path / "tulip.jpg").write_bytes(photo_bytes("tulip", 1))
     with serving(flowers) as url:
