@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from run import copy_pipeline
@@ -58,13 +59,21 @@ LONG_FILES = (
 )
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--plain", action="store_true", help="run each program in a new process, without the fork server")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Start the fork server, which the test processes share."""
-    if forked.SERVER not in os.environ:
-        stack = ExitStack()
-        folder = stack.enter_context(forked.fork_server())
-        os.environ["DVC_SITE_CACHE_DIR"] = f"{folder}/site_cache"  # what DVC would keep of each repository in /var/tmp
-        config.add_cleanup(stack.close)
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return
+    stack = ExitStack()
+    config.add_cleanup(stack.close)
+    # What DVC would keep of each repository in /var/tmp.
+    site_cache = TemporaryDirectory(prefix="site_cache_", ignore_cleanup_errors=True)
+    os.environ["DVC_SITE_CACHE_DIR"] = stack.enter_context(site_cache)
+    if not config.getoption("plain"):
+        stack.enter_context(forked.fork_server())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -16,7 +16,7 @@ from pipeline.core.process import run_stage
 from pipeline.networks.checkpoint import Checkpoint
 from tests.support import forked
 from tests.support.photos import kaggle_files
-from tests.support.projects import REPOSITORY, Project, Repository, error_line, prepare_with_cores, run_python
+from tests.support.projects import REPOSITORY, Project, Repository, error_line, prepare_with_cores
 
 import psutil
 import pytest
@@ -302,21 +302,21 @@ def test_run_stage_turns_too_few_processes_into_one_line(error: Exception) -> No
 def test_scripts_explain_what_goes_wrong_in_their_imports(import_: str, said: str, tmp_path: Path) -> None:
     """The errors come from where libraries are imported, before a stage starts."""
     env = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    done = run_python(["-c", f"import pipeline.core.process\n{import_}"], tmp_path, env, timeout=30)
+    done = forked.run_new(["-c", f"import pipeline.core.process\n{import_}"], tmp_path, env, timeout=30)
     assert error_line(done).startswith(said)
 
 
 def test_scripts_end_quietly_at_ctrl_c_in_their_imports(tmp_path: Path) -> None:
     env = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     code = "import pipeline.core.process, os, signal\nos.kill(os.getpid(), signal.SIGINT)\nsignal.pause()"
-    done = run_python(["-c", code], tmp_path, env, timeout=30)
+    done = forked.run_new(["-c", code], tmp_path, env, timeout=30)
     assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
 
 
 def test_scripts_print_names_that_the_terminal_cannot_show(tmp_path: Path) -> None:
     env = os.environ | {"PYTHONPATH": str(REPOSITORY), "PYTHONIOENCODING": "ascii"}
     code = "import pipeline.core.process\nprint('20 cat\u00fc, 20 dog')"
-    done = run_python(["-c", code], tmp_path, env, timeout=30)
+    done = forked.run_new(["-c", code], tmp_path, env, timeout=30)
     assert (done.stdout, done.returncode) == ("20 cat\\xfc, 20 dog\n", 0)
 
 

@@ -16,7 +16,8 @@ from pipeline.core.errors import UserError
 from pipeline.fingerprint import find_commit
 from pipeline.networks import checkpoint as checkpoint_module
 from pipeline.networks.checkpoint import Checkpoint
-from tests.support.projects import REPOSITORY, Repository, error_line, run_python, stand_in_repository
+from tests.support import forked
+from tests.support.projects import REPOSITORY, Repository, error_line, stand_in_repository
 from tests.support.weight_files import write_weights
 
 import pandas as pd
@@ -232,7 +233,7 @@ def test_verify_against_another_computers_record(repository: Repository, tmp_pat
         f"import sys\nsys.path.insert(0, {str(REPOSITORY)!r})\nimport json\n"
         "from pipeline.fingerprint import describe\nprint(json.dumps(describe()))\n"
     )
-    described = run_python([str(tmp_path / "describe.py")], repository.root, repository.environment, timeout=60)
+    described = forked.run_new([str(tmp_path / "describe.py")], repository.root, repository.environment, timeout=60)
     record.write_text(described.stdout)
     done = repository.run("verify.py", "--against", str(record))
     assert done.stdout.endswith(" outputs are the same, byte for byte.\n")

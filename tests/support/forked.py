@@ -1,11 +1,13 @@
 """Runs `python` in a fork of a process that has done the slow imports (fork_server.py), with the same result.
 
-Run as a script, it stands in for `python` itself, and is what DVC finds as `python` for the stages.
+Run as a script, it stands in for `python` itself, and is what DVC finds as `python` for the stages. Without a server,
+which `pytest --plain` does not start, every program is a new process.
 """
 
 import json
 import os
 import resource
+import shlex
 import signal
 import socket
 import subprocess
@@ -13,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 SERVER = "FORK_SERVER"  # the environment variable that names its folder: the sockets, and programs that use them
@@ -36,8 +39,8 @@ PROGRAMS = {"python": "", "dvc": "-m dvc", "torchrun": "-m torch.distributed.run
 
 
 @contextmanager
-def fork_server() -> Iterator[str]:
-    """Start the server for this process and those that it starts; end it afterwards. Gives the server's folder."""
+def fork_server() -> Iterator[None]:
+    """Start the server for this process and those that it starts; end it afterwards."""
     scratch = tempfile.TemporaryDirectory(prefix="fork_server_", ignore_cleanup_errors=True)
     with scratch as folder, ExitStack() as stack:
         numbers = []
@@ -57,7 +60,7 @@ def fork_server() -> Iterator[str]:
                 program.chmod(0o755)
             os.environ[SERVER] = folder
             try:
-                yield folder
+                yield
             finally:
                 del os.environ[SERVER]
                 server.terminate()
@@ -65,12 +68,12 @@ def fork_server() -> Iterator[str]:
 
 def python() -> str:
     """A `python` for subprocess, which hands signals on to the fork."""
-    return f"{os.environ[SERVER]}/python"
+    return f"{os.environ[SERVER]}/python" if SERVER in os.environ else sys.executable
 
 
 def on_path(env: Mapping[str, str]) -> dict[str, str]:
     """`env` with PROGRAMS first on PATH."""
-    return {**env, "PATH": f"{os.environ[SERVER]}{os.pathsep}{env['PATH']}"}
+    return {**env, "PATH": f"{os.environ[SERVER]}{os.pathsep}{env['PATH']}"} if SERVER in os.environ else {**env}
 
 
 def run(
@@ -85,6 +88,8 @@ def run(
 
     What Python and PyTorch read from `env` when they start (PYTHONHASHSEED, OMP_NUM_THREADS) has no effect.
     """
+    if SERVER not in os.environ:
+        return run_new(arguments, folder, env, stdin, largest_file, timeout)
     with tempfile.TemporaryDirectory() as scratch:
         paths = [Path(scratch, name) for name in ("stdin", "stdout", "stderr")]
         paths[0].write_text(stdin)
@@ -96,7 +101,37 @@ def run(
         finally:
             for stream in streams:
                 os.close(stream)
-        return subprocess.CompletedProcess(arguments, status, *(path.read_text() for path in paths[1:]))
+        done = subprocess.CompletedProcess(arguments, status, *(path.read_text() for path in paths[1:]))
+        show(done, folder)
+        return done
+
+
+def run_new(
+    arguments: Sequence[str],
+    folder: Path,
+    env: Mapping[str, str],
+    stdin: str = "",
+    largest_file: int = resource.RLIM_INFINITY,
+    timeout: float = 120,
+) -> subprocess.CompletedProcess:
+    """As `run`, in a new process."""
+    limit = None
+    if largest_file != resource.RLIM_INFINITY:
+        limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY))
+        env = {**env, "PYTHONDONTWRITEBYTECODE": "1"}  # Python 3.11 does not notice that a module was cut off
+    command = [sys.executable, *arguments]
+    done = subprocess.run(
+        command, cwd=folder, env=env, input=stdin, capture_output=True, text=True, timeout=timeout, preexec_fn=limit
+    )
+    done.args = arguments
+    show(done, folder)
+    return done
+
+
+def show(done: subprocess.CompletedProcess, folder: Path) -> None:
+    """Print what ran, where and how it ended: pytest shows it if the test fails."""
+    command = shlex.join(["python", *map(str, done.args)])
+    print(f"$ cd {shlex.quote(str(folder))} && {command}\n{done.stdout}{done.stderr}[exit status {done.returncode}]\n")
 
 
 def ask(

@@ -7,7 +7,6 @@ import re
 import resource
 import shutil
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -101,7 +100,7 @@ class Project:
         """
         path = str(REPOSITORY / next(name for name in SCRIPTS if name.endswith(f"/{script}")))
         if env:
-            self.last_run = run_python([path, *arguments], self.root, os.environ | env, timeout=120)
+            self.last_run = forked.run_new([path, *arguments], self.root, os.environ | env, timeout=120)
         else:
             self.last_run = forked.run([path, *arguments], self.root, os.environ, stdin, largest_file)
         return self.last_run
@@ -176,7 +175,7 @@ class Repository(Project):
         """Run `dvc`, and the stages that it runs, in forks; with `env` added to the environment, in new processes."""
         command = ["-m", "dvc", *arguments]
         if env:
-            return run_python(command, self.root, self.environment | env, timeout=300)
+            return forked.run_new(command, self.root, self.environment | env, timeout=300)
         return forked.run(command, self.root, forked.on_path(self.environment), timeout=300)
 
     def dvc(self, *arguments: str, env: Mapping[str, str] | None = None) -> str:
@@ -236,14 +235,6 @@ def add_to_stand_in(script: Path, code: str) -> None:
     """Make a stage of a `stand_in_repository` also run `code`."""
     stand_in, real = script.read_text().split(END_OF_STAND_IN)
     script.write_text(f"{stand_in}{code}{END_OF_STAND_IN}{real}")
-
-
-def run_python(
-    arguments: list[str], folder: Path, env: Mapping[str, str], timeout: float
-) -> subprocess.CompletedProcess:
-    """Run `python *arguments` in a new process; its output comes as text."""
-    command = [sys.executable, *arguments]
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=timeout)
 
 
 def prepare_with_cores(folder: Path, cores: int) -> Path:
