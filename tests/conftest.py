@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from run import copy_pipeline
 from tests.support import forked
 from tests.support.photos import flower_files, kaggle_files
-from tests.support.projects import STAGE_NAMES, Project, Repository, copy_of
+from tests.support.projects import STAGE_NAMES, Project, Repository, copy_of, stand_in_repository
 
 import pytest
 from filelock import FileLock
@@ -97,6 +97,12 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Project:
     return project
 
 
+@pytest.fixture
+def tiny(prepared: Project, tmp_path: Path) -> Project:
+    """A copy of `prepared`, free to be changed: a training of one epoch has two steps."""
+    return copy_of(prepared, tmp_path)
+
+
 @pytest.fixture(scope="session")
 def prepared_small(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A prepared project of 48/24/24 easy photos, which networks learn completely from random weights. Read only."""
@@ -153,6 +159,19 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Repository:
     return repository
 
 
+@pytest.fixture(scope="session")
+def finished_stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Repository:
+    """A `stand_in_repository` in which all stages have run, its archive tracked by DVC, all committed. Read only."""
+    with shared(tmp_path_factory, "stand_ins") as (folder, is_finished):
+        if is_finished:
+            return Repository(folder)
+        repository = stand_in_repository(folder)
+        repository.dvc("add", "data/raw/train.zip")
+        repository.dvc("repro")
+        repository.commit()
+    return repository
+
+
 @contextmanager
 def shared(factory: pytest.TempPathFactory, name: str) -> Iterator[tuple[Path, bool]]:
     """A folder that all test processes share, and whether one of them has filled it; the others wait until it has."""
@@ -168,6 +187,12 @@ def shared(factory: pytest.TempPathFactory, name: str) -> Iterator[tuple[Path, b
 def repository(finished: Repository, tmp_path: Path) -> Repository:
     """A copy of the finished repository, free to be changed."""
     return copy_of(finished, tmp_path)
+
+
+@pytest.fixture
+def stand_ins(finished_stand_ins: Repository, tmp_path: Path) -> Repository:
+    """A copy of the repository of stand-ins, free to be changed."""
+    return copy_of(finished_stand_ins, tmp_path)
 
 
 @pytest.fixture(scope="session")

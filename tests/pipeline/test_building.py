@@ -211,26 +211,26 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import pipeline.networks
 import torch
-layer = torch.nn.Linear(3, 2)
-optimizer = getattr(torch.optim, sys.argv[2])(layer.parameters(), lr=0.1)
-schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=9)
-with torch.no_grad():
-    layer.weight.fill_(1), layer.bias.fill_(0)
-for _ in range(3):
-    optimizer.zero_grad()
-    layer(torch.ones(1, 3)).square().sum().backward()
-    optimizer.step()
-    schedule.step()
-print("torch._dynamo" in sys.modules, layer.weight.flatten().tolist())
+for kind in torch.optim.Adam, torch.optim.SGD:
+    layer = torch.nn.Linear(3, 2)
+    optimizer = kind(layer.parameters(), lr=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=9)
+    with torch.no_grad():
+        layer.weight.fill_(1), layer.bias.fill_(0)
+    for _ in range(3):
+        optimizer.zero_grad()
+        layer(torch.ones(1, 3)).square().sum().backward()
+        optimizer.step()
+        schedule.step()
+    print(kind.__name__, "torch._dynamo" in sys.modules, layer.weight.flatten().tolist())
 """
 
 
-@pytest.mark.parametrize("kind", ["Adam", "SGD"])
-def test_training_does_not_import_the_compiler_and_computes_the_same(kind: str) -> None:
+def test_training_does_not_import_the_compiler_and_computes_the_same() -> None:
     without = TRAINING.replace("import pipeline.networks\n", "")
     ours, plain = (
-        subprocess.run([sys.executable, "-c", code, REPOSITORY, kind], capture_output=True, text=True, check=True)
+        subprocess.run([sys.executable, "-c", code, REPOSITORY], capture_output=True, text=True, check=True)
         for code in (TRAINING, without)
     )
-    assert ours.stdout.startswith("False ")
+    assert re.findall(r"^(\w+) (False|True)", ours.stdout, re.MULTILINE) == [("Adam", "False"), ("SGD", "False")]
     assert plain.stdout == ours.stdout.replace("False", "True")

@@ -8,11 +8,11 @@ import io
 import json
 import re
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.support.projects import STAGE_NAMES, Repository, add_to_stand_in, error_line, stand_in_repository
+from tests.support.projects import STAGE_NAMES, Repository, add_to_stand_in, error_line
+from tests.support.waiting import wait_for
 
 import pytest
 import yaml
@@ -22,20 +22,9 @@ pytestmark = pytest.mark.slow
 RETRAINED = [name for name in STAGE_NAMES if name not in ("track_code", "prepare", "reject")]
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Repository:
-    """A repository with committed results, whose archive DVC tracks too. Read only."""
-    repository = stand_in_repository(tmp_path_factory.mktemp("template") / "repository")
-    repository.dvc("add", "data/raw/train.zip")
-    repository.dvc("repro")
-    repository.commit()
-    return repository
-
-
 @pytest.fixture
-def repository(template: Repository, tmp_path: Path) -> Repository:
-    shutil.copytree(template.root, tmp_path / "repository")
-    return Repository(tmp_path / "repository")
+def repository(stand_ins: Repository) -> Repository:
+    return stand_ins
 
 
 def shown(repository: Repository) -> dict[str, float]:
@@ -106,11 +95,14 @@ def test_dvc_queue_runs_two_experiments_at_once_each_worker_with_its_own_gpu(
 
 def wait_for_status(repository: Repository, is_reached: Callable[[str], bool]) -> str:
     """What `dvc queue status` prints once `is_reached`."""
-    end = time.monotonic() + 120
-    while not is_reached(status := repository.dvc("queue", "status")):
-        assert time.monotonic() < end, status
-        time.sleep(0.5)
-    return status
+    printed = [""]
+
+    def reached() -> bool:
+        printed[0] = repository.dvc("queue", "status")
+        return is_reached(printed[0])
+
+    wait_for(reached, seconds=120, pause=0.5)
+    return printed[0]
 
 
 def test_dvc_exp_run_with_an_earlier_learning_rate_trains_nothing(repository: Repository) -> None:

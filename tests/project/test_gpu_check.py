@@ -23,6 +23,9 @@ def check(tmp_path: Path) -> Path:
     copy_pipeline(project)
     for part in ("bench", "demo"):
         shutil.copytree(REPOSITORY / part, project / part)
+    limits = project / "bench/limits.py"
+    assert "MEASURED_S = 5, 2.0" in limits.read_text()
+    limits.write_text(limits.read_text().replace("MEASURED_S = 5, 2.0", "MEASURED_S = 1, 0.2"))
     params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
     params["prepare"]["image_size"] = 32
     params["precision"] = "float32"

@@ -17,6 +17,7 @@ from pipeline.networks.checkpoint import Checkpoint
 from tests.support import forked
 from tests.support.photos import kaggle_files
 from tests.support.projects import REPOSITORY, Project, Repository, error_line, prepare_with_cores
+from tests.support.waiting import wait_for
 
 import psutil
 import pytest
@@ -24,13 +25,6 @@ import torch
 
 STAGE_COMMANDS = (("prepare.py",), ("train.py", "resnet18"), ("evaluate.py",), ("ensemble.py",), ("report.py",))
 SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]  # with the exit status of a stage
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"waited for {seconds} seconds"
-        time.sleep(0.02)
 
 
 Start = Callable[..., subprocess.Popen]
@@ -219,7 +213,7 @@ def test_dvc_repro_loses_no_results_when_a_stage_fails(repository: Repository) -
 
 
 ENDING = """
-import atexit, sys, threading, time
+import atexit, sys, threading
 sys.path.insert(0, sys.argv[1])
 from pipeline.core.process import run_stage
 
@@ -229,7 +223,7 @@ class Large:
 
 def main():
     atexit.register(print, "handler")
-    threading.Thread(target=lambda: (time.sleep(0.1), print("thread"))).start()
+    threading.Thread(target=lambda: (threading.main_thread().join(), print("thread"))).start()
     print("x" * 100_000)
 
 large = Large()

@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.support.projects import Repository, stand_in_repository
+from tests.support.projects import Repository
 
 import dvc.api
 import pytest
@@ -47,20 +47,18 @@ def remote(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, dict[st
 
 
 def push(repository: Repository, url: str, settings: dict[str, str]) -> None:
-    """Run the stages, commit the results with the archive under DVC, and push them to the remote at `url`."""
+    """Push the repository to an empty remote at `url`."""
     repository.dvc("remote", "add", "--default", "storage", url)
     for option, value in settings.items():
         repository.dvc("remote", "modify", "storage", option, value)
-    repository.dvc("add", "data/raw/train.zip")
-    repository.dvc("repro")
     repository.commit()
     repository.dvc("push")
 
 
 def test_dvc_pulls_every_result_into_a_clone_that_then_has_nothing_to_run(
-    remote: tuple[str, dict[str, str]], tmp_path: Path
+    remote: tuple[str, dict[str, str]], stand_ins: Repository, tmp_path: Path
 ) -> None:
-    repository = stand_in_repository(tmp_path / "repository")
+    repository = stand_ins
     push(repository, *remote)
 
     repository.git("clone", "--quiet", ".", str(tmp_path / "clone"))
@@ -73,9 +71,9 @@ def test_dvc_pulls_every_result_into_a_clone_that_then_has_nothing_to_run(
     assert clone.git("status", "--porcelain") == ""
 
 
-def test_dvc_gets_models_and_metrics_from_the_repository_without_a_clone(tmp_path: Path) -> None:
+def test_dvc_gets_models_and_metrics_from_the_repository_without_a_clone(stand_ins: Repository, tmp_path: Path) -> None:
     """By path with `dvc get`, by name once `gto` has registered a version, and from Python."""
-    repository = stand_in_repository(tmp_path / "repository")
+    repository = stand_ins
     push(repository, str(tmp_path / "remote"), {})
     model = (repository.root / "models/resnet18.safetensors").read_bytes()
     metrics = (repository.root / "metrics/ensemble.json").read_text()

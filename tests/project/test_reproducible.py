@@ -3,12 +3,9 @@
 import hashlib
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import report
@@ -17,7 +14,8 @@ from pipeline.fingerprint import find_commit
 from pipeline.networks import checkpoint as checkpoint_module
 from pipeline.networks.checkpoint import Checkpoint
 from tests.support import forked
-from tests.support.projects import REPOSITORY, Repository, error_line, stand_in_repository
+from tests.support.projects import REPOSITORY, Repository, error_line
+from tests.support.waiting import wait_for
 from tests.support.weight_files import write_weights
 
 import pandas as pd
@@ -26,14 +24,15 @@ import torch
 import yaml
 
 OTHER_SETTINGS = {"PYTHONHASHSEED": "4711", "TZ": "Asia/Kathmandu", "LC_ALL": "C", "LANG": "tr_TR.UTF-8"}
-# For each kind of stage a line, and within how many seconds after it the stage is killed.
-KILLED_AFTER = {
-    "Running stage 'prepare'": 1,
-    "resnet18: 24 photos": 0.5,
-    "Running stage 'evaluate'": 2,
-    "Running stage 'ensemble'": 1,
-    "Running stage 'report'": 1,
-}
+# Lines of `dvc repro` after which it is killed, and the stage with it.
+KILLED_AFTER = (
+    "Running stage 'prepare'",
+    "resnet18: 24 photos",  # its training begins
+    "resnet18 epoch 1/1",  # before its model is written
+    "Running stage 'evaluate'",
+    "Running stage 'ensemble'",
+    "Running stage 'report'",
+)
 SCRIPT = REPOSITORY / "stages/train.py"
 MODEL, CHECKPOINT = Path("models/resnet18.safetensors"), Path("models/resnet18.checkpoint")
 
@@ -48,9 +47,9 @@ def test_verify_says_what_to_do_if_git_does_not_trust_the_repository(monkeypatch
 def start_repro(repository: Repository, *arguments: str) -> subprocess.Popen:
     """Start `dvc repro` in a process group of its own."""
     return subprocess.Popen(
-        [sys.executable, "-m", "dvc", "repro", *arguments],
+        [forked.python(), "-m", "dvc", "repro", *arguments],
         cwd=repository.root,
-        env=repository.environment | OTHER_SETTINGS,
+        env=forked.on_path(repository.environment),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -59,7 +58,7 @@ def start_repro(repository: Repository, *arguments: str) -> subprocess.Popen:
 
 
 def kill(process: subprocess.Popen) -> None:
-    """`kill -9` the process and everything that it started."""
+    """`kill -9` the process and everything that it started; wait until none of it can write its output any more."""
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
 
@@ -72,13 +71,12 @@ def test_dvc_repro_of_a_clone_gives_the_same_lock_however_often_it_is_killed(
     clone = Repository(tmp_path / "a clone")
     shutil.copytree(finished.root / "data/raw", clone.root / "data/raw", dirs_exist_ok=True)
     (clone.root / "dvc.lock").unlink()
-    for line_before, longest_s in KILLED_AFTER.items():
+    for line_before in KILLED_AFTER:
         process = start_repro(clone)
         assert any(line_before in line for line in process.stdout)
-        time.sleep(random.uniform(0, longest_s))  # truly random: any moment must do
         assert process.poll() is None
         kill(process)
-    clone.dvc("repro", env=OTHER_SETTINGS)
+    clone.dvc("repro")
     assert (clone.root / "dvc.lock").read_bytes() == (finished.root / "dvc.lock").read_bytes()
     assert clone.git("status", "--porcelain") == ""  # the metrics are the same, too
     left_over = [path for suffix in ("partial", "checkpoint") for path in clone.root.rglob(f"*.{suffix}")]
@@ -94,9 +92,8 @@ def test_train_resumes_after_its_last_epoch_but_only_with_the_same_code(reposito
     uninterrupted = (repository.root / MODEL).read_bytes()
 
     process = start_repro(repository, "--force", "--single-item", "train_resnet18")
-    while not (repository.root / CHECKPOINT).exists():
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.01)
+    wait_for(lambda: (repository.root / CHECKPOINT).exists() or process.poll() is not None)
+    assert process.poll() is None, process.stdout.read()
     kill(process)
     checkpoint = (repository.root / CHECKPOINT).read_bytes()
     code = repository.root / "pipeline/networks/compute.py"
@@ -151,7 +148,10 @@ def test_checkpoint_is_loaded_only_by_the_same_training(tmp_path: Path, monkeypa
 
 @pytest.mark.slow
 def test_verify_rebuilds_everything_and_finds_it_unchanged(repository: Repository, tmp_path: Path) -> None:
-    """Also if the files are links, as with `cache.type symlink`: their own names count, not those of their targets."""
+    """With other settings, in new processes, whose hashes of strings differ.
+
+    Also if the files are links, as with `cache.type symlink`: their own names count, not those of their targets.
+    """
     weights = write_weights(tmp_path, "resnet18")
     for path in (weights, repository.root / "data/raw/train.zip"):
         path.rename(tmp_path / f"content of {path.stem}")
@@ -164,7 +164,7 @@ def test_verify_rebuilds_everything_and_finds_it_unchanged(repository: Repositor
     assert (repository.root / MODEL).is_symlink()
 
     before = repository.git("status", "--porcelain", "--ignored")
-    done = repository.run("verify.py")
+    done = repository.run("verify.py", env=OTHER_SETTINGS)
     assert done.returncode == 0, done.stderr
     folders = [repository.root / name for name in ("data/code", "data/prepared", "metrics", "models")]
     files = {path.relative_to(repository.root) for folder in folders for path in folder.rglob("*") if path.is_file()}
@@ -217,10 +217,11 @@ def change_answers(repository: Repository, photos: int) -> None:
     repository.dvc("commit", "--force")
 
 
-def test_verify_needs_results_that_are_up_to_date_and_photos(tmp_path: Path) -> None:
-    repository = stand_in_repository(tmp_path / "repository")
+def test_verify_needs_results_that_are_up_to_date_and_photos(stand_ins: Repository) -> None:
+    repository = stand_ins
+    (repository.root / "data/code/report.txt").unlink()
     assert error_line(repository.run("verify.py")) == "the results are out of date; run `dvc repro` first"
-    repository.dvc("repro")
+    repository.git("restore", ".")
     (repository.root / "data/raw/train.zip").unlink()
     assert error_line(repository.run("verify.py")).startswith("data/raw/train.zip: no such file")
 

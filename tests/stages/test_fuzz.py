@@ -11,7 +11,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_prepare_succeeds_with_or_refuses_damaged_photos_archives_and_params() -> None:
-    command = [sys.executable, REPOSITORY / "tests/support/fuzz.py", "1500", "60", "100", "7"]
+    command = [sys.executable, REPOSITORY / "tests/support/fuzz.py", "1000", "40", "60", "7"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("'done': ") == 3  # some of each kind

@@ -3,6 +3,7 @@
 import csv
 import re
 import shutil
+import sys
 from collections import Counter
 from html import unescape
 from itertools import pairwise
@@ -425,6 +426,7 @@ def test_report_needs_only_its_deps_and_escapes_the_names_of_photos(finished: Re
 
 def test_report_names_the_missing_file(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(repository.root)
+    monkeypatch.setattr(sys, "argv", ["report.py"])
     stage = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]["report"]
     for dep in stage["deps"]:
         if dep.startswith(("data/prepared/", "metrics/")):

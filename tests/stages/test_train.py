@@ -2,7 +2,6 @@
 
 import math
 import re
-from pathlib import Path
 
 import train
 from pipeline.core.all_params import Params
@@ -11,7 +10,7 @@ from pipeline.networks import compute
 from pipeline.networks.building import build_network
 from pipeline.networks.dataset import PackedSplit
 from pipeline.networks.selection import calibrated_loss, explain_choice, find_trouble
-from tests.support.projects import REPOSITORY, Project, copy_of, error_line
+from tests.support.projects import REPOSITORY, Project, error_line
 from tests.support.weight_files import write_weights
 
 import pandas as pd
@@ -41,12 +40,11 @@ def scripted(loss: float) -> dict:
 
 
 @pytest.mark.slow
-def test_train_computes_with_the_threads_asked_for_and_records_them(small: Project) -> None:
-    small.params["train"]["epochs"] = 1
+def test_train_computes_with_the_threads_asked_for_and_records_them(tiny: Project) -> None:
     for threads, used in ("auto", 1), (2, 2):  # conftest.py sets OMP_NUM_THREADS to 1
-        small.params["threads"] = threads
-        small.succeed("train.py", "resnet18")
-        assert small.read_json("metrics/train_resnet18.json")["threads"] == used
+        tiny.params["threads"] = threads
+        tiny.succeed("train.py", "resnet18")
+        assert tiny.read_json("metrics/train_resnet18.json")["threads"] == used
 
 
 @pytest.mark.parametrize(
@@ -76,23 +74,25 @@ def test_threads_are_no_more_than_the_usable_cores_unless_asked_for(
 
 
 @pytest.mark.slow
-def test_train_keeps_the_best_epoch_unchanged(small: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_train_keeps_the_best_epoch_unchanged(tiny: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     states, losses = [], iter([0.5, 0.1, 0.4])
 
     def scripted_validation(training: train.Training) -> dict:
         states.append({key: tensor.clone() for key, tensor in training.network.state_dict().items()})
         return scripted(next(losses))
 
+    tiny.params["train"] |= {"layers": "all", "epochs": 3}
+    tiny.write_params()
     monkeypatch.setattr(train.Training, "validate", scripted_validation)
     monkeypatch.setattr("sys.argv", ["train.py", "resnet18"])
-    monkeypatch.chdir(small.root)
+    monkeypatch.chdir(tiny.root)
     train.main()
 
-    kept = load_file(small.root / "models/resnet18.safetensors")
+    kept = load_file(tiny.root / "models/resnet18.safetensors")
     assert kept.keys() == states[1].keys()
     assert all(torch.equal(kept[key], states[1][key]) for key in kept)
     assert not torch.equal(kept["conv1.weight"], states[2]["conv1.weight"])
-    assert small.read_json("metrics/train_resnet18.json")["kept_epoch"] == 2
+    assert tiny.read_json("metrics/train_resnet18.json")["kept_epoch"] == 2
 
 
 @pytest.mark.slow
@@ -105,30 +105,36 @@ def test_train_keeps_the_best_epoch_unchanged(small: Project, monkeypatch: pytes
         ("all", ""),
     ],
 )
-def test_train_changes_only_the_layers_named(small: Project, layers: str, trained: str) -> None:
-    weights = write_weights(small.root, "resnet18")
-    small.params["networks"]["resnet18"]["weights"] = weights.name
-    small.params["train"] |= {"layers": layers, "epochs": 1}
-    small.succeed("train.py", "resnet18")
+def test_train_changes_only_the_layers_named(tiny: Project, layers: str, trained: str) -> None:
+    weights = write_weights(tiny.root, "resnet18")
+    tiny.params["networks"]["resnet18"]["weights"] = weights.name
+    tiny.params["train"] |= {"layers": layers, "epochs": 1}
+    tiny.succeed("train.py", "resnet18")
 
     before = torch.load(weights, weights_only=True)
-    after = load_file(small.root / "models/resnet18.safetensors")
+    after = load_file(tiny.root / "models/resnet18.safetensors")
     for key in after.keys() & before.keys():
         changed = not torch.equal(before[key], after[key])
         assert changed == bool(re.match(trained, key)), key
 
 
 @pytest.mark.slow
-def test_train_applies_a_lower_learning_rate_to_the_body_than_to_the_head(small: Project) -> None:
-    weights = write_weights(small.root, "resnet18")
-    small.params["networks"]["resnet18"]["weights"] = weights.name
-    small.params["train"] |= {"optimizer": "sgd", "momentum": 0, "lr_schedule": "one_cycle", "epochs": 1}
+def test_train_applies_a_lower_learning_rate_to_the_body_than_to_the_head(tiny: Project) -> None:
+    weights = write_weights(tiny.root, "resnet18")
+    tiny.params["networks"]["resnet18"]["weights"] = weights.name
+    tiny.params["train"] |= {
+        "layers": "all",
+        "optimizer": "sgd",
+        "momentum": 0,
+        "lr_schedule": "one_cycle",
+        "epochs": 1,
+    }
     initial = torch.load(weights, weights_only=True)["conv1.weight"]
     moved, heads = [], []
     for factor in (1.0, 0.01):
-        small.params["train"]["backbone_lr_factor"] = factor
-        small.succeed("train.py", "resnet18")
-        trained = load_file(small.root / "models/resnet18.safetensors")
+        tiny.params["train"]["backbone_lr_factor"] = factor
+        tiny.succeed("train.py", "resnet18")
+        trained = load_file(tiny.root / "models/resnet18.safetensors")
         moved.append((trained["conv1.weight"] - initial).norm().item())
         heads.append(trained["fc.3.weight"])
     assert moved[1] == pytest.approx(0.01 * moved[0], rel=0.5)
@@ -137,10 +143,10 @@ def test_train_applies_a_lower_learning_rate_to_the_body_than_to_the_head(small:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("augment", ["none", "flip", "crop_and_flip"])
-def test_train_uses_images_of_the_size_asked_for(augment: str, small: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    small.params["prepare"]["image_size"] = 40
-    small.params["train"] |= {"augment": augment, "image_size": 32, "epochs": 1}
-    small.prepare()
+def test_train_uses_images_of_the_size_asked_for(augment: str, tiny: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.params["prepare"]["image_size"] = 40
+    tiny.params["train"] |= {"augment": augment, "image_size": 32, "epochs": 1}
+    tiny.prepare()
     seen = set()
 
     def build(*arguments: object) -> torch.nn.Module:
@@ -150,7 +156,7 @@ def test_train_uses_images_of_the_size_asked_for(augment: str, small: Project, m
 
     monkeypatch.setattr(train, "build_network", build)
     monkeypatch.setattr("sys.argv", ["train.py", "resnet18"])
-    monkeypatch.chdir(small.root)
+    monkeypatch.chdir(tiny.root)
     train.main()
     assert {tuple(shape) for training, shape in seen if training} == {(3, 32, 32)}
     assert (False, (3, 40, 40)) in seen  # also the check before training that the network takes this size
@@ -186,16 +192,16 @@ def test_train_refuses_batchnorm_layers_of_a_network_without_any(small: Project)
 
 
 @pytest.mark.slow
-def test_train_follows_the_first_posts_recipe_with_a_falling_learning_rate(small: Project) -> None:
-    small.recipe("pytorch-tutorial")
-    small.params["prepare"]["image_size"] = 32
-    small.split(train=8, validation=4, test=4)
-    small.params["train"] |= {"lr_step_size": 2, "epochs": 5}
-    small.prepare()
-    small.succeed("train.py", "resnet18")
-    lr = pd.read_csv(small.root / "metrics/curves/resnet18.csv")["lr"]
+def test_train_follows_the_first_posts_recipe_with_a_falling_learning_rate(tiny: Project) -> None:
+    tiny.recipe("pytorch-tutorial")
+    tiny.params["prepare"]["image_size"] = 32
+    tiny.split(train=8, validation=4, test=4)
+    tiny.params["train"] |= {"lr_step_size": 2, "epochs": 5}
+    tiny.prepare()
+    tiny.succeed("train.py", "resnet18")
+    lr = pd.read_csv(tiny.root / "metrics/curves/resnet18.csv")["lr"]
     assert list(lr) == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4, 1e-5])
-    model = load_file(small.root / "models/resnet18.safetensors")
+    model = load_file(tiny.root / "models/resnet18.safetensors")
     assert {key: tuple(model[key].shape) for key in model if key.startswith("fc")} == {
         "fc.0.weight": (2, 512),
         "fc.0.bias": (2,),
@@ -330,12 +336,12 @@ def test_train_says_if_the_kept_epoch_is_no_better_than_guessing() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("statistics", ["fixed", "updated"])
-def test_train_updates_the_statistics_of_batchnorm_if_asked_to(small: Project, statistics: str) -> None:
-    small.params["networks"]["resnet18"]["weights"] = write_weights(small.root, "resnet18").name
-    small.params["train"] |= {"layers": "last_half", "epochs": 1, "batchnorm_statistics": statistics}
-    small.succeed("train.py", "resnet18")
-    before = torch.load(small.root / small.params["networks"]["resnet18"]["weights"], weights_only=True)
-    after = load_file(small.root / "models/resnet18.safetensors")
+def test_train_updates_the_statistics_of_batchnorm_if_asked_to(tiny: Project, statistics: str) -> None:
+    tiny.params["networks"]["resnet18"]["weights"] = write_weights(tiny.root, "resnet18").name
+    tiny.params["train"] |= {"layers": "last_half", "epochs": 1, "batchnorm_statistics": statistics}
+    tiny.succeed("train.py", "resnet18")
+    before = torch.load(tiny.root / tiny.params["networks"]["resnet18"]["weights"], weights_only=True)
+    after = load_file(tiny.root / "models/resnet18.safetensors")
     for key in ("layer4.1.bn2.running_mean", "layer4.1.bn2.running_var"):
         assert torch.equal(before[key], after[key]) == (statistics == "fixed"), key
     assert not torch.equal(before["layer4.1.bn2.weight"], after["layer4.1.bn2.weight"])
@@ -343,27 +349,27 @@ def test_train_updates_the_statistics_of_batchnorm_if_asked_to(small: Project, s
 
 @pytest.mark.slow
 def test_train_with_one_cycle_keeps_the_last_epoch_whatever_luck_another_one_had(
-    small: Project, monkeypatch: pytest.MonkeyPatch
+    tiny: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = iter([0.5, 0.1, 0.4])
     monkeypatch.setattr(train.Training, "validate", lambda _: scripted(next(losses)))
-    small.params["train"] |= {"layers": "head", "lr_schedule": "one_cycle", "epochs": 3}
-    small.write_params()
+    tiny.params["train"] |= {"layers": "head", "lr_schedule": "one_cycle", "epochs": 3}
+    tiny.write_params()
     monkeypatch.setattr("sys.argv", ["train.py", "resnet18"])
-    monkeypatch.chdir(small.root)
+    monkeypatch.chdir(tiny.root)
     train.main()
     assert pd.read_csv("metrics/curves/resnet18.csv")["kept"].tolist() == [False, False, True]
-    assert small.read_json("metrics/train_resnet18.json")["kept_epoch"] == 3
+    assert tiny.read_json("metrics/train_resnet18.json")["kept_epoch"] == 3
 
 
 @pytest.mark.slow
-def test_train_with_one_cycle_raises_and_lowers_the_learning_rate(small: Project) -> None:
-    small.params["train"] |= {"layers": "head", "lr_schedule": "one_cycle", "epochs": 4}
-    small.succeed("train.py", "resnet18")
-    rates = pd.read_csv(small.root / "metrics/curves/resnet18.csv")["lr"]  # at the start of each epoch
-    assert rates[0] == pytest.approx(small.params["lr"] / 25)
+def test_train_with_one_cycle_raises_and_lowers_the_learning_rate(tiny: Project) -> None:
+    tiny.params["train"] |= {"layers": "head", "lr_schedule": "one_cycle", "epochs": 4}
+    tiny.succeed("train.py", "resnet18")
+    rates = pd.read_csv(tiny.root / "metrics/curves/resnet18.csv")["lr"]  # at the start of each epoch
+    assert rates[0] == pytest.approx(tiny.params["lr"] / 25)
     assert rates[0] < rates[1] > rates[2] > rates[3]
-    assert rates.max() <= small.params["lr"]
+    assert rates.max() <= tiny.params["lr"]
 
 
 @pytest.mark.slow
@@ -380,23 +386,22 @@ def test_train_with_label_smoothing_keeps_the_network_from_being_sure(small: Pro
 @pytest.mark.slow
 @pytest.mark.parametrize("isa", ["AVX2", "AVX512_CORE"])
 def test_train_does_not_choose_bfloat16_if_onednn_may_not_use_it(
-    prepared: Project, tmp_path: Path, isa: str, monkeypatch: pytest.MonkeyPatch
+    tiny: Project, isa: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", isa)
-    project = copy_of(prepared, tmp_path)
-    printed = project.succeed("train.py", "resnet18")
+    printed = tiny.succeed("train.py", "resnet18")
     assert "float32 on cpu" in printed
     assert "onednn" not in printed
 
 
 @pytest.mark.slow
-def test_train_computes_in_the_precision_asked_for(small: Project) -> None:
+def test_train_computes_in_the_precision_asked_for(tiny: Project) -> None:
     models = []
     for precision in ("float32", "bfloat16"):
-        small.params["precision"] = precision
-        small.params["train"]["epochs"] = 1
-        assert f"{precision} on cpu" in small.succeed("train.py", "resnet18")
-        models.append(load_file(small.root / "models/resnet18.safetensors")["conv1.weight"])
+        tiny.params["precision"] = precision
+        tiny.params["train"]["epochs"] = 1
+        assert f"{precision} on cpu" in tiny.succeed("train.py", "resnet18")
+        models.append(load_file(tiny.root / "models/resnet18.safetensors")["conv1.weight"])
     assert models[0].dtype == models[1].dtype == torch.float32
     assert not torch.equal(*models)
 

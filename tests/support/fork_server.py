@@ -3,8 +3,8 @@
 Importing these takes longer than most of what is tested. They are imported once, and nothing of this project, so that
 each fork is as fresh as a new process. forked.py starts this and is its client. The arguments are the numbers of two
 file descriptors, listening sockets: for programs that need no torch, whose forks are cheaper, and for those that do. A
-client is told the number of its process and then its exit status; if the client ends, the process is killed. The server
-ends when its stdin does.
+client is told the number of its process and then its exit status; if the client ends, the process and its group are
+killed. The server ends when its stdin does.
 """
 
 import atexit
@@ -71,7 +71,7 @@ def serve(server: socket.socket, others: list[int]) -> None:
             woken.recv(100)
             report_ends(programs)
         for connection in programs.keys() & {*ready}:  # a client says nothing after its request: it is gone
-            os.kill(programs.pop(connection), signal.SIGKILL)
+            kill(programs.pop(connection))
             connection.close()
         if server in ready:
             connection, _ = server.accept()
@@ -104,9 +104,17 @@ def report_ends(programs: dict[socket.socket, int]) -> None:
                 del programs[connection]
 
 
+def kill(process: int) -> None:
+    """Kill a program and what it has started: clients, whose own programs then end, too."""
+    try:
+        os.killpg(process, signal.SIGKILL)
+    except ProcessLookupError:  # it does not lead its group yet
+        os.kill(process, signal.SIGKILL)
+
+
 def end(programs: dict[socket.socket, int], others: list[int]) -> None:
     for process in programs.values():
-        os.kill(process, signal.SIGKILL)
+        kill(process)
     for process in others:
         with suppress(ProcessLookupError, ChildProcessError):  # it has ended, too
             os.kill(process, signal.SIGTERM)
@@ -116,6 +124,7 @@ def end(programs: dict[socket.socket, int], others: list[int]) -> None:
 
 def become(request: dict, streams: list[int]) -> None:
     """Turn this process into `python *arguments`; never returns."""
+    os.setpgid(0, 0)
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGCHLD, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)

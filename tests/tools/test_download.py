@@ -18,6 +18,7 @@ from pipeline.core.errors import UserError
 from pipeline.networks import weights
 from pipeline.networks.building import build_network
 from tests.support.projects import REPOSITORY, Project, error_line
+from tests.support.waiting import wait_for
 
 import numpy as np
 import pytest
@@ -214,9 +215,7 @@ def test_download_ends_quietly_on_ctrl_c_and_keeps_what_it_has(project: Project,
     partial = project.root / PARTIAL
     command = [sys.executable, str(REPOSITORY / "tools/download.py"), "--archive", server.url, SHA256]
     with subprocess.Popen(command, cwd=project.root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as running:
-        deadline = time.monotonic() + 4  # the server keeps silent for 5 s
-        while not (partial.exists() and partial.stat().st_size) and time.monotonic() < deadline:
-            time.sleep(0.02)
+        wait_for(lambda: partial.exists() and partial.stat().st_size, seconds=4)  # the server keeps silent for 5 s
         running.send_signal(signal.SIGINT)
         output, _ = running.communicate(timeout=30)
     assert (running.returncode, output) == (130, b"")

@@ -50,28 +50,29 @@ def run_opencv(file: Path, images: list[np.ndarray]) -> list[np.ndarray]:
     return answers
 
 
-def test_export_gives_every_runtime_and_the_model_card_the_answers_of_the_pipeline(repository: Repository) -> None:
-    repository.params["ensemble"]["method"] = "fitted_weights"
-    repository.succeed("ensemble.py")
-    check_export(repository, ["cat", "dog"])
-
-
-def test_export_of_three_classes_with_cropped_photos_and_test_time_flip(flowers: Project, tmp_path: Path) -> None:
-    check_export(copy_of(flowers, tmp_path), list(FLOWERS))
-
-
-def test_export_of_one_network_has_no_ensemble_that_repeats_it(flowers: Project, tmp_path: Path) -> None:
+def test_export_gives_every_runtime_and_the_model_card_the_answers_of_the_pipeline(
+    flowers: Project, tmp_path: Path
+) -> None:
+    """Of three classes, with cropped photos, test-time flip and fitted weights."""
     project = copy_of(flowers, tmp_path)
+    project.params["ensemble"]["method"] = "fitted_weights"
+    project.succeed("ensemble.py")
+    check_export(project, list(FLOWERS))
+
+
+def test_export_of_one_network_has_no_ensemble_that_repeats_it(repository: Repository) -> None:
+    """Of two classes, with squeezed photos."""
+    project = repository
     del project.params["networks"]["resnet34"]
     (project.root / "models/resnet34.safetensors").unlink()
     (project.root / "export").mkdir()
     (project.root / "export/ensemble.onnx").touch()  # of an earlier export
     project.succeed("evaluate.py")
     project.succeed("ensemble.py")
-    check_export(project, list(FLOWERS), names=("resnet18",))
+    check_export(project, ["cat", "dog"], names=("resnet18",))
     card = (project.root / "export/MODEL_CARD.md").read_text(encoding="utf-8")
     assert "ensemble" not in card
-    assert "There are fewer than 10 test photos of" in card  # 4 of each
+    assert "There are fewer than 10 test photos of" in card  # 6 of each
 
 
 def check_export(project: Project, classes: list[str], names: tuple[str, ...] = (*NETWORKS, "ensemble")) -> None:
@@ -110,12 +111,13 @@ def check_export(project: Project, classes: list[str], names: tuple[str, ...] = 
 
 
 @pytest.mark.parametrize("method", ["mean_logits", "mean_probabilities", "majority_vote", "fitted_weights"])
-def test_export_combines_any_number_of_classes_as_the_pipeline_does(method: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [2, 120])
+def test_export_combines_any_number_of_classes_as_the_pipeline_does(count: int, method: str, tmp_path: Path) -> None:
     torch.manual_seed(1)
-    networks = [nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 120)).eval() for _ in range(3)]
-    classes = [f"class {number}" for number in range(120)]
+    networks = [nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, count)).eval() for _ in range(3)]
+    classes = [f"class {number}" for number in range(count)]
     weights = {"first": 0.7, "second": 1.2, "third": -0.1}
-    combination = Combination(method, weights, dict(zip(classes, np.linspace(-1, 1, 120).tolist(), strict=True)))
+    combination = Combination(method, weights, dict(zip(classes, np.linspace(-1, 1, count).tolist(), strict=True)))
     file = tmp_path / "ensemble.onnx"
     write_onnx(ImageToProbabilities(networks, combination, size=8), classes, file)
     assert classes_in(file) == classes

@@ -1,8 +1,6 @@
 """tools/networks.py, which changes the set of networks: what then runs, and what the stages say of other networks."""
 
-from pathlib import Path
-
-from tests.support.projects import Project, Repository, error_line, stand_in_repository
+from tests.support.projects import Project, Repository, error_line
 
 import pandas as pd
 import pytest
@@ -10,10 +8,8 @@ import yaml
 
 
 @pytest.mark.slow
-def test_networks_takes_one_out_and_puts_another_in_and_dvc_runs_what_is_new(tmp_path: Path) -> None:
-    repository = stand_in_repository(tmp_path / "repository")
-    repository.dvc("repro")
-    repository.commit()
+def test_networks_takes_one_out_and_puts_another_in_and_dvc_runs_what_is_new(stand_ins: Repository) -> None:
+    repository = stand_ins
     earlier = {name: (repository.root / name).read_bytes() for name in ("dvc.yaml", "params.yaml", "dvc.lock")}
 
     assert repository.run("networks.py", "resnet18").returncode == 0
