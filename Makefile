@@ -15,9 +15,10 @@ demo: .venv/installed  ## the whole pipeline on synthetic photos, in .demo/
 photos: .venv/installed  ## Microsoft's public copy of the photos, to data/raw/train.zip
 	.venv/bin/python tools/download.py
 
-test: .venv/installed-for-test  ## lint, format and all tests
+test: .venv/installed-for-test  ## lint, format, types and all tests
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
+	.venv/bin/pyrefly check
 	.venv/bin/python -m pytest
 
 test-fast: .venv/installed-for-test  ## the tests that take less than a minute together

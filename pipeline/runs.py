@@ -114,7 +114,7 @@ def open_run(name: str) -> tuple[str, Callable[[Path], bytes]]:
 
     def read(path: Path) -> bytes:
         try:
-            return files.read_bytes(path.as_posix())
+            return files.read_bytes(path.as_posix())  # pyrefly: ignore[bad-return]
         except Exception as error:  # a remote's library may raise anything
             is_missing = isinstance(error, FileNotFoundError)
             if path == LOCK and is_missing:

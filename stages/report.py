@@ -190,7 +190,7 @@ def read_results() -> Results:
 
 def by_network(table: pd.DataFrame) -> dict[str, list[dict]]:
     """The rows of each network, as dicts."""
-    return {name: rows.to_dict("records") for name, rows in table.groupby("network", sort=False)}
+    return {str(name): rows.to_dict("records") for name, rows in table.groupby("network", sort=False)}
 
 
 def read_combined(predictions: Predictions, split_table: pd.DataFrame) -> np.ndarray:
@@ -377,7 +377,7 @@ def read_heat_maps(shown: np.ndarray) -> dict[str, dict[int, np.ndarray]]:
 def name_excluded(split_table: pd.DataFrame) -> dict[str, list[str]]:
     """The first excluded photos for each reason, except those that were not needed because the splits were full."""
     excluded = split_table[~split_table["excluded"].isin(["", "not needed"])]
-    return {reason: rows["photo"].head(NAMED).tolist() for reason, rows in excluded.groupby("excluded")}
+    return {str(reason): rows["photo"].head(NAMED).tolist() for reason, rows in excluded.groupby("excluded")}
 
 
 if __name__ == "__main__":

@@ -318,6 +318,7 @@ def write_results(training: Training) -> None:
     name = training.name
     # Without lr, because `dvc exp show` would show a second column of that name next to the param's.
     best = best_epoch(training.curve, training.params)
+    assert best is not None  # a finished training has had an epoch
     curve = [{**scores, "kept": scores is best} for scores in training.curve]
     used = {"threads": torch.get_num_threads()} if training.train.device.type == "cpu" else {}  # to repeat it
     description = {

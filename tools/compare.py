@@ -496,7 +496,8 @@ def sides(comparison: Comparison) -> tuple[list[int], list[int]]:
     change = comparison.before.log_loss(comparison.network).mean(axis=0)
     change = change - comparison.after.log_loss(comparison.network).mean(axis=0)
     order = np.argsort(-np.abs(change), kind="stable")
-    return tuple([row for row in order.tolist() if sign * comparison.changes[row] > 0] for sign in (1, -1))
+    corrected, broken = ([row for row in order.tolist() if sign * comparison.changes[row] > 0] for sign in (1, -1))
+    return corrected, broken
 
 
 def read_images(photos: pd.DataFrame, rows: Iterable[int], split: str) -> dict[int, str]:

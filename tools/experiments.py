@@ -134,7 +134,7 @@ def params_and_outputs(name: str, revision: str, repository: Repo) -> tuple[dict
         folder = Path(repository.root_dir).relative_to(repository.scm.root_dir)
 
         def read(path: Path) -> bytes:
-            return files.read_bytes((folder / path).as_posix())
+            return files.read_bytes((folder / path).as_posix())  # pyrefly: ignore[bad-return]
 
     stages = read_lock(name, read)
     require_consistent(name, stages, read)

@@ -162,6 +162,7 @@ def write_onnx(graph: ImageToProbabilities, classes: list[str], file: Path) -> N
             opset_version=OPSET,
             verbose=False,
         )
+    assert program is not None  # as with `dynamo`
     model = program.model_proto
     model.ir_version = IR_VERSION
     for node in model.graph.node:
@@ -192,7 +193,7 @@ def compare(name: str, file: Path, pixels: np.ndarray, expected: np.ndarray) -> 
 
 def run_onnxruntime(file: Path) -> Run:
     session = onnxruntime.InferenceSession(file)
-    return lambda image: session.run(["probabilities"], {"image": image})[0]
+    return lambda image: np.asarray(session.run(["probabilities"], {"image": image})[0])
 
 
 def run_openvino(file: Path) -> Run:
@@ -238,7 +239,7 @@ def scores_on_test() -> dict[str, dict]:
     class_scores = read_scores(NETWORK_CLASS_SCORES, ENSEMBLE_CLASS_SCORES)
     by_class = {name: rows.set_index("class").to_dict("index") for name, rows in class_scores.groupby("network")}
     test = scores[scores["split"] == "test"].set_index("network")
-    return {name: {**row, "classes": by_class[name]} for name, row in test.to_dict("index").items()}
+    return {str(name): {**row, "classes": by_class[name]} for name, row in test.to_dict("index").items()}
 
 
 def model_card(

@@ -12,8 +12,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from pipeline.core.errors import UserError, untrusted_by_git
+
+if TYPE_CHECKING:
+    import psutil
 
 OLDEST_PYTHON = (3, 11)
 ACTIVATE = "activate the project's environment: `source .venv/bin/activate` (`make install` creates it)"
@@ -45,7 +49,7 @@ def run_stage(main: Callable[[], None]) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with _explained_errors():
         if DVC:
-            threading.Thread(target=_end_with_dvc, daemon=True).start()
+            threading.Thread(target=_end_with, args=[DVC], daemon=True).start()
             from pipeline.core.code import require_unchanged  # only stages that DVC runs need it
 
             require_unchanged(Path(sys.argv[0]))
@@ -58,7 +62,7 @@ def _exit_without_freeing() -> None:
 
     Once PyTorch is imported, that takes about a second, and the system frees everything anyway.
     """
-    threading._shutdown()  # waits for threads that are not daemons, and for executors
+    threading._shutdown()  # pyrefly: ignore[missing-attribute]  # waits for threads that are not daemons, and for executors
     atexit._run_exitfuncs()
     try:
         sys.stdout.flush()
@@ -145,7 +149,7 @@ def _explain_at_import(kind: type[BaseException], error: BaseException, trace: T
         sys.__excepthook__(kind, error, trace)
 
 
-def _find_dvc() -> "psutil.Process | None":  # noqa: F821
+def _find_dvc() -> "psutil.Process | None":
     """The DVC process that started this one, if any: the nearest ancestor that is not part of a stage."""
     if "DVC_STAGE" not in os.environ:
         return None
@@ -168,14 +172,14 @@ def _find_dvc() -> "psutil.Process | None":  # noqa: F821
     return next((process for process in ancestors if environment(process) is not None), None)
 
 
-def _end_with_dvc() -> None:
+def _end_with(dvc: "psutil.Process") -> None:
     """Wait until DVC has exited, then send SIGTERM to this process."""
     import psutil
 
     with suppress(psutil.NoSuchProcess):
-        if DVC.pid == 1 and not any(name in " ".join(DVC.cmdline()) for name in ("dvc", "python")):
-            raise psutil.NoSuchProcess(DVC.pid)  # the init process, so DVC has already exited
-        while DVC.is_running() and DVC.status() != psutil.STATUS_ZOMBIE:
+        if dvc.pid == 1 and not any(name in " ".join(dvc.cmdline()) for name in ("dvc", "python")):
+            raise psutil.NoSuchProcess(dvc.pid)  # the init process, so DVC has already exited
+        while dvc.is_running() and dvc.status() != psutil.STATUS_ZOMBIE:
             time.sleep(1)
     os.kill(os.getpid(), signal.SIGTERM)
 

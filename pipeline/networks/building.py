@@ -4,6 +4,7 @@ import difflib
 import re
 import warnings
 from collections import OrderedDict
+from typing import cast
 
 from pipeline.core.errors import UserError, first_line
 from pipeline.core.params import MAX_SIZE, MIN_SIZE
@@ -63,7 +64,7 @@ def require_known(name: str) -> None:
 
 
 def head_of(network: nn.Module) -> Head:
-    return network.get_submodule(head_name(network))
+    return cast(Head, network.get_submodule(head_name(network)))
 
 
 def head_name(network: nn.Module) -> str:
@@ -147,5 +148,6 @@ def _load_backbone(network: nn.Module, name: str, weights: str) -> None:
 def with_version(state_dict: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
     """Return `state_dict` marked with the version of `network`'s class; MNASNet refuses one without a version."""
     versioned = OrderedDict(state_dict)
-    versioned._metadata = {"": {"version": network._version}}  # none for the layers: BatchNorm accepts that
+    # None for the layers: BatchNorm accepts that.
+    versioned._metadata = {"": {"version": network._version}}  # pyrefly: ignore[missing-attribute]
     return versioned

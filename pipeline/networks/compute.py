@@ -40,7 +40,8 @@ def _make_deterministic() -> None:
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms also imports torch.compile, in a second
-    torch.utils.deterministic.fill_uninitialized_memory = False  # slow, and no code here reads uninitialised memory
+    # Slow, and no code here reads uninitialised memory.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyrefly: ignore[missing-attribute]
 
 
 def _set_threads(threads: int | str) -> None:

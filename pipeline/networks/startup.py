@@ -48,4 +48,4 @@ def keep_optimizers_from_importing_dynamo() -> None:
             setattr(method.__wrapped__, "__dynamo_disable", method.__wrapped__)
     for kind in (Adam, SGD):
         if kind.step.__code__.co_name == "_use_grad":
-            kind.step = torch.no_grad()(kind.step.__wrapped__)
+            kind.step = torch.no_grad()(kind.step.__wrapped__)  # pyrefly: ignore[missing-attribute]

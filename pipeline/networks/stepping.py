@@ -73,7 +73,7 @@ class TrainingStep:
     def _warm_up(self, images: Tensor, labels: Tensor) -> None:
         """Compute on another stream, as a capture does: autograd remembers the stream on which it made a gradient."""
         current = torch.cuda.current_stream()
-        self._warm_up_stream.wait_stream(current)
+        self._warm_up_stream.wait_stream(current)  # pyrefly: ignore[missing-attribute]
         with torch.cuda.stream(self._warm_up_stream), warnings.catch_warnings(action="ignore"):
             self._compute(images, labels)  # PyTorch warns that a `capturable` optimizer is slower without a graph
         current.wait_stream(self._warm_up_stream)
@@ -90,7 +90,7 @@ class TrainingStep:
                 return
         self._images.copy_(images)
         self._labels.copy_(labels)
-        self._graph.replay()
+        self._graph.replay()  # pyrefly: ignore[missing-attribute]
 
     def _capture(self, images: Tensor, labels: Tensor) -> None:
         """Record a step without running it. A replay reads its batch from `_images` and `_labels`."""

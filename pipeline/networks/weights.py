@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
+from typing import TypeGuard
 from urllib.error import URLError
 from urllib.parse import urlparse
 
@@ -155,7 +156,7 @@ def _download(name: str, url: str, path: Path, digits: str | None) -> Path:
     return path
 
 
-def _is_of_folder(error: Exception) -> bool:
+def _is_of_folder(error: Exception) -> TypeGuard[OSError]:
     """Whether a download failed because its file could not be written, and not because of the network."""
     if not isinstance(error, OSError) or isinstance(error, URLError):
         return False

@@ -17,7 +17,7 @@ def render(template: str, **content: object) -> str:
     """Fill in a template from templates/. In HTML templates, all content is escaped unless it is Markup."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=lambda name: name.endswith(".html.jinja"),
+        autoescape=lambda name: name is not None and name.endswith(".html.jinja"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from posixpath import dirname, join, normpath
-from typing import BinaryIO
+from typing import BinaryIO, TypeGuard, cast
 
 from pipeline.core.errors import UserError
 from pipeline.photos.decoding import UnreadablePhoto
@@ -181,7 +181,7 @@ def explained(name: str) -> Iterator[None]:
         ) from None
 
 
-def is_disk_error(error: Exception) -> bool:
+def is_disk_error(error: Exception) -> TypeGuard[OSError]:
     """Whether a disk or network failed, or permission is missing. Damaged bytes raise OSError with other numbers."""
     return isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
 
@@ -207,7 +207,7 @@ class _OwnPosition(io.RawIOBase):
         self._position = position
         return position
 
-    def readinto(self, buffer: memoryview) -> int:
+    def readinto(self, buffer: memoryview) -> int:  # pyrefly: ignore[bad-override]
         content = os.pread(self._file.fileno(), len(buffer), self._position)
         buffer[: len(content)] = content
         self._position += len(content)
@@ -267,7 +267,7 @@ def _open_zipped(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> BinaryIO:
         raise UnreadablePhoto("encrypted in its source")
     if info.compress_type == DEFLATE64:
         raise UnreadablePhoto("compressed with Deflate64; re-zip it")
-    return archive.open(info)
+    return cast(BinaryIO, archive.open(info))
 
 
 def _names_in_zip(files: list[zipfile.ZipInfo]) -> tuple[list[str], str]:

@@ -75,7 +75,7 @@ def similar_hashes(hashes: list[bytes]) -> Iterator[np.ndarray]:
         for start in range(first, len(hashes), COLUMNS_AT_ONCE):
             columns = words[:, None, start : start + COLUMNS_AT_ONCE]
             different = sum(np.bitwise_count(row ^ column) for row, column in zip(rows[:3], columns[:3], strict=True))
-            if different.min() <= MAX_DIFFERENT_BITS:
+            if different.min() <= MAX_DIFFERENT_BITS:  # pyrefly: ignore[missing-attribute]
                 different += np.bitwise_count(rows[3] ^ columns[3])
                 pairs = np.argwhere(different <= MAX_DIFFERENT_BITS) + np.array([first, start])
                 found.append(pairs[pairs[:, 0] < pairs[:, 1]])

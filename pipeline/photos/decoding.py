@@ -53,7 +53,8 @@ HASHED_SIZE = 64  # pixels; what a perceptual hash needs at least
 # Pillow's limits guard servers against small files that unpack to huge ones. Phones take photos of 200 megapixels, and
 # scanners write long profiles; the size of a file is limited where it is read.
 Image.MAX_IMAGE_PIXELS = 110_000_000  # an error above twice this
-PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**28  # bytes
+# Bytes.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**28  # pyrefly: ignore[bad-assignment]
 # Keep up to 64 MB of freed images for the next ones: the system zeroes new memory, which takes a tenth of the time of a
 # small photo. See https://pillow.readthedocs.io/en/stable/reference/block_allocator.html
 Image.core.set_blocks_max(4)

@@ -105,7 +105,7 @@ def label_photos(
                 _label_by_path(photo, names, roles)
     for photo in photos:
         photo.found_label = photo.label
-    return classes, notes
+    return classes, notes  # pyrefly: ignore[bad-return]
 
 
 def split_named(name: str) -> str | None:

@@ -26,7 +26,7 @@ def probability_columns(classes: Sequence[str]) -> list[str]:
 
 def classes_of(table: pd.DataFrame, prefix: str) -> list[str]:
     """The classes that a table has a column for, in the order of the labels; `prefix` is LOGIT or PROBABILITY."""
-    return [column.removeprefix(prefix) for column in table if column.startswith(prefix)]
+    return [column.removeprefix(prefix) for column in map(str, table) if column.startswith(prefix)]
 
 
 def label_numbers(labels: pd.Series, classes: Sequence[str]) -> np.ndarray:

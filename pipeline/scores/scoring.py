@@ -56,7 +56,8 @@ def class_rates(predicted: np.ndarray, labels: np.ndarray, classes: int) -> tupl
     """Precision, recall, F1 and number of photos of each class; 0 where there is nothing to divide by."""
     from sklearn.metrics import precision_recall_fscore_support
 
-    return precision_recall_fscore_support(labels, predicted, labels=range(classes), zero_division=0)
+    rates = precision_recall_fscore_support(labels, predicted, labels=range(classes), zero_division=0)
+    return tuple(map(np.asarray, rates))
 
 
 def positive_labels(classes: int) -> Sequence[int]:
@@ -106,7 +107,7 @@ def balanced_accuracy_interval(recall: np.ndarray, photos: np.ndarray) -> dict[s
     variance = (likely * (1 - likely) / photos).sum() / len(photos) ** 2
     effective = likely.mean() * (1 - likely.mean()) / variance
     low, high = wilson_interval(recall.mean(), effective)
-    return {"balanced_accuracy_low": low, "balanced_accuracy_high": high}
+    return {"balanced_accuracy_low": float(low), "balanced_accuracy_high": float(high)}
 
 
 def score_classes(probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> pd.DataFrame:
