@@ -100,7 +100,7 @@ class Project:
         """
         path = str(REPOSITORY / next(name for name in SCRIPTS if name.endswith(f"/{script}")))
         if env:
-            self.last_run = forked.run_new([path, *arguments], self.root, os.environ | env, timeout=120)
+            self.last_run = forked.run_new([path, *arguments], self.root, os.environ | env, timeout=300)
         else:
             self.last_run = forked.run([path, *arguments], self.root, os.environ, stdin, largest_file)
         return self.last_run
