@@ -29,14 +29,14 @@ def test_bench_compares_the_pipeline_with_a_notebook_and_the_hardware_limit(tmp_
     params["precision"] = "float32"
     params["train"]["batch_size"] = 8
     (project / "params.yaml").write_text(yaml.safe_dump(params))
-    compare = project / "bench/compare.py"
+    script = project / "bench/compare.py"
     large, small = '8192 if device.type == "cuda" else 4096', "512"  # the side of the matrices; takes half a minute
-    assert large in compare.read_text()
-    compare.write_text(compare.read_text().replace(large, small))
+    assert large in script.read_text()
+    script.write_text(script.read_text().replace(large, small))
     one_network = [forked.python(), "tools/networks.py", "resnet18"]
     subprocess.run(one_network, cwd=project, capture_output=True, check=True)
 
-    command = [sys.executable, compare, folder, "--split", "16", "8", "8", "--rounds", "1"]
+    command = [sys.executable, script, folder, "--split", "16", "8", "8", "--rounds", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "16/8/8 photos (synthetic), epochs: 1, batch size 8, rounds: 1; weights: none; " in done.stdout

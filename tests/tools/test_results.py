@@ -11,10 +11,10 @@ from typing import Any
 
 from pipeline import tables
 from pipeline.core.recipes import read_recipe
+from tests.support.projects import REPOSITORY, Project, Repository, error_line
 
 import pytest
 import yaml
-from projects import REPOSITORY, Project, Repository, error_line
 
 RUN = {
     "commit": "1111111aaaa",
