@@ -38,6 +38,15 @@ class Record:
 
 
 @dataclass(frozen=True)
+class Columns:
+    """The columns of a table: their names, and the places of those that are read."""
+
+    names: list[str]
+    ours: dict[str, int]  # by their names in COLUMNS
+    classes: list[int]  # columns of 0 and 1; empty if there is a label column
+
+
+@dataclass(frozen=True)
 class Row:
     """What a row says about a photo."""
 
@@ -130,40 +139,43 @@ def _read(table: Path) -> list[Row]:
     text = _decode(table)
     delimiter = _find_delimiter(text)
     header, *records = list(_records(table, text, delimiter)) or [Record(1, [])]
-    places, classes = _find_columns(header, records)
-    if header.cells and not ("photo" in places and ("label" in places or classes)):
-        names = list_some([name[:40] for name in header.cells], most=12)
-        raise UserError(
-            f"{table}, line {header.line}: columns are {names}; expected photo, label and perhaps split, or photo and "
-            "a column of 0 and 1 for each class"
-        )
-    rows = []
-    for record in records:
-        where = f"{table}, line {record.line}"
-        if any(record.cells[len(header.cells) :]):
-            raise UserError(
-                f"{where}: {len(record.cells)} cells, but {len(header.cells)} columns; expected one label for a photo, "
-                f"and quotation marks around text with {delimiter!r} in it"
-            )
-        cells = record.cells + [""] * len(header.cells)  # trailing empty cells may be missing
-        photo, label, split = (cells[places[name]] if name in places else "" for name in COLUMNS)
-        labels = [header.cells[place] for place in classes if cells[place].lower() in YES] or [label]
-        if not photo:
-            raise UserError(f"{where}: no photo is named; add its name, or delete the line")
-        if not labels[0]:
-            raise UserError(f"{where}: {photo} has no label; add it, or delete the line")
-        if len(labels) > 1:
-            raise UserError(f"{where}: {photo} is {' and '.join(labels)}; expected one label")
-        inner_lines = [line.split(delimiter) for cell in cells for line in cell.splitlines()[1:]]
-        last_place = max(*places.values(), *classes)
-        swallowed = [line[places["photo"]] for line in inner_lines if len(line) > last_place]
-        rows.append(Row(record.line, photo, labels[0], split, swallowed))
+    columns = _find_columns(table, header, records)
+    rows = [_read_row(f"{table}, line {record.line}", record, columns, delimiter) for record in records]
     _require_single(table, rows)
     return rows
 
 
-def _find_columns(header: Record, records: list[Record]) -> tuple[dict[str, int], list[int]]:
-    """The indices of our COLUMNS and, if none of them is label, those of the classes: columns of only 0 and 1."""
+def _read_row(where: str, record: Record, columns: Columns, delimiter: str) -> Row:
+    """What the cells of a row say. Raises UserError, which starts with `where`, without a photo or a single label."""
+    if any(record.cells[len(columns.names) :]):
+        raise UserError(
+            f"{where}: {len(record.cells)} cells, but {len(columns.names)} columns; expected one label for a photo, "
+            f"and quotation marks around text with {delimiter!r} in it"
+        )
+    cells = record.cells + [""] * len(columns.names)  # trailing empty cells may be missing
+    photo, label, split = (cells[columns.ours[name]] if name in columns.ours else "" for name in COLUMNS)
+    if not photo:
+        raise UserError(f"{where}: no photo is named; add its name, or delete the line")
+    labels = [columns.names[place] for place in columns.classes if cells[place].lower() in YES] or [label]
+    if not labels[0]:
+        raise UserError(f"{where}: {photo} has no label; add it, or delete the line")
+    if len(labels) > 1:
+        raise UserError(f"{where}: {photo} is {' and '.join(labels)}; expected one label")
+    return Row(record.line, photo, labels[0], split, _swallowed(cells, columns, delimiter))
+
+
+def _swallowed(cells: list[str], columns: Columns, delimiter: str) -> list[str]:
+    """What the lines inside quoted cells, from their second on, would name as photos if they were rows."""
+    lines = [line.split(delimiter) for cell in cells for line in cell.splitlines()[1:]]
+    last = max(*columns.ours.values(), *columns.classes)
+    return [line[columns.ours["photo"]] for line in lines if len(line) > last]
+
+
+def _find_columns(table: Path, header: Record, records: list[Record]) -> Columns:
+    """Find our COLUMNS and, if none of them is label, those of the classes: columns of only 0 and 1.
+
+    Raises UserError if the photo's column is missing, or that of the label.
+    """
     names = [name.lower() for name in header.cells]
     places = {
         ours: names.index(known[0])
@@ -174,7 +186,15 @@ def _find_columns(header: Record, records: list[Record]) -> tuple[dict[str, int]
     classes = [
         n for n in others if all(cell.lower() in YES + NO for record in records for cell in record.cells[n : n + 1])
     ]
-    return places, classes if "label" not in places and len(classes) > 1 else []
+    if "label" in places or len(classes) < 2:
+        classes = []
+    if header.cells and not ("photo" in places and ("label" in places or classes)):
+        found = list_some([name[:40] for name in header.cells], most=12)
+        raise UserError(
+            f"{table}, line {header.line}: columns are {found}; expected photo, label and perhaps split, or photo and "
+            "a column of 0 and 1 for each class"
+        )
+    return Columns(header.cells, places, classes)
 
 
 def _require_single(table: Path, rows: list[Row]) -> None:
