@@ -7,6 +7,7 @@ from itertools import islice
 
 from pipeline.core.all_params import Params
 from pipeline.core.errors import UserError
+from pipeline.core.packed import difference
 from pipeline.core.paths import REJECTION, model
 from pipeline.core.read_params import read_params
 from pipeline.networks.compute import autocast, set_up
@@ -26,8 +27,6 @@ import torch
 from scipy.special import softmax
 from torch import nn
 from tqdm import tqdm
-
-SAME_PHOTOS = ("classes", "image_size", "resize", "split_id")  # what all models of an ensemble must agree on
 
 
 @dataclass(frozen=True)
@@ -62,10 +61,11 @@ class Prediction:
 
 
 class Ensemble:
-    """The trained networks of params.yaml, combined as metrics/combination.json says.
+    """The trained networks of params.yaml, combined as models/combination.json says.
 
     `networks` are ready to predict on `device`; `classes` are in the order of their outputs; `kept_epochs` are the
-    epochs that `train` kept, 0 for a fitted head and None in models of earlier versions. Raises UserError if a
+    epochs that `train` kept, 0 for a fitted head and None in models of earlier versions; `description` is the first
+    model's, and all are for the same photos. Raises UserError if a
     model or combination.json is missing, or if the models were not trained with the same classes, image size, resize
     and split.
     """
@@ -80,22 +80,20 @@ class Ensemble:
             network, description = load_model(model(name))
             descriptions.append(description)
             self.networks[name] = ready_to_predict(network, params.evaluate.test_time_flip, device)
-        first = descriptions[0]
-        for key in SAME_PHOTOS:
-            if any(description[key] != first[key] for description in descriptions):
+        self.description = descriptions[0]
+        for description in descriptions:
+            if different := difference(self.description, description):
                 raise UserError(
-                    f"{' and '.join(names)} were not all trained with the same {key.removesuffix('_id')}; run `dvc "
-                    "repro` to fix this"
+                    f"{' and '.join(names)} were not all trained with the same {different}; run `dvc repro` to fix this"
                 )
         self.kept_epochs = {
             name: description.get("kept_epoch") for name, description in zip(names, descriptions, strict=True)
         }
-        self._photos = {key: first[key] for key in SAME_PHOTOS}
-        self.classes: list[str] = first["classes"]
+        self.classes: list[str] = self.description["classes"]
         self.combination = read_combination(names, self.classes)
         self._false_rejection_rate = params.reject.false_rejection_rate
-        self.image_size: int = first["image_size"]
-        self.resize: str = first["resize"]
+        self.image_size: int = self.description["image_size"]
+        self.resize: str = self.description["resize"]
 
     @property
     def can_reject(self) -> bool:
@@ -136,12 +134,10 @@ class Ensemble:
         """Raises UserError if it is missing, or was not made for the same photos as the models."""
         require_results(REJECTION)
         rejection = load_rejection(REJECTION, self._false_rejection_rate, self.device)
-        for key, value in self._photos.items():
-            if rejection.description[key] != value:
-                different = key.removesuffix("_id")
-                raise UserError(
-                    f"{REJECTION} and the models were not made with the same {different}; run `dvc repro` to fix this"
-                )
+        if different := difference(rejection.description, self.description):
+            raise UserError(
+                f"{REJECTION} and the models were not made with the same {different}; run `dvc repro` to fix this"
+            )
         return rejection
 
     def _normalise(self, pixels: np.ndarray) -> torch.Tensor:

@@ -41,6 +41,7 @@ if __name__ == "__main__":
     check_first(read_inputs)
 
 from pipeline.core.class_sizes import describe_few
+from pipeline.core.packed import describe
 from pipeline.photos.contact_sheet import write_contact_sheet
 from pipeline.photos.corrections import correct
 from pipeline.photos.decoding import silence_pillow
@@ -85,23 +86,14 @@ def main() -> None:
             while not is_complete:  # a photo that could be hashed but not decoded is replaced by another one
                 splits = fill_splits(photos, groups, Plan(prepare.split, photos, groups, classes))
                 require_sizes(photos, classes, prepare)
-                is_complete = write_splits(files, splits, describe(photos, classes, prepare), source)
+                description = describe(classes, prepare.image_size, prepare.resize, split_id(photos))
+                is_complete = write_splits(files, splits, description, source)
             split_table(photos, classes).to_csv(write_to(SPLIT_TABLE), index=False)
             write_contact_sheet(write_to(CONTACT_SHEET), files)
             summary = summarize(photos, classes, source)
             write_json(write_to(PREPARE_SUMMARY), summary)
     print_notes(notes, photos, classes, prepare)
     print_summary(summary, seconds=time.perf_counter() - start)
-
-
-def describe(photos: list[Photo], classes: Sequence[str], prepare: Prepare) -> dict:
-    """The description stored in every split's file."""
-    return {
-        "classes": classes,
-        "image_size": prepare.image_size,
-        "resize": prepare.resize,
-        "split_id": split_id(photos),
-    }
 
 
 def split_table(photos: list[Photo], classes: Sequence[str]) -> pd.DataFrame:

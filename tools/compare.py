@@ -54,6 +54,7 @@ def read_arguments() -> argparse.Namespace:
 if __name__ == "__main__":
     check_first(read_arguments)
 
+from pipeline.core.packed import read_packed
 from pipeline.core.split_table import read_split_table
 from pipeline.differences import (
     SIGNIFICANT,
@@ -72,7 +73,6 @@ from pipeline.scores.scoring import ENSEMBLE
 
 import numpy as np
 import pandas as pd
-from safetensors import SafetensorError, safe_open
 
 WIDTH = 100  # of the output, in columns
 LABEL_WIDTH = 20
@@ -510,11 +510,10 @@ def read_images(photos: pd.DataFrame, rows: Iterable[int], split: str) -> dict[i
         return {}
     places = {sha256: place for place, sha256 in enumerate(packed)}
     try:
-        with safe_open(packed_split(split), framework="numpy") as file:
-            pixels = file.get_slice("pixels")
-            return {row: thumbnail(pixels[places[photos["sha256"][row]]]) for row in rows}
-    except SafetensorError:
+        pixels = read_packed(packed_split(split)).pixels
+    except UserError:  # the page does without them
         return {}
+    return {row: thumbnail(pixels[places[photos["sha256"][row]]]) for row in rows}
 
 
 def show(row: int, comparison: Comparison, images: dict[int, str]) -> dict:

@@ -48,6 +48,7 @@ if __name__ == "__main__":
     check_first(read_inputs)
 
 from pipeline.core.class_sizes import are_unequal, describe_few
+from pipeline.core.packed import difference
 from pipeline.core.split_table import MAX_NAMED, describe_classes, read_split_table
 from pipeline.inference import Ensemble
 from pipeline.networks.dataset import IMAGENET_MEAN, IMAGENET_STD, open_split
@@ -205,9 +206,8 @@ def read_photos(ensemble: Ensemble) -> np.ndarray:
     """The first test photos as prepared: uint8 [N, size, size, 3]. Raises UserError if the models need others."""
     path = packed_split("test")
     packed = open_split(path, torch.device("cpu"))
-    for key in ("classes", "image_size", "resize"):
-        if packed.description[key] != getattr(ensemble, key):
-            raise UserError(f"{path} has a different {key} than the models; run `dvc repro` to fix this")
+    if different := difference(packed.description, ensemble.description):
+        raise UserError(f"{path} has a different {different} than the models; run `dvc repro` to fix this")
     return packed.pixels[:CHECKED_PHOTOS].numpy()
 
 

@@ -1,21 +1,17 @@
 """Open packed splits and make batches from them."""
 
 import functools
-import json
-import struct
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.core.errors import UserError
+from pipeline.core.packed import read_packed
 from pipeline.networks.compute import free_memory
 from pipeline.networks.reading import copy_in_background, read_ahead
 
-import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 IMAGENET_MEAN = [0.485, 0.456, 0.406]  # of RGB values from 0 to 1, as torchvision's weights expect
@@ -103,29 +99,11 @@ def open_split(path: Path, device: torch.device) -> PackedSplit:
 
     Raises UserError if it cannot be read.
     """
-    try:
-        with safe_open(path, framework="numpy") as file:
-            labels, description = file.get_tensor("labels"), json.loads(file.metadata()["description"])
-        pixels = map_pixels(path)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); run `dvc repro prepare` to create it") from None
-    labels = torch.from_numpy(labels).long().to(device)
+    packed = read_packed(path)
+    with warnings.catch_warnings(action="ignore"):  # about the pixels being read-only: they must not be written to
+        pixels = torch.from_numpy(packed.pixels)
+    labels = torch.from_numpy(packed.labels).long().to(device)
     is_large = pixels.nbytes > MAX_SHARE_OF_FREE_MEMORY * free_memory(device)
     if device.type == "cuda" and not is_large:
-        return PackedSplit(copy_in_background(pixels, device), labels, description)
-    return PackedSplit(pixels if is_large else pixels.to(device), labels, description, is_large)
-
-
-def map_pixels(path: Path) -> Tensor:
-    """The pixels of a packed split, mapped from the file: uint8 [N, size, size, 3]. They must not be written to.
-
-    safetensors maps files so that they can be changed in memory, for which Linux requires as much memory as the file
-    is large. The format: https://huggingface.co/docs/safetensors#format
-    """
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))["pixels"]
-        start = file.tell() + header["data_offsets"][0]
-    pixels = np.memmap(path, np.uint8, "r", start, tuple(header["shape"]))
-    with warnings.catch_warnings(action="ignore"):  # about the array being read-only
-        return torch.from_numpy(pixels)
+        return PackedSplit(copy_in_background(pixels, device), labels, packed.description)
+    return PackedSplit(pixels if is_large else pixels.to(device), labels, packed.description, is_large)

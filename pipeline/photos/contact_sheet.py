@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from pipeline.core import SPLITS
+from pipeline.core.packed import read_packed
 
 from PIL import Image, ImageDraw, ImageFont
-from safetensors import safe_open
 
 COLUMNS, ROWS = 12, 3
 SIDE, GAP, TITLE = 96, 4, 24  # pixels
@@ -20,12 +20,10 @@ def write_contact_sheet(path: Path, files: dict[str, Path]) -> None:
     sheet = Image.new("RGB", (COLUMNS * step + GAP, len(SPLITS) * height), "white")
     draw = ImageDraw.Draw(sheet)
     for top, split in zip(range(0, sheet.height, height), SPLITS, strict=True):
-        with safe_open(files[split], framework="numpy") as file:
-            photos = file.get_slice("pixels")
-            total = photos.get_shape()[0]
-            draw.text((GAP, top + GAP), f"{split}: {total} photos", "black", ImageFont.load_default(16))
-            for number, pixels in enumerate(photos[: min(total, COLUMNS * ROWS)]):
-                row, column = divmod(number, COLUMNS)
-                thumbnail = Image.fromarray(pixels).resize((SIDE, SIDE))
-                sheet.paste(thumbnail, (GAP + column * step, top + TITLE + row * step))
+        photos = read_packed(files[split]).pixels
+        draw.text((GAP, top + GAP), f"{split}: {len(photos)} photos", "black", ImageFont.load_default(16))
+        for number, pixels in enumerate(photos[: COLUMNS * ROWS]):
+            row, column = divmod(number, COLUMNS)
+            thumbnail = Image.fromarray(pixels).resize((SIDE, SIDE))
+            sheet.paste(thumbnail, (GAP + column * step, top + TITLE + row * step))
     sheet.save(path, format="PNG")

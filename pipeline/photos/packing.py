@@ -1,26 +1,16 @@
-"""Write packed splits: safetensors files with `pixels` uint8 [N, size, size, 3] and `labels` uint16 [N].
+"""Order the photos of each split, decode them, and write them to packed splits."""
 
-The safetensors library only writes tensors that are in memory, and a split can be larger than that. The format
-(https://huggingface.co/docs/safetensors, "Format") is simple enough to write row by row.
-"""
-
-import json
-import math
-import os
-import struct
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from pipeline.core.packed import packed_writer
 from pipeline.photos.decoding import UnreadablePhoto, decode
 from pipeline.photos.source import Photo, PhotoSource
 from pipeline.photos.workers import in_batches, results_of
 
-import numpy as np
 from tqdm import tqdm
-
-HEADER_BYTES = 1024  # besides the classes; padded with spaces
 
 
 class SplitOrder:
@@ -75,14 +65,15 @@ def write_splits(
 ) -> bool:
     """Write the packed file of each split, with its photos in the order of their rows.
 
-    The files have `pixels` (uint8 [N, size, size, 3]) and `labels` (uint16 [N]). `description` is stored in each; its
-    `image_size` and `resize` say how photos are decoded. Returns whether every photo could be decoded. If not, the
-    unreadable ones are excluded, and the files must be written again.
+    `description` is stored in each; its `image_size` and `resize` say how photos are decoded. Returns whether every
+    photo could be decoded. If not, the unreadable ones are excluded, and the files must be written again.
     """
     size, resize = description["image_size"], description["resize"]
     with ExitStack() as stack:
-        opened = {split: stack.enter_context(path.open("wb")).fileno() for split, path in files.items()}
-        starts = {split: _write_frame(file, photos[split], description) for split, file in opened.items()}
+        write_pixels = {
+            split: stack.enter_context(packed_writer(path, [photo.label for photo in photos[split]], description))
+            for split, path in files.items()
+        }
 
         def write_batch(batch: Sequence[Photo]) -> dict[int, str]:
             unreadable = {}
@@ -92,11 +83,10 @@ def write_splits(
                 except UnreadablePhoto as reason:
                     unreadable[place] = str(reason)
                 else:
-                    start = starts[photo.split] + photo.row * pixels.nbytes
-                    _write_at(opened[photo.split], start, pixels)
+                    write_pixels[photo.split](photo.row, pixels)
             return unreadable
 
-        everything = [photo for split in opened for photo in photos[split]]
+        everything = [photo for split in files for photo in photos[split]]
         batches = in_batches(everything)
         is_complete = True
         with (
@@ -109,29 +99,3 @@ def write_splits(
                     is_complete = False
                 bar.update(len(batch))
     return is_complete
-
-
-def _write_frame(file: int, photos: Sequence[Photo], description: dict) -> int:
-    """Write the header and the labels, before and after the pixels; return the position of the first pixel."""
-    size, classes = description["image_size"], description["classes"]
-    labels = np.array([photo.label for photo in photos], dtype="<u2").tobytes()
-    pixel_bytes = len(photos) * size**2 * 3
-    header = {
-        # A single entry with a JSON string: safetensors' own writer puts several entries in random order.
-        "__metadata__": {"description": json.dumps(description)},
-        "pixels": {"dtype": "U8", "shape": [len(photos), size, size, 3], "data_offsets": [0, pixel_bytes]},
-        "labels": {"dtype": "U16", "shape": [len(photos)], "data_offsets": [pixel_bytes, pixel_bytes + len(labels)]},
-    }
-    start = HEADER_BYTES + 8 * math.ceil(len(json.dumps(json.dumps(classes))) / 8)
-    text = json.dumps(header).encode().ljust(start - 8)
-    _write_at(file, 0, struct.pack("<Q", len(text)) + text)
-    _write_at(file, start + pixel_bytes, labels)
-    return start
-
-
-def _write_at(file: int, position: int, content: bytes | np.ndarray) -> None:
-    """Write at a position of an open file, given by its descriptor, so that processes can share it."""
-    rest = memoryview(content).cast("B")
-    while rest:
-        written = os.pwrite(file, rest, position)
-        position, rest = position + written, rest[written:]
