@@ -34,7 +34,9 @@ def main() -> None:
     python(folder, "-m", "dvc", "repro")
     commit(folder, "Add the results")
 
-    scores = pd.concat(pd.read_csv(folder / "metrics" / name) for name in ("scores.csv", "ensemble_scores.csv"))
+    scores = pd.concat(
+        pd.read_csv(folder / "metrics" / name) for name in ("scores/networks.csv", "scores/ensemble.csv")
+    )
     columns = ["network", "accuracy", "correct", "total", "log_loss", "roc_auc"]
     table = scores.loc[scores["split"] == "test", columns]
     print(f"\n{table.to_string(index=False, formatters={'accuracy': '{:.6f}'.format})}\n")

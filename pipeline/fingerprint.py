@@ -9,15 +9,13 @@ from pathlib import Path
 
 from pipeline.core.all_params import Params, without_folders
 from pipeline.core.errors import UserError, untrusted_by_git
-from pipeline.core.files import require_file
 from pipeline.core.params import flatten
-from pipeline.core.paths import ENSEMBLE_PREDICTIONS, PREDICTIONS
+from pipeline.core.paths import ENSEMBLE_PREDICTIONS, NETWORK_PREDICTIONS
 from pipeline.core.read_params import read_params
 from pipeline.networks.compute import dtype_name, hardware_name, set_up
-from pipeline.scores.predictions import LOGIT, PROBABILITY, TEXT, classes_of
-from pipeline.scores.scoring import ENSEMBLE, predicted_labels
+from pipeline.scores.predictions import by_network, outputs_of, read_predictions
+from pipeline.scores.scoring import predicted_labels
 
-import pandas as pd
 import torch
 import yaml
 
@@ -78,17 +76,11 @@ def hash_of(path: Path) -> str:
 
 def read_answers(root: Path) -> dict[str, str]:
     """By network and for the ensemble: the predicted class indices of the test photos, separated by spaces."""
-    tables = {
-        PREDICTIONS: LOGIT,
-        ENSEMBLE_PREDICTIONS: PROBABILITY,
-    }
     answers = {}
-    for path, prefix in tables.items():
-        table = pd.read_csv(require_file(root / path), dtype=TEXT, keep_default_na=False).query("split == 'test'")
-        columns = [f"{prefix}{name}" for name in classes_of(table, prefix)]
-        names = table["network"] if "network" in table else pd.Series(ENSEMBLE, table.index)
-        for name, rows in table.groupby(names, sort=False):
-            answers[name] = " ".join(map(str, predicted_labels(rows[columns].to_numpy())))
+    for path in (NETWORK_PREDICTIONS, ENSEMBLE_PREDICTIONS):
+        table = read_predictions(root / path)
+        for name, rows in by_network(table[table["split"] == "test"]).items():
+            answers[name] = " ".join(map(str, predicted_labels(outputs_of(rows))))
     return answers
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipeline.core.all_params import Params
 from pipeline.core.errors import UserError
-from pipeline.core.paths import COMBINATION, MODELS, checkpoint_file, model
+from pipeline.core.paths import COMBINATION, NETWORK_MODELS, checkpoint_file, model
 
 LOCK = Path("dvc.lock")
 RUNNING = Path(".dvc/tmp/rwlock")  # DVC's list of the files that running stages read and write
@@ -31,7 +31,7 @@ def _explain_missing(path: Path) -> str:
             "wait for it to finish"
         )
     restore = f", or `dvc checkout` to restore the one in {LOCK}" if _is_in_lock(path) else ""
-    if path.parent == MODELS and checkpoint_file(path.stem).exists():
+    if path.parent == NETWORK_MODELS and checkpoint_file(path.stem).exists():
         return f"{path} does not exist: its training was interrupted; run `dvc repro` to resume it{restore}"
     return f"{path} does not exist; run `dvc repro` to create it{restore}"
 

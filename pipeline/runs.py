@@ -18,16 +18,25 @@ from typing import Any
 from pipeline.core import WORKSPACE
 from pipeline.core.errors import UserError, first_line
 from pipeline.core.params import flatten
-from pipeline.core.paths import CODE, ENSEMBLE_PREDICTIONS, PARAMS, PREDICTIONS, SPLIT_TABLE, network_metrics
+from pipeline.core.paths import (
+    CODE,
+    ENSEMBLE_PREDICTIONS,
+    NETWORK_PREDICTIONS,
+    PARAMS,
+    SPLIT_TABLE,
+    model,
+    network_metrics,
+)
+from pipeline.core.split_table import read_split_table
 from pipeline.results import LOCK, require_results
 from pipeline.scores.predictions import (
     LOGIT,
-    PROBABILITY,
-    TEXT,
+    by_network,
     classes_of,
     label_numbers,
-    logit_columns,
-    probability_columns,
+    outputs_of,
+    prefix_of,
+    read_predictions,
 )
 from pipeline.scores.scoring import ENSEMBLE, predicted_labels
 
@@ -77,19 +86,19 @@ def read_run(name: str, split: str) -> Run:
     stages = read_lock(name, read)
     params = params_of(name, stages)
     require_consistent(name, stages, read)
-    table = read_table(name, read, SPLIT_TABLE, ["photo", "label", "split", "sha256"])
+    table = read_split_table(io.BytesIO(read(SPLIT_TABLE)), f"{name}: {SPLIT_TABLE}")
     photos = table.loc[table["split"] == split, ["photo", "label", "sha256"]]
     photos = photos.sort_values(["sha256", "photo"], ignore_index=True)
 
     answers = {}
-    logits = read_table(name, read, PREDICTIONS, ["split", "photo", "network"], LOGIT)
-    for network, rows in logits[logits["split"] == split].groupby("network", sort=False):
-        answers[network] = answer(name, PREDICTIONS, photos, rows)
-    if split == "test" or params["ensemble.method"] != "fitted_weights":
-        rows = read_table(name, read, ENSEMBLE_PREDICTIONS, ["split", "photo"], PROBABILITY)
-        answers[ENSEMBLE] = answer(name, ENSEMBLE_PREDICTIONS, photos, rows[rows["split"] == split])
+    is_fitted = split == "validation" and params["ensemble.method"] == "fitted_weights"
+    for path in (NETWORK_PREDICTIONS,) if is_fitted else (NETWORK_PREDICTIONS, ENSEMBLE_PREDICTIONS):
+        table = read_predictions(io.BytesIO(read(path)), f"{name}: {path}")
+        for network, rows in by_network(table[table["split"] == split]).items():
+            answers[network] = answer(name, path, photos, rows)
     networks = [network for network in answers if network != ENSEMBLE]
-    models = {network: stages[f"train_{network}"]["outs"][0]["md5"] for network in networks}
+    hashes = written_by(stages)
+    models = {network: hashes[model(network).as_posix()] for network in networks}
     kept_epochs = read_kept_epochs(networks, read)
     return Run(name, commit, params, read_code(stages, read), photos, answers, models, kept_epochs)
 
@@ -154,13 +163,23 @@ def read_lock(name: str, read: Callable[[Path], bytes]) -> dict[str, dict]:
         stages = yaml.safe_load(read(LOCK))["stages"]
         networks = stages["evaluate"]["params"][PARAMS.name]["networks"]
         needed = ("prepare", *(f"train_{network}" for network in networks), "evaluate", "ensemble")
-        return {stage: stages[stage] for stage in needed}
+        stages = {stage: stages[stage] for stage in needed}
+        written = written_by(stages)
     except KeyError as error:
         raise UserError(f"{name} has no stored predictions: {LOCK} lacks {error.args[0]}; run `dvc repro`") from None
     except TypeError:
         raise UserError(f"{name}: {LOCK} is not what DVC writes; run `dvc repro`") from None
     except yaml.YAMLError as error:
         raise UserError(f"{name}: {LOCK} is not valid YAML: {first_line(error)}") from None
+    for path in (SPLIT_TABLE, NETWORK_PREDICTIONS, ENSEMBLE_PREDICTIONS, *map(model, networks)):
+        if path.as_posix() not in written:
+            raise UserError(f"{name} was run with another version of this pipeline, which did not write {path}")
+    return stages
+
+
+def written_by(stages: dict[str, dict]) -> dict[str, str]:
+    """The hash of each file and folder that the stages wrote, by its path."""
+    return {out["path"]: out["md5"] for stage in stages.values() for out in stage["outs"]}
 
 
 def params_of(name: str, stages: dict[str, dict]) -> dict[str, Any]:
@@ -195,34 +214,15 @@ def md5_of(content: bytes) -> str:
 
 def require_consistent(name: str, stages: dict[str, dict], read: Callable[[Path], bytes]) -> None:
     """Raise UserError unless each stage ran with the files that the stages before it wrote, and these are unchanged."""
-    written = {out["path"]: out["md5"] for stage in stages.values() for out in stage["outs"]}
+    written = written_by(stages)
     for stage_name, stage in stages.items():
         for dependency in stage["deps"]:
             path = dependency["path"]
             if path in written and dependency["md5"] != written[path]:
                 raise UserError(f"{name} is out of date: {stage_name} ran with another {path}; run `dvc repro`")
-    for path in (SPLIT_TABLE, PREDICTIONS, ENSEMBLE_PREDICTIONS) if name == WORKSPACE else ():
+    for path in (SPLIT_TABLE, NETWORK_PREDICTIONS, ENSEMBLE_PREDICTIONS) if name == WORKSPACE else ():
         if md5_of(read(path)) != written[path.as_posix()]:
             raise UserError(f"{name}: {path} is not the one that `dvc repro` wrote; run `dvc repro` to restore it")
-
-
-def read_table(
-    name: str, read: Callable[[Path], bytes], path: Path, columns: Sequence[str], prefix: str | None = None
-) -> pd.DataFrame:
-    """A run's table. Raises UserError unless it has these columns and, with `prefix`, one for each class."""
-    try:
-        table = pd.read_csv(io.BytesIO(read(path)), dtype=TEXT | {"sha256": str}, keep_default_na=False)
-    except ValueError as error:
-        raise UserError(f"{name}: {path} is not a table ({first_line(error)})") from None
-    missing = [column for column in columns if column not in table]
-    if prefix and not classes_of(table, prefix):
-        missing.append(f"{prefix}CLASS")
-    if missing:
-        raise UserError(
-            f"{name}: {path} has no column {missing[0]}; it was written by another version of this pipeline and cannot "
-            "be compared"
-        )
-    return table
 
 
 def read_kept_epochs(networks: Sequence[str], read: Callable[[Path], bytes]) -> dict[str, int]:
@@ -239,13 +239,11 @@ def answer(name: str, path: Path, photos: pd.DataFrame, rows: pd.DataFrame) -> A
     rows = photos[["photo"]].merge(rows, on="photo", how="inner")
     if len(rows) != len(photos) or not len(photos):
         raise UserError(f"{name}: {path} is not for the photos in {SPLIT_TABLE}; run `dvc repro`")
-    if classes := classes_of(rows, LOGIT):
-        logits = rows[logit_columns(classes)].to_numpy()
-        probabilities, log_probabilities = softmax(logits, axis=1), log_softmax(logits, axis=1)
+    classes, outputs = classes_of(rows), outputs_of(rows)
+    if prefix_of(rows) == LOGIT:
+        probabilities, log_probabilities = softmax(outputs, axis=1), log_softmax(outputs, axis=1)
     else:
-        classes = classes_of(rows, PROBABILITY)
-        probabilities = rows[probability_columns(classes)].to_numpy()
-        log_probabilities = np.log(probabilities.clip(MIN_PROBABILITY))
+        probabilities, log_probabilities = outputs, np.log(outputs.clip(MIN_PROBABILITY))
     labels = label_numbers(photos["label"], classes)
     correct = predicted_labels(probabilities) == labels
     return Answers(classes, probabilities, correct, -log_probabilities[np.arange(len(labels)), labels])

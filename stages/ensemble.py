@@ -1,9 +1,9 @@
 """Combine the networks' predictions, score the ensemble, and compare it with its best member.
 
-Reads metrics/predictions.csv and runs no network; writes metrics/ensemble.json (the main scores),
-metrics/ensemble_scores.csv, metrics/ensemble_class_scores.csv, metrics/combination.json (how the members are combined,
-and the comparison), metrics/confusion_ensemble.csv and metrics/ensemble_predictions.csv (the ensemble's probability of
-each class, one row per photo of validation and test).
+Reads metrics/predictions/networks.csv and runs no network; writes models/combination.json (how the members are
+combined, and the comparison), metrics/ensemble.json (the main scores), and the tables ensemble.csv in metrics/scores/,
+metrics/class_scores/ and metrics/predictions/ (the probability of each class, one row per photo of validation and
+test).
 """
 
 import sys
@@ -17,11 +17,10 @@ from pipeline.core.params import Section
 from pipeline.core.paths import (
     COMBINATION,
     ENSEMBLE_CLASS_SCORES,
-    ENSEMBLE_CONFUSION,
     ENSEMBLE_METRICS,
     ENSEMBLE_PREDICTIONS,
     ENSEMBLE_SCORES,
-    PREDICTIONS,
+    NETWORK_PREDICTIONS,
 )
 from pipeline.core.process import check_first, run_stage
 from pipeline.core.read_params import read_params
@@ -38,7 +37,7 @@ def read_inputs() -> Params:
     """The params. Raises UserError if they are wrong, or if the predictions are missing."""
     read_arguments(__doc__)
     params = read_params(Params)
-    require_file(PREDICTIONS)
+    require_file(NETWORK_PREDICTIONS)
     return params
 
 
@@ -56,7 +55,6 @@ from pipeline.scores.predictions import (
 )
 from pipeline.scores.scoring import (
     ENSEMBLE,
-    confusion,
     headline,
     predicted_labels,
     score,
@@ -91,7 +89,6 @@ def main() -> None:
         write_class_scores(write_to(ENSEMBLE_CLASS_SCORES), {ENSEMBLE: class_scores})
         description = describe(combination, list(test.logits), test.classes)
         write_json(write_to(COMBINATION), {**description, "best_member": best_member, **comparison})
-        confusion(combined["test"], test.labels, test.classes).to_csv(write_to(ENSEMBLE_CONFUSION), index=False)
         tables = [table(split, splits[split], combined[split]) for split in splits]
         pd.concat(tables).to_csv(write_to(ENSEMBLE_PREDICTIONS), index=False, float_format=f"%.{PROBABILITY_DIGITS}f")
 

@@ -1,10 +1,10 @@
 """Run every network over validation and test, once, and score it.
 
-Reads models/ and data/prepared/; writes metrics/predictions.csv (one row per photo and network), metrics/networks/
-(the main scores, one file per network), metrics/scores.csv, metrics/class_scores.csv and metrics/confusion/. `ensemble`
-and `report` run no network, so it also writes the heat maps that the report shows, metrics/heat_maps.safetensors:
-`rows`, the photos' rows in test (int64 [N]), and for each network uint8 [N, height, width], 255 for the area that
-supports its prediction most. Networks without a last feature map (ViT) have none.
+Reads models/networks/ and data/prepared/; writes metrics/networks/ (the main scores, one file per network), and the
+tables networks.csv in metrics/predictions/ (one row per photo and network), metrics/scores/ and metrics/class_scores/.
+`ensemble` and `report` run no network, so it also writes the heat maps that the report shows,
+metrics/heat_maps.safetensors: `rows`, the photos' rows in test (int64 [N]), and for each network uint8 [N, height,
+width], 255 for the area that supports its prediction most. Networks without a last feature map (ViT) have none.
 """
 
 import sys
@@ -20,13 +20,12 @@ from pipeline.core.files import atomic_write, require_files, write_json
 from pipeline.core.params import Device, Networks, Precision, Section, Threads
 from pipeline.core.paths import (
     HEAT_MAPS,
-    MODELS,
     NETWORK_CLASS_SCORES,
     NETWORK_METRICS,
+    NETWORK_MODELS,
+    NETWORK_PREDICTIONS,
     NETWORK_SCORES,
-    PREDICTIONS,
     SPLIT_TABLE,
-    confusion_file,
     model,
     network_metrics,
     packed_split,
@@ -56,8 +55,8 @@ def read_inputs() -> Params:
 
 
 def require_models(names: set[str]) -> None:
-    """Raise UserError unless models/ contains exactly these networks, because the stage depends on the whole folder."""
-    found = {path.stem for path in MODELS.glob("*.safetensors")}
+    """Raise UserError unless models/networks/ has exactly these networks, because the stage depends on all of it."""
+    found = {path.stem for path in NETWORK_MODELS.glob("*.safetensors")}
     if missing := names - found:
         name = min(missing)
         raise UserError(
@@ -73,6 +72,7 @@ if __name__ == "__main__":
     check_first(read_inputs)
 
 from pipeline.core.class_sizes import are_unequal, describe_few, few_to_test_on
+from pipeline.core.packed import difference
 from pipeline.core.split_table import read_split_table
 from pipeline.networks.compute import dtype_name, set_up
 from pipeline.networks.dataset import PackedSplit, open_split
@@ -82,7 +82,6 @@ from pipeline.networks.predicting import predict_logits, ready_to_predict, warm_
 from pipeline.scores.hardest import hardest_with_any_method
 from pipeline.scores.predictions import Predictions, logit_columns, select_split
 from pipeline.scores.scoring import (
-    confusion,
     headline,
     predicted_labels,
     score,
@@ -99,7 +98,7 @@ from torch import Tensor, nn
 
 FEW_LISTED = 5  # how many classes with few test photos are printed
 HEAT_MAPS_AT_ONCE = 32  # photos
-LOGIT_DIGITS = 6  # decimal places; rounded before scoring, so that predictions.csv gives the same scores
+LOGIT_DIGITS = 6  # decimal places; rounded before scoring, so that the table gives the same scores
 
 
 def main() -> None:
@@ -110,16 +109,16 @@ def main() -> None:
     sizes = " and ".join(f"{len(packed)} {split}" for split, packed in splits.items())
     print(f"{sizes} photos, {dtype_name(dtype)} on {device.type}", flush=True)
 
-    tables, kept_epochs = [], {}
+    tables, networks, kept_epochs = [], {}, {}
     for name in params.networks:
-        trained, kept_epochs[name] = read_network(name, splits)
-        network = ready_to_predict(trained, params.evaluate.test_time_flip, device)
+        networks[name], kept_epochs[name] = read_network(name, splits)
+        network = ready_to_predict(networks[name], params.evaluate.test_time_flip, device)
         warm_up(network, splits.values(), dtype)
         start = time.perf_counter()
         tables.append(predict(name, network, splits, photos, dtype))
         print(f"{name}: {len(tables[-1]) / (time.perf_counter() - start):.1f} images/s", flush=True)
     logits = pd.concat(tables)
-    write_results(logits, explain(logits, splits), kept_epochs)
+    write_results(logits, explain(networks, logits, splits), kept_epochs)
 
 
 def read_network(name: str, splits: dict[str, PackedSplit]) -> tuple[nn.Module, int | None]:
@@ -132,16 +131,16 @@ def read_network(name: str, splits: dict[str, PackedSplit]) -> tuple[nn.Module, 
     if description["network"] != name:
         raise UserError(f"{model(name)} contains {description['network']}; expected {name}; run `dvc repro`")
     for split, packed in splits.items():
-        differing = [key for key, value in packed.description.items() if description.get(key) != value]
-        if "classes" in differing:
+        different = difference(packed.description, description)
+        if different == "classes":
             raise UserError(
                 f"{model(name)} was trained for the classes {list_some(description['classes'])}, but "
                 f"{packed_split(split)} has {list_some(packed.description['classes'])}; run `dvc repro`"
             )
-        if differing:
-            key = "split" if differing[0] == "split_id" else differing[0]
+        if different:
             raise UserError(
-                f"{model(name)} was trained with a different {key} than {packed_split(split)} has; run `dvc repro`"
+                f"{model(name)} was trained with a different {different} than {packed_split(split)} has; run `dvc "
+                "repro`"
             )
     return network, description.get("kept_epoch")
 
@@ -159,13 +158,13 @@ def predict(
     return pd.concat(tables)
 
 
-def explain(logits: pd.DataFrame, splits: dict[str, PackedSplit]) -> dict[str, Tensor]:
+def explain(networks: dict[str, nn.Module], logits: pd.DataFrame, splits: dict[str, PackedSplit]) -> dict[str, Tensor]:
     """The content of metrics/heat_maps.safetensors: where each network looked on the photos that the report shows."""
     test, packed = select_split(logits, "test"), splits["test"]
     rows = torch.from_numpy(hardest_with_any_method(list(test.logits.values()), test.labels))
     tensors = {"rows": rows}
-    for name in test.logits:
-        network = read_network(name, splits)[0].to(packed.device, memory_format=torch.channels_last)
+    for name, trained in networks.items():
+        network = trained.to(packed.device, memory_format=torch.channels_last)
         predicted = torch.from_numpy(predicted_labels(test.logits[name])[rows]).to(packed.device)
         batches = rows.to(packed.pixels.device).split(HEAT_MAPS_AT_ONCE), predicted.split(HEAT_MAPS_AT_ONCE)
         maps = [heat_maps(network, packed.images(batch), targets) for batch, targets in zip(*batches, strict=True)]
@@ -188,14 +187,12 @@ def write_results(logits: pd.DataFrame, heat_maps: dict[str, Tensor], kept_epoch
     }
     class_scores = {name: score_classes(p, test.labels, test.classes) for name, p in test.probabilities.items()}
     with atomic_write() as write_to:
-        logits.to_csv(write_to(PREDICTIONS), index=False)
+        logits.to_csv(write_to(NETWORK_PREDICTIONS), index=False)
         write_scores(write_to(NETWORK_SCORES), scores)
         write_class_scores(write_to(NETWORK_CLASS_SCORES), class_scores)
         write_to(HEAT_MAPS).write_bytes(save(heat_maps))
-        for name, probabilities in test.probabilities.items():
+        for name in scores:
             write_json(write_to(network_metrics(name)), {**headline(**scores[name]), "kept_epoch": kept_epochs[name]})
-            matrix = confusion(probabilities, test.labels, test.classes)
-            matrix.to_csv(write_to(confusion_file(name)), index=False)  # one file per DVC plot
     for path in NETWORK_METRICS.glob("*.json"):
         if path.stem not in scores:
             path.unlink()  # left over from a removed network

@@ -1,6 +1,6 @@
 """Fit what rejects photos that show none of the classes. Does nothing while reject.false_rejection_rate is null.
 
-Reads data/prepared/ and the pretrained weights of the first network; writes metrics/rejection.safetensors (what
+Reads data/prepared/ and the pretrained weights of the first network; writes models/rejection.safetensors (what
 inference needs) and metrics/rejection.csv (one row per photo of validation and test: its similarity to the photos in
 train, and whether it is rejected). The threshold is set on validation: at most reject.false_rejection_rate of its
 photos are rejected.
@@ -72,7 +72,7 @@ def main() -> None:
     with atomic_write() as write_to:
         write_to(REJECTION).write_bytes(serialize({}, {"rejection": json.dumps({"false_rejection_rate": None})}))
         write_to(REJECTION_TABLE).write_text(",".join(COLUMNS) + "\n")
-    print("reject.false_rejection_rate is null: no photo is rejected")
+    print("reject is off (reject.false_rejection_rate is null): no photo is rejected")
 
 
 def fit(params: Params) -> None:

@@ -1,8 +1,8 @@
 """Show all results on one HTML page that opens offline, and write its plots as PNG and tables for DVC's plots.
 
-Reads metrics/, data/prepared/, params.yaml and dvc.yaml, and runs no network; writes metrics/report.html,
-metrics/plots/ (PNG), metrics/roc/ and metrics/reliability/ (one table per network, and one for the ensemble, unless it
-only repeats a single network).
+Reads metrics/, models/combination.json, data/prepared/, params.yaml and dvc.yaml, and runs no network; writes
+metrics/report.html, metrics/plots/ (PNG), metrics/confusion/, metrics/roc/ and metrics/reliability/ (one table per
+network, and one for the ensemble, unless it only repeats a single network).
 """
 
 import sys
@@ -27,13 +27,14 @@ from pipeline.core.paths import (
     HEAT_MAPS,
     METRICS,
     NETWORK_CLASS_SCORES,
+    NETWORK_PREDICTIONS,
     NETWORK_SCORES,
-    PREDICTIONS,
     PREPARE_SUMMARY,
     PREPARED,
     REJECTION_TABLE,
     REPORT,
     SPLIT_TABLE,
+    confusion_file,
     learning_curve,
     packed_split,
     plot_file,
@@ -48,12 +49,12 @@ INPUTS = (
     SPLIT_TABLE,
     CONTACT_SHEET,
     PREPARE_SUMMARY,
-    PREDICTIONS,
-    NETWORK_SCORES,
-    NETWORK_CLASS_SCORES,
-    ENSEMBLE_PREDICTIONS,
     COMBINATION,
+    NETWORK_PREDICTIONS,
+    ENSEMBLE_PREDICTIONS,
+    NETWORK_SCORES,
     ENSEMBLE_SCORES,
+    NETWORK_CLASS_SCORES,
     ENSEMBLE_CLASS_SCORES,
     HEAT_MAPS,
     REJECTION_TABLE,
@@ -72,6 +73,8 @@ if __name__ == "__main__":
     check_first(read_inputs)
 
 from pipeline.core.class_sizes import are_unequal, describe_few
+from pipeline.core.packed import read_packed
+from pipeline.core.read_table import read_table
 from pipeline.core.split_table import describe_classes, read_split_table
 from pipeline.pages import plots
 from pipeline.pages.graph import stage_levels
@@ -80,14 +83,14 @@ from pipeline.scores.combining import FITTED, repeats_member
 from pipeline.scores.curves import calibration, confidence_edges, count_correct, reliability_table, roc_table
 from pipeline.scores.hardest import WORST, hardest, least_confident, worst_mistakes
 from pipeline.scores.predictions import (
-    TEXT,
     Predictions,
-    probability_columns,
+    classes_of,
+    outputs_of,
     read_ensemble_predictions,
     read_logits,
     select_split,
 )
-from pipeline.scores.scoring import ENSEMBLE, accuracy_interval, predicted_labels, read_scores
+from pipeline.scores.scoring import ENSEMBLE, accuracy_interval, confusion_table, predicted_labels, read_scores
 
 import numpy as np
 import pandas as pd
@@ -113,12 +116,15 @@ def main() -> None:
         for kind, group in plot_groups.items():
             scale = plots.confusion_scale(len(results.classes)) if kind == "confusion" else 1
             plots.write_png(write_to(plot_file(kind)), list(group.values()), scale)
-        for name in results.scores:
+        for name, probabilities in results.probabilities.items():
+            answers = confusion_table(probabilities, results.labels, results.classes)
+            answers.to_csv(write_to(confusion_file(name)), index=False)
             results.roc[name].to_csv(write_to(roc_file(name)), index=False)
             results.reliability[name].to_csv(write_to(reliability_file(name)), index=False)
-    for path in (*roc_file("").parent.glob("*.csv"), *reliability_file("").parent.glob("*.csv")):
-        if path.stem not in results.scores:
-            path.unlink()  # left over from a removed network or ensemble
+    for folder in (confusion_file("").parent, roc_file("").parent, reliability_file("").parent):
+        for path in folder.glob("*.csv"):
+            if path.stem not in results.scores:
+                path.unlink()  # left over from a removed network or ensemble
     print(f"{REPORT}: {len(page) / 1e6:.1f} MB; open it in a browser")
 
 
@@ -201,11 +207,12 @@ def read_combined(predictions: Predictions, split_table: pd.DataFrame) -> np.nda
     combined = read_ensemble_predictions()
     combined = combined[combined["split"] == "test"]
     expected = split_table.loc[split_table["split"] == "test", "photo"].tolist()
-    if not expected == predictions.photos["photo"].tolist() == combined["photo"].tolist():
+    same_photos = expected == predictions.photos["photo"].tolist() == combined["photo"].tolist()
+    if not same_photos or classes_of(combined) != predictions.classes:
         raise UserError(
             f"the predictions in {METRICS} are not for the test photos in {PREPARED}; run `dvc repro` to fix this"
         )
-    return combined[probability_columns(predictions.classes)].to_numpy()
+    return outputs_of(combined)
 
 
 def make_plots(results: Results) -> PlotGroups:
@@ -320,27 +327,24 @@ def kept_epoch(curve: pd.DataFrame) -> int:
 def show(rows: np.ndarray, results: Results, explain: bool = True) -> list[dict]:
     """Test photos for the page's gallery, each with its image, where the networks looked, and all probabilities."""
     heat_maps = results.heat_maps if explain else {}
-    with safe_open(require_file(packed_split("test")), framework="numpy") as file:
-        pixels = file.get_slice("pixels")
-        return [
-            {
-                **results.photos.iloc[row],
-                "image": thumbnail(pixels[row]),
-                "heat_maps": {
-                    name: heat_uri(pixels[row], maps[row]) for name, maps in heat_maps.items() if row in maps
-                },
-                "probabilities": {
-                    name: dict(zip(results.classes, values[row].tolist(), strict=True))
-                    for name, values in results.probabilities.items()
-                },
-            }
-            for row in rows.tolist()
-        ]
+    pixels = read_packed(packed_split("test")).pixels
+    return [
+        {
+            **results.photos.iloc[row],
+            "image": thumbnail(pixels[row]),
+            "heat_maps": {name: heat_uri(pixels[row], maps[row]) for name, maps in heat_maps.items() if row in maps},
+            "probabilities": {
+                name: dict(zip(results.classes, values[row].tolist(), strict=True))
+                for name, values in results.probabilities.items()
+            },
+        }
+        for row in rows.tolist()
+    ]
 
 
 def read_rejection(photos: pd.Series) -> pd.DataFrame:
     """The test photos' similarity to those in train, and whether they are rejected; empty if nothing is rejected."""
-    table = pd.read_csv(require_file(REJECTION_TABLE), dtype=TEXT | {"rejected": bool}, keep_default_na=False)
+    table = read_table(REJECTION_TABLE, ["split", "photo", "similarity", "rejected"])
     table = table[table["split"] == "test"].reset_index(drop=True)
     if len(table) and table["photo"].tolist() != photos.tolist():
         raise UserError(f"{REJECTION_TABLE} is not for the test photos in {PREPARED}; run `dvc repro` to fix this")

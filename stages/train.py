@@ -1,8 +1,9 @@
 """Train one of torchvision's networks and keep its best epoch.
 
-Reads data/prepared/{train,validation}.safetensors; writes models/NETWORK.safetensors, metrics/train_NETWORK.json and
-metrics/curves/NETWORK.csv. During training, models/NETWORK.checkpoint holds the state that an interrupted run resumes
-from. On several GPUs: torchrun --standalone --nproc-per-node 4 stages/train.py NETWORK
+Reads data/prepared/{train,validation}.safetensors; writes models/networks/NETWORK.safetensors,
+metrics/train/NETWORK.json and metrics/curves/NETWORK.csv. During training, models/networks/NETWORK.checkpoint holds the
+state that an interrupted run resumes from.
+On several GPUs: torchrun --standalone --nproc-per-node 4 stages/train.py NETWORK
 """
 
 import sys

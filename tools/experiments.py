@@ -10,8 +10,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `pipeline` can be imported
 
-import csv
-import io
 import json
 import math
 import textwrap
@@ -30,7 +28,8 @@ from pipeline.core.process import check_first, run_stage
 if __name__ == "__main__":
     check_first(lambda: read_arguments(__doc__))
 
-from pipeline.runs import params_of, read_here, read_lock, require_consistent
+from pipeline.core.split_table import read_split_table
+from pipeline.runs import params_of, read_here, read_lock, require_consistent, written_by
 
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
@@ -138,8 +137,7 @@ def params_and_outputs(name: str, revision: str, repository: Repo) -> tuple[dict
 
     stages = read_lock(name, read)
     require_consistent(name, stages, read)
-    outputs = {output["path"]: output["md5"] for stage in stages.values() for output in stage["outs"]}
-    return params_of(name, stages), outputs
+    return params_of(name, stages), written_by(stages)
 
 
 def read_experiment(
@@ -148,8 +146,7 @@ def read_experiment(
     """Read an experiment. Its validation photos come from DVC's cache; if they are not there, `photos` is empty."""
     networks = [key.split(".")[1] for key in params if key.startswith("networks.")]
     split_table = Path(repository.cache.local.oid_to_path(outputs[SPLIT_TABLE.as_posix()]))
-    text = split_table.read_text(encoding="utf-8") if split_table.exists() else ""
-    rows = csv.DictReader(io.StringIO(text))
+    validation = read_split_table(split_table).query("split == 'validation'") if split_table.exists() else None
     return Experiment(
         name=name,
         params=params,
@@ -158,7 +155,7 @@ def read_experiment(
         kept_epochs={
             network: content(metrics, network_metrics(network)).get("kept_epoch", UNKNOWN) for network in networks
         },
-        photos=tuple(sorted(f"{row['sha256']} {row['label']}" for row in rows if row.get("split") == "validation")),
+        photos=() if validation is None else tuple(sorted(validation["sha256"] + " " + validation["label"])),
     )
 
 

@@ -24,7 +24,7 @@ from pipeline.core.command_line import ArgumentParser
 from pipeline.core.errors import UserError, list_some
 from pipeline.core.files import atomic_write, read_json, write_json
 from pipeline.core.params import find_weights, flatten
-from pipeline.core.paths import ENSEMBLE_PREDICTIONS, PREDICTIONS, PREPARE_SUMMARY, packed_split, train_scores
+from pipeline.core.paths import ENSEMBLE_PREDICTIONS, NETWORK_PREDICTIONS, PREPARE_SUMMARY, packed_split, train_scores
 from pipeline.core.process import check_first, run_stage
 from pipeline.core.read_params import read_params
 from pipeline.core.recipes import apply_recipe, changed_values, recipe_names
@@ -91,7 +91,7 @@ def main() -> None:
         "weights": {name: describe_weights(name, network.weights) for name, network in params.networks.items()},
         "combined_by": params.ensemble.method,
         "scores": count_correct(runs),
-        "predictions": {path.as_posix(): hash_of(path) for path in (PREDICTIONS, ENSEMBLE_PREDICTIONS)},
+        "predictions": {path.as_posix(): hash_of(path) for path in (NETWORK_PREDICTIONS, ENSEMBLE_PREDICTIONS)},
         "made_with": describe_computer(params),
         "seconds": dict(arguments.seconds),
         "note": arguments.note,

@@ -108,7 +108,7 @@ def choose_clip() -> tuple[float, float, float]:
     A clip c limits probabilities to [c, 1 - c]. Raises UserError if the ensemble has other classes than cat and dog.
     """
     predictions = read_ensemble_predictions()
-    dog = dog_of(classes_of(predictions, PROBABILITY))
+    dog = dog_of(classes_of(predictions))
     validation = predictions[predictions["split"] == "validation"]
     probabilities, labels = validation[f"{PROBABILITY}{dog}"].to_numpy(), validation["label"] == dog
     losses = [log_loss(labels, probabilities.clip(clip, 1 - clip)) for clip in CLIPS]

@@ -12,21 +12,23 @@ PREPARED = Path("data/prepared")  # what `prepare` writes
 SPLIT_TABLE = PREPARED / "split.csv"
 CONTACT_SHEET = PREPARED / "contact_sheet.png"
 
-MODELS = Path("models")
+MODELS = Path("models")  # what inference needs
+NETWORK_MODELS = MODELS / "networks"  # a file per network: see model
+COMBINATION = MODELS / "combination.json"
+REJECTION = MODELS / "rejection.safetensors"
 
+# Metrics are JSON: networks/NETWORK.json and ensemble.json. Tables are CSV: the folder says what is in them, and the
+# file of what they are: of a network, of all `networks`, or of the `ensemble`.
 METRICS = Path("metrics")
 PREPARE_SUMMARY = METRICS / "prepare.json"
-PREDICTIONS = METRICS / "predictions.csv"
 NETWORK_METRICS = METRICS / "networks"  # a file per network: see network_metrics
-NETWORK_SCORES = METRICS / "scores.csv"
-NETWORK_CLASS_SCORES = METRICS / "class_scores.csv"
-COMBINATION = METRICS / "combination.json"
 ENSEMBLE_METRICS = METRICS / "ensemble.json"
-ENSEMBLE_SCORES = METRICS / "ensemble_scores.csv"
-ENSEMBLE_CLASS_SCORES = METRICS / "ensemble_class_scores.csv"
-ENSEMBLE_PREDICTIONS = METRICS / "ensemble_predictions.csv"
-ENSEMBLE_CONFUSION = METRICS / "confusion_ensemble.csv"
-REJECTION = METRICS / "rejection.safetensors"
+NETWORK_PREDICTIONS = METRICS / "predictions/networks.csv"
+ENSEMBLE_PREDICTIONS = METRICS / "predictions/ensemble.csv"
+NETWORK_SCORES = METRICS / "scores/networks.csv"
+ENSEMBLE_SCORES = METRICS / "scores/ensemble.csv"
+NETWORK_CLASS_SCORES = METRICS / "class_scores/networks.csv"
+ENSEMBLE_CLASS_SCORES = METRICS / "class_scores/ensemble.csv"
 REJECTION_TABLE = METRICS / "rejection.csv"
 HEAT_MAPS = METRICS / "heat_maps.safetensors"
 REPORT = METRICS / "report.html"
@@ -43,11 +45,11 @@ def packed_split(split: str) -> Path:
 
 
 def model(network: str) -> Path:
-    return MODELS / f"{network}.safetensors"
+    return NETWORK_MODELS / f"{network}.safetensors"
 
 
 def checkpoint_file(network: str) -> Path:
-    return MODELS / f"{network}.checkpoint"
+    return NETWORK_MODELS / f"{network}.checkpoint"
 
 
 def learning_curve(network: str) -> Path:
@@ -55,7 +57,7 @@ def learning_curve(network: str) -> Path:
 
 
 def train_scores(network: str) -> Path:
-    return METRICS / f"train_{network}.json"
+    return METRICS / f"train/{network}.json"
 
 
 def network_metrics(network: str) -> Path:
@@ -63,12 +65,13 @@ def network_metrics(network: str) -> Path:
     return NETWORK_METRICS / f"{network}.json"
 
 
-def confusion_file(network: str) -> Path:
-    return METRICS / f"confusion/{network}.csv"
-
-
 def plot_file(kind: str) -> Path:
     return METRICS / f"plots/{kind}.png"
+
+
+def confusion_file(name: str) -> Path:
+    """The actual and predicted classes of a network or of the ensemble."""
+    return METRICS / f"confusion/{name}.csv"
 
 
 def roc_file(name: str) -> Path:

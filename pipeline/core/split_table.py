@@ -1,18 +1,21 @@
 """Read data/prepared/split.csv: which photo is in which split, and why others are excluded."""
 
+from pathlib import Path
+from typing import BinaryIO
+
 from pipeline.core import SPLITS
 from pipeline.core.class_names import natural_key
-from pipeline.core.files import require_file
 from pipeline.core.paths import SPLIT_TABLE
+from pipeline.core.read_table import read_table
 
 import pandas as pd
 
 MAX_NAMED = 6  # classes; with more, a text does not name each of them
 
 
-def read_split_table() -> pd.DataFrame:
-    """One row per photo, each split in its file's row order; all cells are text. Raises UserError if missing."""
-    return pd.read_csv(require_file(SPLIT_TABLE), keep_default_na=False, dtype=str)
+def read_split_table(file: Path | BinaryIO = SPLIT_TABLE, name: str = "") -> pd.DataFrame:
+    """One row per photo, each split in its file's row order; all cells are text. Arguments and errors: read_table."""
+    return read_table(file, ["photo", "label", "split", "sha256"], name)
 
 
 def describe_classes(table: pd.DataFrame) -> str:

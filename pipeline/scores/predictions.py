@@ -3,9 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from typing import BinaryIO
 
-from pipeline.core.files import require_file
-from pipeline.core.paths import ENSEMBLE_PREDICTIONS, PREDICTIONS
+from pipeline.core.paths import ENSEMBLE_PREDICTIONS, NETWORK_PREDICTIONS
+from pipeline.core.read_table import read_table, require_columns
+from pipeline.scores.scoring import ENSEMBLE
 
 import numpy as np
 import pandas as pd
@@ -13,7 +16,6 @@ from scipy.special import softmax
 
 LOGIT, PROBABILITY = "logit_", "probability_"  # a column's name starts with this and ends with the class
 PROBABILITY_DIGITS = 9  # decimal places of the ensemble's probabilities in files
-TEXT = dict.fromkeys(("split", "photo", "label", "network"), str)  # columns; a class may look like a number
 
 
 def logit_columns(classes: Sequence[str]) -> list[str]:
@@ -24,9 +26,20 @@ def probability_columns(classes: Sequence[str]) -> list[str]:
     return [f"{PROBABILITY}{name}" for name in classes]
 
 
-def classes_of(table: pd.DataFrame, prefix: str) -> list[str]:
-    """The classes that a table has a column for, in the order of the labels; `prefix` is LOGIT or PROBABILITY."""
+def prefix_of(table: pd.DataFrame) -> str:
+    """LOGIT in a table of networks' predictions, PROBABILITY in one of the ensemble's."""
+    return LOGIT if "network" in table else PROBABILITY
+
+
+def classes_of(table: pd.DataFrame) -> list[str]:
+    """The classes that a table of predictions has a column for, in the order of the labels."""
+    prefix = prefix_of(table)
     return [column.removeprefix(prefix) for column in map(str, table) if column.startswith(prefix)]
+
+
+def outputs_of(table: pd.DataFrame) -> np.ndarray:
+    """The logits or probabilities in a table of predictions: float64 [N, classes]."""
+    return table[[f"{prefix_of(table)}{name}" for name in classes_of(table)]].to_numpy()
 
 
 def label_numbers(labels: pd.Series, classes: Sequence[str]) -> np.ndarray:
@@ -34,14 +47,32 @@ def label_numbers(labels: pd.Series, classes: Sequence[str]) -> np.ndarray:
     return labels.map({name: number for number, name in enumerate(classes)}).to_numpy(dtype=int)
 
 
+def read_predictions(file: Path | BinaryIO, name: str = "") -> pd.DataFrame:
+    """A table of predictions: one row per photo and network, or, of the ensemble, one row per photo.
+
+    Arguments and errors: read_table.
+    """
+    table = read_table(file, ["split", "photo", "label"], name)
+    columns = logit_columns if prefix_of(table) == LOGIT else probability_columns
+    require_columns(name or str(file), columns(classes_of(table) or ["CLASS"]), table)
+    return table
+
+
 def read_logits() -> pd.DataFrame:
-    """metrics/predictions.csv, one row per photo and network. Raises UserError if it does not exist."""
-    return pd.read_csv(require_file(PREDICTIONS), dtype=TEXT, keep_default_na=False)
+    """The networks' predictions. Raises UserError if they are missing."""
+    return read_predictions(NETWORK_PREDICTIONS)
 
 
 def read_ensemble_predictions() -> pd.DataFrame:
-    """metrics/ensemble_predictions.csv, one row per photo. Raises UserError if it does not exist."""
-    return pd.read_csv(require_file(ENSEMBLE_PREDICTIONS), dtype=TEXT, keep_default_na=False)
+    """The ensemble's predictions. Raises UserError if they are missing."""
+    return read_predictions(ENSEMBLE_PREDICTIONS)
+
+
+def by_network(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The rows of each network in a table of predictions; of the ensemble's table, all under ENSEMBLE."""
+    if "network" not in table:
+        return {ENSEMBLE: table}
+    return {str(name): rows for name, rows in table.groupby("network", sort=False)}
 
 
 @dataclass(frozen=True)
@@ -70,9 +101,6 @@ class Predictions:
 
 def select_split(logits: pd.DataFrame, split: str) -> Predictions:
     """The predictions on one split, from a table as `read_logits` returns it."""
-    classes = classes_of(logits, LOGIT)
-    networks = dict(list(logits[logits["split"] == split].groupby("network", sort=False)))
+    networks = by_network(logits[logits["split"] == split])
     photos = next(iter(networks.values()))[["photo", "label"]].reset_index(drop=True)
-    return Predictions(
-        classes, photos, {name: rows[logit_columns(classes)].to_numpy() for name, rows in networks.items()}
-    )
+    return Predictions(classes_of(logits), photos, {name: outputs_of(rows) for name, rows in networks.items()})

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.core.files import require_file
+from pipeline.core.read_table import read_table
 from pipeline.scores.calibration import calibration_error, calibration_error_interval
 
 import numpy as np
@@ -118,7 +118,7 @@ def score_classes(probabilities: np.ndarray, labels: np.ndarray, classes: Sequen
     return pd.DataFrame({"class": classes, "photos": photos, **rates}).round(DIGITS)
 
 
-def confusion(probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> pd.DataFrame:
+def confusion_table(probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> pd.DataFrame:
     """One row per photo with its `actual` and `predicted` class, which DVC's confusion plot counts."""
     names = np.array(classes)
     return pd.DataFrame({"actual": names[labels], "predicted": names[predicted_labels(probabilities)]})
@@ -152,8 +152,7 @@ def write_class_scores(path: Path, class_scores: dict[str, pd.DataFrame]) -> Non
 
 def read_scores(*paths: Path) -> pd.DataFrame:
     """The rows of tables that `write_scores` or `write_class_scores` wrote. Raises UserError if one is missing."""
-    text = {"network": str, "split": str, "class": str}  # a class may be named 1
-    return pd.concat(pd.read_csv(require_file(path), dtype=text, keep_default_na=False) for path in paths)
+    return pd.concat(read_table(path, ["network"]) for path in paths)
 
 
 def scores_table(scores: dict[str, dict], unequal: bool) -> str:

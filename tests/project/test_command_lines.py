@@ -14,7 +14,7 @@ SLOW = ("torch", "torchvision", "pandas", "scipy", "sklearn", "dvc", "onnx", "cl
 # What each stage that needs PyTorch says is missing in an empty project whose weights for resnet18 are a file.
 MISSING = {
     "train.py": "data/prepared/train.safetensors does not exist; run `dvc repro`",
-    "evaluate.py": "models/resnet18.safetensors does not exist; run `dvc repro`",
+    "evaluate.py": "models/networks/resnet18.safetensors does not exist; run `dvc repro`",
     "reject.py": "networks.resnet18.weights: resnet18-0123abcd.pth does not exist; check the path",
 }
 
@@ -71,7 +71,10 @@ def test_serve_names_a_package_that_is_not_installed(tmp_path: Path) -> None:
     copy_pipeline(tmp_path)
     project = Project(tmp_path)
     project.write_params()
-    for name in ("metrics/combination.json", *(f"models/{name}.safetensors" for name in project.params["networks"])):
+    for name in (
+        "models/combination.json",
+        *(f"models/networks/{name}.safetensors" for name in project.params["networks"]),
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "tools/flask.py").write_text("raise ModuleNotFoundError(name='flask')")  # found before the real one

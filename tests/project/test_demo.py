@@ -27,7 +27,7 @@ def test_demo_classifies_synthetic_photos_and_changes_nothing_outside_its_folder
     assert done.returncode == 0, done.stdout + done.stderr
     assert work_tree() == before
 
-    ensemble = pd.read_csv(folder / "metrics/ensemble_scores.csv").set_index("split").loc["test"]
+    ensemble = pd.read_csv(folder / "metrics/scores/ensemble.csv").set_index("split").loc["test"]
     assert ensemble["accuracy"] >= 0.95
     assert ensemble["total"] == 200
     shown = done.stdout.split("Updating lock file")[-1]

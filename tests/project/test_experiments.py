@@ -47,7 +47,7 @@ def test_dvc_exp_run_outside_the_workspace_can_be_compared_and_applied(repositor
 
     repository.dvc("exp", "apply", "slower")
     assert yaml.safe_load((repository.root / "params.yaml").read_text())["lr"] == 0.0005
-    assert "models/resnet18.safetensors" in {
+    assert "models/networks/resnet18.safetensors" in {
         path for path, content in repository.results().items() if before[path] != content
     }
     assert set(json.loads(repository.dvc("metrics", "diff", "--json"))) == changed  # against HEAD
@@ -136,21 +136,23 @@ def test_predict_says_why_there_is_no_model_during_a_run_and_after_a_failed_one(
     script.write_text(ASK_AND_FAIL + script.read_text())
     assert repository.try_dvc("exp", "run", "-S", "lr=0.0005").returncode != 0
     assert re.fullmatch(
-        r"error: models/resnet18.safetensors does not exist: `dvc exp run -S lr=0.0005` \(process \d+\) is in "
+        r"error: models/networks/resnet18.safetensors does not exist: `dvc exp run -S lr=0.0005` \(process \d+\) is in "
         r"progress, and DVC deletes the results of a stage before it runs; wait for it to finish\n",
         (repository.root / "answer.txt").read_text(),
     )
     assert error_line(repository.run("predict.py", "a.jpg")) == (
-        "models/resnet18.safetensors does not exist; run `dvc repro` to create it, or `dvc checkout` to restore the "
+        "models/networks/resnet18.safetensors does not exist; run `dvc repro` to create it, or `dvc checkout` to "
+        "restore the "
         "one in dvc.lock"
     )
-    (repository.root / "models/resnet18.checkpoint").touch()
+    (repository.root / "models/networks/resnet18.checkpoint").touch()
     assert error_line(repository.run("predict.py", "a.jpg")) == (
-        "models/resnet18.safetensors does not exist: its training was interrupted; run `dvc repro` to resume it, or "
+        "models/networks/resnet18.safetensors does not exist: its training was interrupted; run `dvc repro` to resume "
+        "it, or "
         "`dvc checkout` to restore the one in dvc.lock"
     )
     repository.dvc("checkout")
-    assert (repository.root / "models/resnet18.safetensors").exists()
+    assert (repository.root / "models/networks/resnet18.safetensors").exists()
 
 
 # Added to the stand-ins: scores that rank in one way on validation and in the other on test, models that are the same
@@ -166,8 +168,8 @@ for path, content in {
     "metrics/ensemble.json": json.dumps(scores),
     "metrics/networks/resnet18.json": '{"kept_epoch": 1}',
     "metrics/networks/resnet34.json": "{}",
-    "models/resnet18.safetensors": str(rate > 0.001),
-    "models/resnet34.safetensors": str(rate > 0.001),
+    "models/networks/resnet18.safetensors": str(rate > 0.001),
+    "models/networks/resnet34.safetensors": str(rate > 0.001),
     "data/prepared/split.csv": f"photo,label,split,sha256\\na.jpg,cat,validation,{seed}\\nb.jpg,cat,train,{seed}1\\n",
 }.items():
     if path.startswith((*stage["outs"], *(name for metric in stage.get("metrics", []) for name in metric))):

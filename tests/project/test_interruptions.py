@@ -55,7 +55,8 @@ def test_stages_name_a_full_disk_in_one_line_and_keep_earlier_results(
     before = repository.results()
     largest_file = {"prepare.py": 50_000, "train.py": 1_000_000, "evaluate.py": 1_000}.get(command[0], 100)
     *warnings, line = repository.run(*command, largest_file=largest_file).stderr.splitlines()
-    folder = {"prepare.py": "data/prepared", "train.py": "metrics, metrics/curves, models"}.get(command[0], "metrics")
+    folders = {"prepare.py": "data/prepared", "train.py": "metrics/curves, metrics/train, models/networks"}
+    folder = folders.get(command[0], "metrics")
     assert line.startswith(f"error: {folder}")
     assert line.endswith(": File too large; free some disk space and run this again")
     assert [text.partition(":")[0] for text in warnings] == ["warning"] * (command[0] == "train.py")  # its checkpoint
@@ -160,7 +161,7 @@ def test_train_ends_at_once_on_a_signal(number: int, status: int, repository: Re
     _, errors = process.communicate(timeout=20)
     assert (process.returncode, errors) == (status, "")
     after = repository.results()
-    after.pop("models/resnet18.checkpoint", None)
+    after.pop("models/networks/resnet18.checkpoint", None)
     assert after == before
 
 
@@ -180,7 +181,7 @@ def test_train_ends_when_its_dvc_is_gone(
         children = psutil.Process(dvc.pid).children(recursive=True)
         return [child for child in children if "stages/train.py" in child.cmdline()[:2]]
 
-    wait_for((repository.root / "models/resnet18.checkpoint").exists if has_begun else stages)
+    wait_for((repository.root / "models/networks/resnet18.checkpoint").exists if has_begun else stages)
     [stage] = stages()
     dvc.kill()
     try:
@@ -197,7 +198,7 @@ def test_dvc_repro_is_refused_while_another_one_trains_and_that_one_finishes(
     repository.params["train"]["epochs"] = 5
     repository.write_params()
     first = start(repository, forked.python(), "-m", "dvc", "repro", "train_resnet18")
-    wait_for((repository.root / "models/resnet18.checkpoint").exists)
+    wait_for((repository.root / "models/networks/resnet18.checkpoint").exists)
     second = repository.try_dvc("repro", "train_resnet18")
     _, errors = first.communicate()
     assert first.returncode == 0, errors
@@ -326,7 +327,12 @@ def test_scripts_print_names_that_the_terminal_cannot_show(tmp_path: Path) -> No
 
 def test_what_a_killed_stage_leaves_changes_nothing(repository: Repository) -> None:
     before = repository.git("status", "--porcelain")
-    for path in ("models/resnet18.checkpoint", "metrics/report.html", "metrics/networks/resnet18.json", "params.yaml"):
+    for path in (
+        "models/networks/resnet18.checkpoint",
+        "metrics/report.html",
+        "metrics/networks/resnet18.json",
+        "params.yaml",
+    ):
         (repository.root / f"{path}.partial").write_bytes(b"")
     assert repository.git("status", "--porcelain") == before
     assert repository.has_clean_status()

@@ -38,7 +38,8 @@ def test_git_tracks_the_metrics_but_no_photos_predictions_or_models(finished: Re
     names = ("ensemble", "networks/resnet18", "networks/resnet34")
     assert {path for path in tracked if path.startswith("metrics/")} == {f"metrics/{name}.json" for name in names}
     assert not any(
-        path.endswith((".safetensors", "predictions.csv", "split.csv", ".png", ".html", ".zip")) for path in tracked
+        path.endswith((".safetensors", "networks.csv", "ensemble.csv", "split.csv", ".png", ".html", ".zip"))
+        for path in tracked
     )
     assert finished.git("status", "--porcelain") == ""
 
@@ -100,7 +101,7 @@ def test_pipeline_refuses_an_older_python_in_one_line() -> None:
 def test_dvc_exp_run_with_another_method_runs_no_network_and_can_be_compared(repository: Repository) -> None:
     command = ("exp", "run", "--name", "votes", "-S", "ensemble.method=majority_vote")
     assert repository.stages_run_by(*command) == ["ensemble", "report"]
-    assert repository.read_json("metrics/combination.json")["method"] == "majority_vote"
+    assert repository.read_json("models/combination.json")["method"] == "majority_vote"
     page = (repository.root / "metrics/report.html").read_text(encoding="utf-8")
     assert "The confidence of a majority vote is the share of votes" in page
 
@@ -125,10 +126,9 @@ def test_dvc_exp_run_with_another_method_runs_no_network_and_can_be_compared(rep
 
 def test_dvc_plots_shows_curves_confusion_matrices_and_the_contact_sheet(finished: Repository) -> None:
     plots = json.loads(finished.dvc("plots", "show", "--json"))["data"]
-    drawn = [f"metrics/{kind}/{name}.csv" for kind in ("curves", "confusion") for name in ("resnet18", "resnet34")]
-    drawn.append("metrics/confusion_ensemble.csv")
+    drawn = [f"metrics/curves/{name}.csv" for name in ("resnet18", "resnet34")]
     named = ("ensemble", "resnet18", "resnet34")
-    drawn += [f"metrics/{kind}/{name}.csv" for kind in ("roc", "reliability") for name in named]
+    drawn += [f"metrics/{kind}/{name}.csv" for kind in ("confusion", "roc", "reliability") for name in named]
     kinds = ("accuracy", "confusion", "learning_curves", "reliability", "roc")
     images = {f"metrics/plots/{kind}.png" for kind in kinds}  # which the page shows offline, too
     assert set(plots) == {*drawn, *images, "data/prepared/contact_sheet.png"}
@@ -140,7 +140,7 @@ def test_dvc_plots_shows_curves_confusion_matrices_and_the_contact_sheet(finishe
 
 
 def test_dvc_repro_restores_a_damaged_score_without_training(repository: Repository) -> None:
-    path = repository.root / "metrics/combination.json"
+    path = repository.root / "models/combination.json"
     whole = path.read_bytes()
     path.write_bytes(whole[:50])
     assert error_line(repository.run("predict.py", "a.jpg")).endswith("; run `dvc repro` to restore it")

@@ -75,7 +75,7 @@ def test_dvc_gets_models_and_metrics_from_the_repository_without_a_clone(stand_i
     """By path with `dvc get`, by name once `gto` has registered a version, and from Python."""
     repository = stand_ins
     push(repository, str(tmp_path / "remote"), {})
-    model = (repository.root / "models/resnet18.safetensors").read_bytes()
+    model = (repository.root / "models/networks/resnet18.safetensors").read_bytes()
     metrics = (repository.root / "metrics/ensemble.json").read_text()
     repository.git("config", "user.name", "test")
     repository.git("config", "user.email", "test@localhost")
@@ -84,10 +84,10 @@ def test_dvc_gets_models_and_metrics_from_the_repository_without_a_clone(stand_i
 
     elsewhere = Repository(tmp_path / "elsewhere")
     url = str(repository.root)
-    elsewhere.dvc("get", url, "models/resnet18.safetensors", "--out", "by path")
+    elsewhere.dvc("get", url, "models/networks/resnet18.safetensors", "--out", "by path")
     assert (elsewhere.root / "by path").read_bytes() == model
     elsewhere.dvc("artifacts", "get", url, "resnet18", "--out", "by name")
     assert (elsewhere.root / "by name").read_bytes() == model
     with dvc.api.open("metrics/ensemble.json", repo=url) as file:
         assert json.load(file) == json.loads(metrics)
-    assert dvc.api.read("models/resnet18.safetensors", repo=url, mode="rb") == model
+    assert dvc.api.read("models/networks/resnet18.safetensors", repo=url, mode="rb") == model

@@ -34,7 +34,7 @@ KILLED_AFTER = (
     "Running stage 'report'",
 )
 SCRIPT = REPOSITORY / "stages/train.py"
-MODEL, CHECKPOINT = Path("models/resnet18.safetensors"), Path("models/resnet18.checkpoint")
+MODEL, CHECKPOINT = Path("models/networks/resnet18.safetensors"), Path("models/networks/resnet18.checkpoint")
 
 
 def test_verify_says_what_to_do_if_git_does_not_trust_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +177,7 @@ def test_verify_rebuilds_everything_and_finds_it_unchanged(repository: Repositor
     assert record["outputs"] == {
         path.as_posix(): hashlib.sha256((repository.root / path).read_bytes()).hexdigest() for path in files
     }
-    table = pd.read_csv(repository.root / "metrics/ensemble_predictions.csv").query("split == 'test'")
+    table = pd.read_csv(repository.root / "metrics/predictions/ensemble.csv").query("split == 'test'")
     assert record["answers"]["ensemble"] == " ".join(
         map(str, (table["probability_dog"] > table["probability_cat"]).astype(int))
     )
@@ -196,19 +196,19 @@ def test_verify_names_what_differs(repository: Repository, tmp_path: Path, monke
     change_answers(repository, photos=2)
     done = repository.run("verify.py")
     assert done.returncode == 1
-    assert "different     metrics/predictions.csv\n" in done.stdout
-    assert "same          models/resnet18.safetensors\n" in done.stdout
+    assert "different     metrics/predictions/networks.csv\n" in done.stdout
+    assert "same          models/networks/resnet18.safetensors\n" in done.stdout
     outputs = len(repository.read_json("verify.json")["outputs"])
     assert done.stderr.splitlines()[-1] == (
         f"error: 1 of {outputs} outputs differ, and resnet18 classifies 2 of 12 test photos differently; the "
         "rebuilt ones are in .verify/"
     )
-    assert repository.read_json("verify.json")["rebuilt"]["metrics/predictions.csv"] == "different"
+    assert repository.read_json("verify.json")["rebuilt"]["metrics/predictions/networks.csv"] == "different"
 
 
 def change_answers(repository: Repository, photos: int) -> None:
     """Let resnet18 answer this number of test photos differently, as a rebuild on another computer might."""
-    path = repository.root / "metrics/predictions.csv"
+    path = repository.root / "metrics/predictions/networks.csv"
     table = pd.read_csv(path)
     rows = table.query("split == 'test' and network == 'resnet18'").index[:photos]
     table.loc[rows, ["logit_cat", "logit_dog"]] = table.loc[rows, ["logit_dog", "logit_cat"]].to_numpy()
@@ -242,7 +242,7 @@ def test_verify_against_another_computers_record(repository: Repository, tmp_pat
     change_answers(repository, photos=3)
     repository.commit()
     done = repository.run("verify.py", "--against", str(record))
-    assert "different     metrics/predictions.csv\n" in done.stdout
+    assert "different     metrics/predictions/networks.csv\n" in done.stdout
     assert "\ncommit: " in f"\n{done.stdout}"
     assert "; resnet18 classifies 3 of 12 test photos differently.\n" in done.stdout
     assert "add --seed-run other-seed" in error_line(done)

@@ -32,7 +32,7 @@ SCORES += ["calibration_error", "calibration_error_low", "calibration_error_high
 
 
 def write_predictions(root: Path, **splits: list[tuple[str, dict]]) -> None:
-    """Write metrics/predictions.csv from, for each split, the label of each photo and its logits by network and class.
+    """Write the networks' predictions: for each split, the label of each photo and its logits by network and class.
 
     A margin instead of logits is one of dog and cat.
     """
@@ -43,8 +43,8 @@ def write_predictions(root: Path, **splits: list[tuple[str, dict]]) -> None:
         for number, (label, networks) in enumerate(photos)
         for name, logits in networks.items()
     ]
-    (root / "metrics").mkdir(exist_ok=True)
-    pd.DataFrame(rows).to_csv(root / "metrics/predictions.csv", index=False)
+    (root / "metrics/predictions").mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(rows).to_csv(root / "metrics/predictions/networks.csv", index=False)
 
 
 def combine(project: Project, method: str, validation: list = VALIDATION_MARGINS, test: list = TEST_MARGINS) -> dict:
@@ -52,19 +52,19 @@ def combine(project: Project, method: str, validation: list = VALIDATION_MARGINS
     write_predictions(project.root, validation=validation, test=test)
     project.params["ensemble"]["method"] = method
     project.succeed("ensemble.py")
-    return scores_on(project, "test") | project.read_json("metrics/combination.json")
+    return scores_on(project, "test") | project.read_json("models/combination.json")
 
 
 def scores_on(project: Project, split: str) -> dict:
     """The ensemble's scores on a split."""
-    table = pd.read_csv(project.root / "metrics/ensemble_scores.csv")
+    table = pd.read_csv(project.root / "metrics/scores/ensemble.csv")
     assert list(table) == ["network", "split", *SCORES]
     [row] = table[(table["network"] == "ensemble") & (table["split"] == split)].to_dict("records")
     return row
 
 
 def class_scores(project: Project) -> pd.DataFrame:
-    table = pd.read_csv(project.root / "metrics/ensemble_class_scores.csv")
+    table = pd.read_csv(project.root / "metrics/class_scores/ensemble.csv")
     assert list(table) == ["network", "class", "photos", "precision", "recall", "recall_low", "recall_high", "f1"]
     return table.set_index("class")
 
@@ -109,7 +109,7 @@ def test_ensemble_of_mean_logits_averages_margins_and_is_compared_with_the_best_
     assert (scores["accuracy_low"], scores["accuracy_high"]) == (pytest.approx(4 / (4 + 1.959964**2), abs=1e-5), 1.0)
     assert scores["best_member"] == "first"  # on validation; on test it is no better than the second
     assert (scores["corrected"], scores["broken"], scores["mcnemar_p"]) == (1, 0, 1.0)
-    assert list(project.read_json("metrics/combination.json")) == [
+    assert list(project.read_json("models/combination.json")) == [
         *("method", "members", "classes", "best_member", "corrected", "broken", "mcnemar_p")
     ]
     assert (scores["method"], scores["members"]) == ("mean_logits", ["first", "second", "third"])
@@ -154,7 +154,7 @@ def test_ensemble_by_majority_vote_of_three_classes_breaks_ties_by_the_mean_prob
     ]
     scores = combine(project, "majority_vote", validation=photos, test=photos)
     assert scores["correct"] == 3
-    table = pd.read_csv(project.root / "metrics/ensemble_predictions.csv")
+    table = pd.read_csv(project.root / "metrics/predictions/ensemble.csv")
     shares = table[["probability_ant", "probability_bee", "probability_cow"]][table["split"] == "test"].to_numpy()
     votes = np.array([[2, 1, 0], [1, 1, 1], [1, 1, 1]])
     assert shares == pytest.approx((votes + softmax(logits_of(photos), axis=2).mean(axis=0)) / 4, abs=1e-8)
@@ -172,7 +172,7 @@ def test_ensemble_fits_weights_on_validation_only(project: Project) -> None:
         for x, (label, _) in zip(logits, TEST_MARGINS, strict=True)
     ]
     assert scores["log_loss"] == pytest.approx(sum(losses) / 4, abs=1e-5)
-    assert pd.read_csv(project.root / "metrics/ensemble_scores.csv")["split"].tolist() == ["test"]
+    assert pd.read_csv(project.root / "metrics/scores/ensemble.csv")["split"].tolist() == ["test"]
 
     swapped = [({"cat": "dog", "dog": "cat"}[label], margins) for label, margins in TEST_MARGINS]
     assert combine(project, "fitted_weights", test=swapped)["weights"] == scores["weights"]
@@ -217,7 +217,7 @@ def test_ensemble_fits_weights_of_four_classes_that_have_less_loss_than_the_mean
             assert penalised(np.array(weights) + step * np.eye(2)[index], intercepts) > least
         for index in range(len(classes)):
             assert penalised(weights, np.array(intercepts) + step * np.eye(4)[index]) > least
-    test = pd.read_csv(project.root / "metrics/ensemble_predictions.csv").query("split == 'validation'")
+    test = pd.read_csv(project.root / "metrics/predictions/ensemble.csv").query("split == 'validation'")
     written = test[[f"probability_{name}" for name in classes]].to_numpy()
     assert written == pytest.approx(softmax(np.tensordot(weights, logits, axes=1) + intercepts, axis=1), abs=1e-8)
 
@@ -253,9 +253,6 @@ def test_ensemble_scores_three_unequal_classes_as_scikit_learn_does(project: Pro
         "f1": metrics.f1_score,
     }.items():
         assert table[column].tolist() == pytest.approx(function(labels, predicted, average=None), abs=1e-6)
-    confusion = pd.read_csv(project.root / "metrics/confusion_ensemble.csv")
-    assert confusion["actual"].tolist() == [classes[label] for label in labels]
-    assert confusion["predicted"].tolist() == [classes[label] for label in predicted]
 
 
 def test_ensemble_leaves_the_main_scores_to_dvc(project: Project) -> None:
@@ -278,9 +275,9 @@ def test_ensemble_combines_a_hundred_classes(project: Project, method: str) -> N
     scores = combine(project, method, validation, random_photos(classes, [2] * 100, networks, seed=2))
     assert scores["total"] == 200
     assert scores["accuracy"] > 0.1  # chance: 0.01
-    text = pd.read_csv(project.root / "metrics/ensemble_class_scores.csv", dtype=str, keep_default_na=False)
+    text = pd.read_csv(project.root / "metrics/class_scores/ensemble.csv", dtype=str, keep_default_na=False)
     assert text["class"].tolist() == classes
-    predictions = pd.read_csv(project.root / "metrics/ensemble_predictions.csv", dtype=str, keep_default_na=False)
+    predictions = pd.read_csv(project.root / "metrics/predictions/ensemble.csv", dtype=str, keep_default_na=False)
     assert list(predictions) == ["photo", "label", "split", *(f"probability_{name}" for name in classes)]
     assert predictions["label"].tolist() == [*np.repeat(classes, 3), *np.repeat(classes, 2)]
 
@@ -345,13 +342,13 @@ def test_ensemble_shows_balanced_accuracy_if_classes_are_unequal(project: Projec
 def test_ensemble_without_predictions_says_what_writes_them(project: Project) -> None:
     project.write_params()
     assert error_line(project.run("ensemble.py")) == (
-        "metrics/predictions.csv does not exist; run `dvc repro` to create it"
+        "metrics/predictions/networks.csv does not exist; run `dvc repro` to create it"
     )
 
 
 def test_ensemble_writes_the_probabilities_that_it_scores(project: Project) -> None:
     scores = combine(project, "mean_logits")
-    table = pd.read_csv(project.root / "metrics/ensemble_predictions.csv")
+    table = pd.read_csv(project.root / "metrics/predictions/ensemble.csv")
     assert list(table) == ["photo", "label", "split", "probability_cat", "probability_dog"]
     assert table["split"].tolist() == ["validation"] * 4 + ["test"] * 4
     test = table[table["split"] == "test"]

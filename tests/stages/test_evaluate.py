@@ -39,18 +39,18 @@ def test_train_writes_the_model_its_curve_and_its_best_epoch(evaluated: Project)
     losses = ["train_loss", "validation_loss", "validation_calibrated_loss"]
     assert list(curves) == ["epoch", "lr", *losses, "validation_accuracy", "kept"]
     assert list(curves["epoch"]) == [1, 2, 3]
-    best = evaluated.read_json("metrics/train_resnet18.json")
+    best = evaluated.read_json("metrics/train/resnet18.json")
     kept = curves.sort_values(["validation_calibrated_loss", "validation_loss"]).iloc[0]
     assert best.pop("threads") == 1  # as OMP_NUM_THREADS in conftest.py says
     assert best == kept.drop(["lr", "kept"]).rename({"epoch": "kept_epoch"}).to_dict()
-    assert load_file(evaluated.root / "models/resnet18.safetensors")["fc.0.weight"].shape == (512, 512)
+    assert load_file(evaluated.root / "models/networks/resnet18.safetensors")["fc.0.weight"].shape == (512, 512)
 
 
 def test_evaluate_scores_and_prints_the_models_that_were_kept(evaluated: Project) -> None:
     scores = scores_by_split(evaluated)
     assert scores.index.tolist() == [(n, s) for n in ("resnet18", "mobilenet_v2") for s in ("validation", "test")]
     for name in ("resnet18", "mobilenet_v2"):
-        kept = evaluated.read_json(f"metrics/train_{name}.json")
+        kept = evaluated.read_json(f"metrics/train/{name}.json")
         assert scores.loc[(name, "validation"), "accuracy"] == kept["validation_accuracy"]
     assert scores.loc[("resnet18", "test"), "accuracy"] >= 0.9
 
@@ -73,7 +73,7 @@ def test_evaluate_leaves_the_main_scores_to_dvc(evaluated: Project) -> None:
         test, validation = scores.loc[(name, "test")], scores.loc[(name, "validation")]
         main = ["accuracy", "log_loss"]
         assert list(written) == [*main, "validation_accuracy", "validation_log_loss", "kept_epoch"]
-        assert written["kept_epoch"] == evaluated.read_json(f"metrics/train_{name}.json")["kept_epoch"]
+        assert written["kept_epoch"] == evaluated.read_json(f"metrics/train/{name}.json")["kept_epoch"]
         assert {key: written[key] for key in main} == test[main].to_dict()
         assert (written["validation_accuracy"], written["validation_log_loss"]) == (
             validation["accuracy"],
@@ -82,12 +82,12 @@ def test_evaluate_leaves_the_main_scores_to_dvc(evaluated: Project) -> None:
 
 
 def scores_by_split(project: Project) -> pd.DataFrame:
-    """metrics/scores.csv, by network and split."""
-    return pd.read_csv(project.root / "metrics/scores.csv").set_index(["network", "split"])
+    """metrics/scores/networks.csv, by network and split."""
+    return pd.read_csv(project.root / "metrics/scores/networks.csv").set_index(["network", "split"])
 
 
 def test_evaluate_scores_are_those_of_its_predictions(evaluated: Project) -> None:
-    predictions = pd.read_csv(evaluated.root / "metrics/predictions.csv")
+    predictions = pd.read_csv(evaluated.root / "metrics/predictions/networks.csv")
     assert list(predictions) == ["split", "photo", "label", "network", "logit_cat", "logit_dog"]
     assert len(predictions) == 2 * (24 + 24)
     in_splits = {
@@ -95,7 +95,7 @@ def test_evaluate_scores_are_those_of_its_predictions(evaluated: Project) -> Non
     }
     assert set(predictions[["split", "photo", "label"]].itertuples(index=False, name=None)) == in_splits
 
-    class_scores = pd.read_csv(evaluated.root / "metrics/class_scores.csv").set_index(["network", "class"])
+    class_scores = pd.read_csv(evaluated.root / "metrics/class_scores/networks.csv").set_index(["network", "class"])
     assert class_scores.index.tolist() == [(n, c) for n in ("resnet18", "mobilenet_v2") for c in ("cat", "dog")]
     assert (class_scores["photos"] == 12).all()
     for (name, split), values in scores_by_split(evaluated).iterrows():
@@ -117,36 +117,35 @@ def test_evaluate_scores_are_those_of_its_predictions(evaluated: Project) -> Non
         assert cat["precision"] == pytest.approx(correct_cats / max(1, says_cat.sum()), abs=1e-6)
         assert values["balanced_accuracy"] == pytest.approx((dog["recall"] + cat["recall"]) / 2, abs=1e-6)
         assert values["macro_f1"] == pytest.approx((dog["f1"] + cat["f1"]) / 2, abs=1e-6)
-        confusion = pd.read_csv(evaluated.root / f"metrics/confusion/{name}.csv")
-        assert (confusion["actual"] == confusion["predicted"]).sum() == values["correct"]
 
 
 def test_evaluate_refuses_models_that_do_not_fit(evaluated: Project, tmp_path: Path) -> None:
     project = copy_of(evaluated, tmp_path)
-    scores, model = project.root / "metrics/scores.csv", project.root / "models/resnet18.safetensors"
+    scores, model = project.root / "metrics/scores/networks.csv", project.root / "models/networks/resnet18.safetensors"
     earlier_scores = scores.read_bytes()
 
     whole = model.read_bytes()
     model.write_bytes(whole[: len(whole) // 2])
     line = error_line(project.run("evaluate.py"))
-    assert line.startswith("models/resnet18.safetensors is not a model written by this pipeline (")
+    assert line.startswith("models/networks/resnet18.safetensors is not a model written by this pipeline (")
 
-    model.rename(project.root / "models/resnet34.safetensors")
+    model.rename(project.root / "models/networks/resnet34.safetensors")
     assert error_line(project.run("evaluate.py")) == (
-        "models/resnet18.safetensors does not exist; run `dvc repro` (if dvc.yaml has no stage train_resnet18, first "
-        "run `python tools/networks.py mobilenet_v2 resnet18`)"
+        "models/networks/resnet18.safetensors does not exist; run `dvc repro` (if dvc.yaml has no stage "
+        "train_resnet18, first run `python tools/networks.py mobilenet_v2 resnet18`)"
     )
     model.write_bytes(whole)
     assert error_line(project.run("evaluate.py")) == (
-        "models/resnet34.safetensors is not for a network in params.yaml; add resnet34 to networks or delete the file"
+        "models/networks/resnet34.safetensors is not for a network in params.yaml; add resnet34 to networks or delete "
+        "the file"
     )
-    (project.root / "models/resnet34.safetensors").unlink()
+    (project.root / "models/networks/resnet34.safetensors").unlink()
 
     project.params["classes"] = ["dog", "cat"]  # a different order is different labels
     project.prepare()
     assert error_line(project.run("evaluate.py")) == (
-        "models/resnet18.safetensors was trained for the classes cat, dog, but data/prepared/validation.safetensors "
-        "has dog, cat; run `dvc repro`"
+        "models/networks/resnet18.safetensors was trained for the classes cat, dog, but "
+        "data/prepared/validation.safetensors has dog, cat; run `dvc repro`"
     )
     project.params["classes"] = ["cat", "dog"]
     project.params["prepare"]["seed"] = 2  # photos of this test split were in the other train split
@@ -161,7 +160,7 @@ def test_evaluate_refuses_models_that_do_not_fit(evaluated: Project, tmp_path: P
 def test_evaluate_deletes_the_scores_of_removed_networks(evaluated: Project, tmp_path: Path) -> None:
     project = copy_of(evaluated, tmp_path)
     del project.params["networks"]["mobilenet_v2"]
-    (project.root / "models/mobilenet_v2.safetensors").unlink()
+    (project.root / "models/networks/mobilenet_v2.safetensors").unlink()
     project.succeed("evaluate.py")
     assert [path.name for path in (project.root / "metrics/networks").iterdir()] == ["resnet18.json"]
 
@@ -181,9 +180,9 @@ def test_evaluate_scores_three_unequal_classes_whose_names_look_like_numbers(pro
     for script in (("prepare.py",), ("train.py", "resnet18"), ("evaluate.py",), ("ensemble.py",)):
         project.succeed(*script)
 
-    model = load_file(project.root / "models/resnet18.safetensors")
+    model = load_file(project.root / "models/networks/resnet18.safetensors")
     assert model["fc.3.weight"].shape == (3, 512)
-    table = pd.read_csv(project.root / "metrics/predictions.csv", dtype={"label": str}, keep_default_na=False)
+    table = pd.read_csv(project.root / "metrics/predictions/networks.csv", dtype={"label": str}, keep_default_na=False)
     assert list(table) == ["split", "photo", "label", "network", *(f"logit_{name}" for name in classes)]
     test = table[table["split"] == "test"]
     labels = test["label"].map(classes.index).to_numpy()
@@ -198,7 +197,9 @@ def test_evaluate_scores_three_unequal_classes_whose_names_look_like_numbers(pro
         "macro_f1": metrics.f1_score(labels, p.argmax(axis=1), average="macro"),
     }
     assert scores[list(expected)].to_dict() == pytest.approx(expected, abs=1e-6)
-    class_scores = pd.read_csv(project.root / "metrics/class_scores.csv", dtype={"class": str}, keep_default_na=False)
+    class_scores = pd.read_csv(
+        project.root / "metrics/class_scores/networks.csv", dtype={"class": str}, keep_default_na=False
+    )
     assert class_scores[["class", "photos"]].to_numpy().tolist() == [["10", 6], ["9", 4], ["nan", 2]]
     ensemble = project.read_json("metrics/ensemble.json")  # of the one network
     assert {**ensemble, "kept_epoch": 2} == project.read_json("metrics/networks/resnet18.json")
@@ -232,7 +233,7 @@ def test_evaluate_names_classes_with_few_test_photos_and_shows_their_recall(proj
         "note: fewer than 10 test photos of rare (1); the 95 % intervals show how little their recall says:"
     )
     assert " ".join(columns.split()) == "class photos recall of resnet18"
-    of_rare = pd.read_csv(project.root / "metrics/class_scores.csv").set_index("class").loc["rare"]
+    of_rare = pd.read_csv(project.root / "metrics/class_scores/networks.csv").set_index("class").loc["rare"]
     interval = "0.21 to 1.00" if of_rare["recall"] else "0.00 to 0.79"  # Wilson's for 1 of 1 and 0 of 1
     assert " ".join(row.split()) == f"rare 1 {of_rare['recall']:.2f} ({interval})"
 
@@ -317,7 +318,7 @@ def test_evaluate_with_test_time_flip_averages_the_logits_of_both_views(evaluate
     def evaluated_logits(test_time_flip: bool) -> np.ndarray:
         project.params = evaluated.params | {"evaluate": {"test_time_flip": test_time_flip}, "precision": "float32"}
         project.succeed("evaluate.py")
-        predictions = pd.read_csv(project.root / "metrics/predictions.csv")
+        predictions = pd.read_csv(project.root / "metrics/predictions/networks.csv")
         return predictions[["logit_cat", "logit_dog"]].to_numpy()
 
     unflipped, both_views = evaluated_logits(test_time_flip=False), evaluated_logits(test_time_flip=True)

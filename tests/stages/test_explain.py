@@ -47,7 +47,7 @@ def test_a_network_without_a_last_feature_map_has_none() -> None:
 
 def test_evaluate_covers_the_photos_that_the_report_shows(finished: Repository) -> None:
     maps = load_file(finished.root / "metrics/heat_maps.safetensors")
-    table = pd.read_csv(finished.root / "metrics/ensemble_predictions.csv").query("split == 'test'").reset_index()
+    table = pd.read_csv(finished.root / "metrics/predictions/ensemble.csv").query("split == 'test'").reset_index()
     assert maps.pop("rows").tolist() == list(range(len(table)))  # of twelve photos the report shows all
     assert {name: values.shape[0] for name, values in maps.items()} == {"resnet18": 12, "resnet34": 12}
     page = (finished.root / "metrics/report.html").read_text(encoding="utf-8")

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 LAUNCHER = ("torchrun", "--standalone", "--nproc-per-node", "2")
-MODEL = "models/resnet18.safetensors"
+MODEL = "models/networks/resnet18.safetensors"
 
 
 def start_two(repository: Repository, python: str) -> subprocess.Popen:
@@ -50,7 +50,7 @@ def test_train_in_two_processes_takes_the_same_steps_as_in_one(repository: Repos
     """Without dropout and with the backbone's statistics frozen, a step depends on nothing but the whole batch."""
     repository.params["train"] |= {"layers": "head", "dropout": 0, "optimizer": "sgd"}
     repository.succeed("train.py", "resnet18")
-    one, scores = load_file(repository.root / MODEL), repository.read_json("metrics/train_resnet18.json")
+    one, scores = load_file(repository.root / MODEL), repository.read_json("metrics/train/resnet18.json")
 
     process = start_two(repository, forked.python())
     output, errors = process.communicate(timeout=120)
@@ -60,7 +60,7 @@ def test_train_in_two_processes_takes_the_same_steps_as_in_one(repository: Repos
     assert one.keys() == two.keys()
     for key in one:
         torch.testing.assert_close(two[key], one[key])
-    assert repository.read_json("metrics/train_resnet18.json") == pytest.approx(scores, abs=1e-5)
+    assert repository.read_json("metrics/train/resnet18.json") == pytest.approx(scores, abs=1e-5)
 
 
 @pytest.mark.slow
@@ -91,7 +91,7 @@ def test_train_ends_when_one_of_its_processes_dies(repository: Repository) -> No
     assert launcher.returncode != 0
     assert not any(worker.is_running() for worker in workers)
     results = repository.results()
-    results.pop("models/resnet18.checkpoint", None)
+    results.pop("models/networks/resnet18.checkpoint", None)
     assert results == before
 
 
@@ -123,4 +123,4 @@ while len(list(Path().glob("here-*"))) < 2:
     for process in both:
         output, _ = process.communicate(timeout=60)
         assert process.returncode == 0, output
-    assert repository.stages_run_by("repro") == ["evaluate", "ensemble", "reject", "report"]
+    assert repository.stages_run_by("repro") == ["reject", "evaluate", "ensemble", "report"]

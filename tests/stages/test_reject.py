@@ -86,7 +86,7 @@ def test_predict_answers_none_of_these_and_what_it_would_have_answered(trained: 
     table = table_of(trained).set_index("photo")
     expected = table["rejected"].to_dict()
     source = trained.params["prepare"]["source"]
-    combined = pd.read_csv(trained.root / "metrics/ensemble_predictions.csv").set_index("photo")
+    combined = pd.read_csv(trained.root / "metrics/predictions/ensemble.csv").set_index("photo")
     labels = np.where(combined["probability_dog"] > 0.5, "dog", "cat")
     would = dict(zip(combined.index, labels, strict=True))
 
@@ -142,10 +142,10 @@ def test_nothing_is_rejected_by_default(rejecting: Project, trained: Project) ->
 
 
 def test_rejecting_writes_the_same_bytes_again(rejecting: Project) -> None:
-    names = ("rejection.safetensors", "rejection.csv")
-    before = [(rejecting.root / "metrics" / name).read_bytes() for name in names]
+    paths = [rejecting.root / name for name in ("models/rejection.safetensors", "metrics/rejection.csv")]
+    before = [path.read_bytes() for path in paths]
     rejecting.succeed("reject.py")
-    assert [(rejecting.root / "metrics" / name).read_bytes() for name in names] == before
+    assert [path.read_bytes() for path in paths] == before
 
 
 def test_reject_needs_pretrained_weights(rejecting: Project) -> None:
@@ -158,28 +158,28 @@ def test_reject_needs_pretrained_weights(rejecting: Project) -> None:
 
 
 def test_predict_refuses_what_was_learned_from_another_split_or_is_damaged(rejecting: Project) -> None:
-    path = rejecting.root / "metrics/rejection.safetensors"
-    models = (rejecting.root / "models/resnet18.safetensors").read_bytes()
+    path = rejecting.root / "models/rejection.safetensors"
+    models = (rejecting.root / "models/networks/resnet18.safetensors").read_bytes()
     rejecting.params["prepare"]["seed"] = 2
     rejecting.prepare()
     rejecting.succeed("reject.py")
-    assert (rejecting.root / "models/resnet18.safetensors").read_bytes() == models
+    assert (rejecting.root / "models/networks/resnet18.safetensors").read_bytes() == models
     photo = rejecting.params["prepare"]["source"]
     assert error_line(rejecting.run("predict.py", photo)) == (
-        "metrics/rejection.safetensors and the models were not made with the same split; run `dvc repro` to fix this"
+        "models/rejection.safetensors and the models were not made with the same split; run `dvc repro` to fix this"
     )
     rejecting.params["reject"] = {"false_rejection_rate": 0.25}
     rejecting.write_params()
     assert error_line(rejecting.run("predict.py", photo)) == (
-        "metrics/rejection.safetensors is for reject.false_rejection_rate 0.3, but params.yaml says 0.25; run "
+        "models/rejection.safetensors is for reject.false_rejection_rate 0.3, but params.yaml says 0.25; run "
         "`dvc repro`"
     )
     path.write_bytes(b"")
     assert re.fullmatch(
-        r"metrics/rejection.safetensors was not written by this pipeline \(.+\); run `dvc repro`",
+        r"models/rejection.safetensors was not written by this pipeline \(.+\); run `dvc repro`",
         error_line(rejecting.run("predict.py", photo)),
     )
     path.unlink()
     assert error_line(rejecting.run("predict.py", photo)) == (
-        "metrics/rejection.safetensors does not exist; run `dvc repro` to create it"
+        "models/rejection.safetensors does not exist; run `dvc repro` to create it"
     )

@@ -44,12 +44,12 @@ def read_page(project: Project) -> str:
 def scores_of(project: Project) -> dict[str, float]:
     """Every score that the report shows, by keys such as ensemble.accuracy and ensemble.cat.recall."""
     shown = {}
-    for row in rows_of(project, "scores") + rows_of(project, "ensemble_scores"):
+    for row in rows_of(project, "scores/networks") + rows_of(project, "scores/ensemble"):
         of_validation = row["split"] == "validation"
         columns = ("accuracy", "log_loss") if of_validation else row.keys() - {"network", "split", "total"}
         prefix = f"{row['network']}.{'validation.' if of_validation else ''}"
         shown |= {f"{prefix}{column}": float(row[column]) for column in columns}
-    for row in rows_of(project, "class_scores") + rows_of(project, "ensemble_class_scores"):
+    for row in rows_of(project, "class_scores/networks") + rows_of(project, "class_scores/ensemble"):
         prefix = f"{row['network']}.{row['class']}"
         shown |= {f"{prefix}.{column}": float(row[column]) for column in row.keys() - {"network", "class", "photos"}}
     return shown
@@ -101,7 +101,8 @@ def predict(project: Project, classes: list[str], random: np.random.Generator, s
     usual = 3 * np.eye(len(classes)) + 2 * np.roll(np.eye(len(classes)), 1, axis=1)
     photos = pd.DataFrame(project.split_table())
     predictions, scores, class_scores = [], {}, {}
-    (project.root / "metrics/curves").mkdir(exist_ok=True)
+    for folder in ("curves", "predictions", "scores", "class_scores"):
+        (project.root / "metrics" / folder).mkdir(exist_ok=True)
     for network in project.params["networks"]:
         scores[network] = {}
         for split in ("validation", "test"):
@@ -122,9 +123,9 @@ def predict(project: Project, classes: list[str], random: np.random.Generator, s
             "kept": True,
         }
         pd.DataFrame([curve]).to_csv(project.root / f"metrics/curves/{network}.csv", index=False)
-    pd.concat(predictions).to_csv(project.root / "metrics/predictions.csv", index=False)
-    write_scores(project.root / "metrics/scores.csv", scores)
-    write_class_scores(project.root / "metrics/class_scores.csv", class_scores)
+    pd.concat(predictions).to_csv(project.root / "metrics/predictions/networks.csv", index=False)
+    write_scores(project.root / "metrics/scores/networks.csv", scores)
+    write_class_scores(project.root / "metrics/class_scores/networks.csv", class_scores)
 
 
 @pytest.fixture(scope="module", params=CLASSES)
@@ -138,8 +139,8 @@ def many(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def confusions_of(project: Project) -> tuple[Counter, Counter]:
     """How often the ensemble classified each class as another one, and the number of photos of each class."""
-    answers = Counter((row["actual"], row["predicted"]) for row in rows_of(project, "confusion_ensemble"))
-    totals = Counter(row["actual"] for row in rows_of(project, "confusion_ensemble"))
+    answers = Counter((row["actual"], row["predicted"]) for row in rows_of(project, "confusion/ensemble"))
+    totals = Counter(row["actual"] for row in rows_of(project, "confusion/ensemble"))
     return Counter({answer: count for answer, count in answers.items() if len(set(answer)) == 2}), totals
 
 
@@ -219,14 +220,24 @@ def test_report_names_no_other_host_and_lists_every_stage_and_param(finished: Re
 
 
 def test_report_shows_every_mistake_with_each_networks_prediction(finished: Repository) -> None:
-    rows = [row for row in rows_of(finished, "ensemble_predictions") if row["split"] == "test"]
+    rows = [row for row in rows_of(finished, "predictions/ensemble") if row["split"] == "test"]
     incorrect = {row["photo"] for row in rows if (float(row["probability_dog"]) > 0.5) != (row["label"] == "dog")}
-    [scores] = [row for row in rows_of(finished, "ensemble_scores") if row["split"] == "test"]
+    [scores] = [row for row in rows_of(finished, "scores/ensemble") if row["split"] == "test"]
     assert len(incorrect) == int(scores["total"]) - int(scores["correct"])
     gallery = section(finished, "mistakes")
     assert set(re.findall(r'alt="Photo ([^,]+),', gallery)) == incorrect
     assert gallery.count("<dt>resnet18</dt>") == gallery.count("<dt>ensemble</dt>") == len(incorrect)
     assert gallery.count("<dd") == 3 * len(incorrect)
+
+
+def test_report_writes_the_answers_of_the_networks_and_the_ensemble_for_dvcs_plots(finished: Repository) -> None:
+    photos = [row["label"] for row in finished.split_table() if row["split"] == "test"]
+    correct = {row["network"]: row["correct"] for row in rows_of(finished, "scores/networks") if row["split"] == "test"}
+    [ensemble] = [row for row in rows_of(finished, "scores/ensemble") if row["split"] == "test"]
+    for name, count in {**correct, "ensemble": ensemble["correct"]}.items():
+        answers = rows_of(finished, f"confusion/{name}")
+        assert [row["actual"] for row in answers] == photos
+        assert sum(row["actual"] == row["predicted"] for row in answers) == int(count)
 
 
 def section(project: Project, name: str) -> str:
@@ -245,7 +256,7 @@ def test_report_of_two_classes_names_them_and_their_confusions(finished: Reposit
 def test_report_of_many_classes_is_one_small_page_with_the_true_confusions(many: Project) -> None:
     page = read_page(many)
     classes = list(many.read_json("metrics/prepare.json")["classes"])
-    [scores] = [row for row in rows_of(many, "ensemble_scores") if row["split"] == "test"]
+    [scores] = [row for row in rows_of(many, "scores/ensemble") if row["split"] == "test"]
     assert f"<h1>{len(classes)} classes: {scores['correct']} of {scores['total']} test photos" in page
     assert "://" not in page
     assert len(page) < 3_000_000
@@ -271,12 +282,12 @@ def test_report_of_many_classes_is_one_small_page_with_the_true_confusions(many:
 
 
 def test_report_of_many_classes_shows_the_worst_classes_first_and_the_two_most_probable(many: Project) -> None:
-    recalls = {row["class"]: float(row["recall"]) for row in rows_of(many, "ensemble_class_scores")}
+    recalls = {row["class"]: float(row["recall"]) for row in rows_of(many, "class_scores/ensemble")}
     shown = re.findall(r'data-score="ensemble\.([^"]+)\.recall"', section(many, "scores"))
     worst = sorted(recalls.values())[:10]
     assert [recalls[name] for name in shown[: len(worst)]] == worst
     photos = section(many, "least-confident").split("<li>")[1:]
-    least = [row for row in rows_of(many, "ensemble_predictions") if row["split"] == "test"]
+    least = [row for row in rows_of(many, "predictions/ensemble") if row["split"] == "test"]
     for row in least:
         row["probabilities"] = {name: float(row[f"probability_{name}"]) for name in recalls}
     least.sort(key=lambda row: max(row["probabilities"].values()))
@@ -296,13 +307,14 @@ def rare(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 def test_report_of_one_network_shows_it_once_and_names_rare_classes(rare: Project) -> None:
-    (rare.root / "metrics/roc").mkdir()
-    (rare.root / "metrics/roc/ensemble.csv").touch()  # of an earlier run
+    for folder in ("confusion", "roc"):
+        (rare.root / "metrics" / folder).mkdir()
+        (rare.root / "metrics" / folder / "ensemble.csv").touch()  # of an earlier run
     rare.succeed("report.py")
     page = read_page(rare)
     assert not shows_ensemble(page)
     assert {key.partition(".")[0] for key in re.findall(r'data-score="([^"]+)"', page)} == {"resnet18"}
-    for folder in ("roc", "reliability"):
+    for folder in ("confusion", "roc", "reliability"):
         assert [path.name for path in (rare.root / "metrics" / folder).iterdir()] == ["resnet18.csv"]
 
     header = text_of(re.search(r"<header>.*?</header>", page, re.DOTALL)[0])
@@ -407,7 +419,7 @@ def test_report_needs_only_its_deps_and_escapes_the_names_of_photos(finished: Re
 
     with (tmp_path / "data/prepared/split.csv").open() as file:
         photo = next(row["photo"] for row in csv.DictReader(file) if row["split"] == "test")
-    for path in ("data/prepared/split.csv", "metrics/predictions.csv", "metrics/ensemble_predictions.csv"):
+    for path in ("data/prepared/split.csv", "metrics/predictions/networks.csv", "metrics/predictions/ensemble.csv"):
         with (tmp_path / path).open() as file:
             rows = list(csv.DictReader(file))
         with (tmp_path / path).open("w", newline="") as file:
@@ -429,7 +441,7 @@ def test_report_names_the_missing_file(repository: Repository, monkeypatch: pyte
     monkeypatch.setattr(sys, "argv", ["report.py"])
     stage = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]["report"]
     for dep in stage["deps"]:
-        if dep.startswith(("data/prepared/", "metrics/")):
+        if dep.startswith(("data/prepared/", "metrics/", "models/")):
             path = Path(dep) / "resnet34.csv" if Path(dep).is_dir() else Path(dep)
             path.rename("away")
             with pytest.raises(UserError, match=f"{path} does not exist; run `dvc repro` to create it"):
@@ -438,7 +450,7 @@ def test_report_names_the_missing_file(repository: Repository, monkeypatch: pyte
 
 
 def test_report_refuses_predictions_of_other_photos(repository: Repository) -> None:
-    table = repository.root / "metrics/ensemble_predictions.csv"
+    table = repository.root / "metrics/predictions/ensemble.csv"
     content = table.read_text()
     table.unlink()
     table.write_text(re.sub(r"^(cat|dog)", r"other.\1", content, flags=re.MULTILINE))

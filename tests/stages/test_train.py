@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 @pytest.mark.slow
 def test_train_gives_the_same_bytes_again_and_others_with_another_seed(small: Project) -> None:
-    files = ("models/resnet18.safetensors", "metrics/curves/resnet18.csv", "metrics/train_resnet18.json")
+    files = ("models/networks/resnet18.safetensors", "metrics/curves/resnet18.csv", "metrics/train/resnet18.json")
 
     def trained() -> list[bytes]:
         small.succeed("train.py", "resnet18")
@@ -44,7 +44,7 @@ def test_train_computes_with_the_threads_asked_for_and_records_them(tiny: Projec
     for threads, used in ("auto", 1), (2, 2):  # conftest.py sets OMP_NUM_THREADS to 1
         tiny.params["threads"] = threads
         tiny.succeed("train.py", "resnet18")
-        assert tiny.read_json("metrics/train_resnet18.json")["threads"] == used
+        assert tiny.read_json("metrics/train/resnet18.json")["threads"] == used
 
 
 @pytest.mark.parametrize(
@@ -88,11 +88,11 @@ def test_train_keeps_the_best_epoch_unchanged(tiny: Project, monkeypatch: pytest
     monkeypatch.chdir(tiny.root)
     train.main()
 
-    kept = load_file(tiny.root / "models/resnet18.safetensors")
+    kept = load_file(tiny.root / "models/networks/resnet18.safetensors")
     assert kept.keys() == states[1].keys()
     assert all(torch.equal(kept[key], states[1][key]) for key in kept)
     assert not torch.equal(kept["conv1.weight"], states[2]["conv1.weight"])
-    assert tiny.read_json("metrics/train_resnet18.json")["kept_epoch"] == 2
+    assert tiny.read_json("metrics/train/resnet18.json")["kept_epoch"] == 2
 
 
 @pytest.mark.slow
@@ -112,7 +112,7 @@ def test_train_changes_only_the_layers_named(tiny: Project, layers: str, trained
     tiny.succeed("train.py", "resnet18")
 
     before = torch.load(weights, weights_only=True)
-    after = load_file(tiny.root / "models/resnet18.safetensors")
+    after = load_file(tiny.root / "models/networks/resnet18.safetensors")
     for key in after.keys() & before.keys():
         changed = not torch.equal(before[key], after[key])
         assert changed == bool(re.match(trained, key)), key
@@ -134,7 +134,7 @@ def test_train_applies_a_lower_learning_rate_to_the_body_than_to_the_head(tiny: 
     for factor in (1.0, 0.01):
         tiny.params["train"]["backbone_lr_factor"] = factor
         tiny.succeed("train.py", "resnet18")
-        trained = load_file(tiny.root / "models/resnet18.safetensors")
+        trained = load_file(tiny.root / "models/networks/resnet18.safetensors")
         moved.append((trained["conv1.weight"] - initial).norm().item())
         heads.append(trained["fc.3.weight"])
     assert moved[1] == pytest.approx(0.01 * moved[0], rel=0.5)
@@ -201,7 +201,7 @@ def test_train_follows_the_first_posts_recipe_with_a_falling_learning_rate(tiny:
     tiny.succeed("train.py", "resnet18")
     lr = pd.read_csv(tiny.root / "metrics/curves/resnet18.csv")["lr"]
     assert list(lr) == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4, 1e-5])
-    model = load_file(tiny.root / "models/resnet18.safetensors")
+    model = load_file(tiny.root / "models/networks/resnet18.safetensors")
     assert {key: tuple(model[key].shape) for key in model if key.startswith("fc")} == {
         "fc.0.weight": (2, 512),
         "fc.0.bias": (2,),
@@ -231,13 +231,13 @@ def test_train_keeps_the_fitted_head_if_training_makes_it_worse(small: Project) 
     small.params |= {"lr": 1.0}
     curve = fit(small)
     assert curve.loc[1, "validation_loss"] > curve.loc[0, "validation_loss"]
-    assert small.read_json("metrics/train_resnet18.json")["kept_epoch"] == 0
+    assert small.read_json("metrics/train/resnet18.json")["kept_epoch"] == 0
     *_, warning, last = small.last_run.stdout.splitlines()
     assert re.fullmatch(r"warning: resnet18 epoch 1: the .* loss .*guessing.*; lr is too high", warning)
     assert last.startswith("resnet18: kept the fitted head (epoch 0), without training: validation loss ")
     assert last.endswith(f"{curve.loc[1, 'validation_calibrated_loss']:.4f} after the last epoch); try lr=0.1")
     before = torch.load(small.root / small.params["networks"]["resnet18"]["weights"], weights_only=True)
-    after = load_file(small.root / "models/resnet18.safetensors")
+    after = load_file(small.root / "models/networks/resnet18.safetensors")
     assert torch.equal(before["layer4.1.conv2.weight"], after["layer4.1.conv2.weight"])
 
 
@@ -263,7 +263,7 @@ def test_train_does_not_prefer_a_network_because_it_is_more_confident(
     curve = pd.read_csv("metrics/curves/resnet18.csv")
     assert curve.loc[1, "validation_loss"] > curve.loc[0, "validation_loss"]
     assert curve.loc[1, "validation_calibrated_loss"] < curve.loc[0, "validation_calibrated_loss"]
-    assert small.read_json("metrics/train_resnet18.json")["kept_epoch"] == 1
+    assert small.read_json("metrics/train/resnet18.json")["kept_epoch"] == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[2] == "resnet18: fitting the head to the pretrained network's features"
     assert re.fullmatch(r"resnet18 epoch 0/1: .*, \d+ s", lines[3])
@@ -341,7 +341,7 @@ def test_train_updates_the_statistics_of_batchnorm_if_asked_to(tiny: Project, st
     tiny.params["train"] |= {"layers": "last_half", "epochs": 1, "batchnorm_statistics": statistics}
     tiny.succeed("train.py", "resnet18")
     before = torch.load(tiny.root / tiny.params["networks"]["resnet18"]["weights"], weights_only=True)
-    after = load_file(tiny.root / "models/resnet18.safetensors")
+    after = load_file(tiny.root / "models/networks/resnet18.safetensors")
     for key in ("layer4.1.bn2.running_mean", "layer4.1.bn2.running_var"):
         assert torch.equal(before[key], after[key]) == (statistics == "fixed"), key
     assert not torch.equal(before["layer4.1.bn2.weight"], after["layer4.1.bn2.weight"])
@@ -359,7 +359,7 @@ def test_train_with_one_cycle_keeps_the_last_epoch_whatever_luck_another_one_had
     monkeypatch.chdir(tiny.root)
     train.main()
     assert pd.read_csv("metrics/curves/resnet18.csv")["kept"].tolist() == [False, False, True]
-    assert tiny.read_json("metrics/train_resnet18.json")["kept_epoch"] == 3
+    assert tiny.read_json("metrics/train/resnet18.json")["kept_epoch"] == 3
 
 
 @pytest.mark.slow
@@ -401,7 +401,7 @@ def test_train_computes_in_the_precision_asked_for(tiny: Project) -> None:
         tiny.params["precision"] = precision
         tiny.params["train"]["layers"] = "all"
         assert f"{precision} on cpu" in tiny.succeed("train.py", "resnet18")
-        models.append(load_file(tiny.root / "models/resnet18.safetensors")["conv1.weight"])
+        models.append(load_file(tiny.root / "models/networks/resnet18.safetensors")["conv1.weight"])
     assert models[0].dtype == models[1].dtype == torch.float32
     assert not torch.equal(*models)
 
@@ -411,7 +411,7 @@ def test_train_ends_without_a_model_if_the_loss_is_not_finite(small: Project) ->
     small.params["train"]["optimizer"] = "sgd"
     small.write_params()
     assert "the loss is" in error_line(small.run("train.py", "resnet18"))
-    assert not list(small.root.glob("models/*"))
+    assert not list(small.root.glob("models/networks/*"))
 
 
 def test_train_refuses_a_batch_larger_than_its_split(small: Project) -> None:

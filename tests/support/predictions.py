@@ -11,10 +11,10 @@ CLOSE = 0.02  # between probabilities of a photo in different batches, where net
 def predicted_by(project: Project) -> dict[str, pd.DataFrame]:
     """For each network and `ensemble`: a row of probabilities for each test photo, a column for each class."""
     predicted = {}
-    for name, rows in on_test(project, "predictions").groupby("network", sort=False):
+    for name, rows in on_test(project, "predictions/networks").groupby("network", sort=False):
         logits = by_class(rows, "logit_")
         predicted[name] = pd.DataFrame(softmax(logits.to_numpy(), axis=1), logits.index, logits.columns)
-    predicted["ensemble"] = by_class(on_test(project, "ensemble_predictions"), "probability_")
+    predicted["ensemble"] = by_class(on_test(project, "predictions/ensemble"), "probability_")
     return predicted
 
 

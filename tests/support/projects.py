@@ -35,7 +35,7 @@ ARGUMENTS = {
 SPLITS = ("train", "validation", "test")
 DVC_SETTINGS = ("DVC_NO_ANALYTICS", "DVC_SITE_CACHE_DIR")  # of conftest.py
 # In dvc.yaml's order.
-STAGE_NAMES = ("track_code", "prepare", "train_resnet18", "train_resnet34", "evaluate", "ensemble", "reject", "report")
+STAGE_NAMES = ("track_code", "prepare", "reject", "train_resnet18", "train_resnet34", "evaluate", "ensemble", "report")
 
 
 class Project:
@@ -206,7 +206,7 @@ def copy_of(project: Kind, folder: Path) -> Kind:
 def _link_or_copy(source: str, target: str) -> None:
     """Link models and the cache's content, which are large, if DVC protects them from being written to; else copy."""
     is_protected = not Path(source).stat().st_mode & 0o222
-    is_large = "/models/" in target or "/.dvc/cache/" in target
+    is_large = "/models/networks/" in target or "/.dvc/cache/" in target
     (os.link if is_protected and is_large else shutil.copy2)(source, target)
 
 

@@ -37,8 +37,9 @@ PAGE = "metrics/compare.html"
 PHOTOS = 200  # in validation, and as many in test
 CLASSES = ["cat", "dog"]
 NETWORKS = ("resnet18", "resnet34")
-SPLIT_TABLE, PREDICTIONS = "data/prepared/split.csv", "metrics/predictions.csv"
-ENSEMBLE_PREDICTIONS = "metrics/ensemble_predictions.csv"
+SPLIT_TABLE, PREDICTIONS = "data/prepared/split.csv", "metrics/predictions/networks.csv"
+ENSEMBLE_PREDICTIONS = "metrics/predictions/ensemble.csv"
+MODEL = "models/networks/resnet18.safetensors"
 CODE = "data/code/evaluate.txt"
 HEAD_WRONG = {"resnet18": range(20), "resnet34": range(10, 30)}  # the photos that HEAD gets wrong in each split
 # Of resnet18's mistakes this corrects six and adds four; resnet34's answers are the same.
@@ -149,6 +150,12 @@ def lock(
     path.write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}, sort_keys=False))
 
 
+def output_of(stage: dict, path: str) -> dict:
+    """What dvc.lock says of an output of a stage."""
+    [found] = [out for out in stage["outs"] if out["path"] == path]
+    return found
+
+
 def store(
     repository: Repository,
     name: str,
@@ -215,8 +222,9 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Repository:
     old = results(HEAD_WRONG)
     for name, spoil in {
         "not-evaluated": lambda stages: stages.pop("evaluate"),
+        "version-1": lambda stages: output_of(stages["evaluate"], PREDICTIONS).update(path="metrics/predictions.csv"),
         "mixed": lambda stages: stages["train_resnet34"]["params"]["params.yaml"].update(lr=0.5),
-        "retrained": lambda stages: stages["train_resnet18"]["outs"][0].update(md5="0" * 32),
+        "retrained": lambda stages: output_of(stages["train_resnet18"], MODEL).update(md5="0" * 32),
         "half-run": lambda stages: next(of for of in stages["ensemble"]["deps"] if of["path"] == PREDICTIONS).update(
             md5="0" * 32
         ),
@@ -501,18 +509,23 @@ def test_compare_leaves_out_an_ensemble_that_was_fitted_to_the_photos(stored: Re
         ("birds", "HEAD and birds cannot be paired: their classes are cat, dog and cat, bird"),
         (
             "lost",
-            r"lost \(\w{7}\): metrics/predictions.csv is not in DVC's cache, and there is no default remote; run "
-            "`dvc push` or `dvc exp push` in the clone that has it",
+            r"lost \(\w{7}\): metrics/predictions/networks.csv is not in DVC's cache, and there is no default remote; "
+            "run `dvc push` or `dvc exp push` in the clone that has it",
         ),
         (
             "old",
-            "old: metrics/predictions.csv has no column logit_CLASS; it was written by another version of this "
-            "pipeline and cannot be compared",
+            "old: metrics/predictions/networks.csv has no column logit_CLASS; another version of this pipeline "
+            "wrote it; run `dvc repro` there",
+        ),
+        (
+            "version-1",
+            "version-1 was run with another version of this pipeline, which did not write "
+            "metrics/predictions/networks.csv",
         ),
         ("mixed", "mixed is out of date: some stages ran with another lr; run `dvc repro`"),
         (
             "half-run",
-            "half-run is out of date: ensemble ran with another metrics/predictions.csv; run `dvc repro`",
+            "half-run is out of date: ensemble ran with another metrics/predictions/networks.csv; run `dvc repro`",
         ),
         ("HEAD", "HEAD is given twice; see compare.py --help"),
     ],
@@ -531,14 +544,16 @@ def test_compare_names_results_in_the_workspace_that_are_missing_or_changed(
 ) -> None:
     with (repository.root / PREDICTIONS).open("a") as file:
         file.write("\n")
-    with pytest.raises(UserError, match=r"workspace: metrics/predictions.csv is not the one that `dvc repro` wrote"):
+    with pytest.raises(
+        UserError, match=r"workspace: metrics/predictions/networks.csv is not the one that `dvc repro` wrote"
+    ):
         printed_by(repository)
     (repository.root / ENSEMBLE_PREDICTIONS).unlink()
     write(repository, results(HEAD_WRONG) | {PREDICTIONS: results(HEAD_WRONG)[PREDICTIONS]})
     (repository.root / ENSEMBLE_PREDICTIONS).unlink()
     done = repository.run("compare.py")
     assert error_line(done) == (
-        "metrics/ensemble_predictions.csv does not exist; run `dvc repro` to create it, or `dvc checkout` to restore "
+        "metrics/predictions/ensemble.csv does not exist; run `dvc repro` to create it, or `dvc checkout` to restore "
         "the one in dvc.lock"
     )
 
@@ -596,7 +611,7 @@ def test_compare_shows_images_if_the_workspace_holds_the_same_split(
     pixels = np.random.default_rng(0).integers(0, 256, (PHOTOS, 8, 8, 3), dtype=np.uint8)
     packed = repository.root / "data/prepared/validation.safetensors"
     packed.unlink()
-    save_file({"pixels": pixels, "labels": np.zeros(PHOTOS, np.uint16)}, packed)
+    save_file({"pixels": pixels, "labels": np.zeros(PHOTOS, np.uint16)}, packed, {"description": "{}"})
     printed_by(repository, "HEAD", "seed-2", "better-1", "better-2", "--html")
     page = (repository.root / PAGE).read_text(encoding="utf-8")
     names = re.findall('<img src="data:image/jpeg;base64,[^"]+" alt="Photo (.*?), labelled', page)

@@ -64,7 +64,7 @@ def test_export_of_one_network_has_no_ensemble_that_repeats_it(repository: Repos
     """Of two classes, with squeezed photos."""
     project = repository
     del project.params["networks"]["resnet34"]
-    (project.root / "models/resnet34.safetensors").unlink()
+    (project.root / "models/networks/resnet34.safetensors").unlink()
     (project.root / "export").mkdir()
     (project.root / "export/ensemble.onnx").touch()  # of an earlier export
     project.succeed("evaluate.py")
@@ -103,7 +103,7 @@ def check_export(project: Project, classes: list[str], names: tuple[str, ...] = 
     *found_label, found_probability = done.stdout.split()
     assert " ".join(found_label) == label
     assert float(found_probability) == pytest.approx(float(probability), abs=1e-4)
-    scores = pd.read_csv(project.root / "metrics/ensemble_scores.csv").set_index("split").loc["test"]
+    scores = pd.read_csv(project.root / "metrics/scores/ensemble.csv").set_index("split").loc["test"]
     assert f"| {names[-1]} | {scores['correct']} of {scores['total']} ({scores['accuracy']:.4f}) |" in card
     assert "".join(f" recall of {name} |" for name in classes) in card
     for runtime in ("onnxruntime", "openvino"):

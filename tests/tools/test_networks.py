@@ -13,17 +13,17 @@ def test_networks_takes_one_out_and_puts_another_in_and_dvc_runs_what_is_new(sta
     earlier = {name: (repository.root / name).read_bytes() for name in ("dvc.yaml", "params.yaml", "dvc.lock")}
 
     assert repository.run("networks.py", "resnet18").returncode == 0
-    assert repository.stages_run_by("exp", "run") == ["evaluate", "ensemble", "reject", "report"]
+    assert repository.stages_run_by("exp", "run") == ["reject", "evaluate", "ensemble", "report"]
     assert repository.has_clean_status()
 
     assert repository.run("networks.py", "resnet18", "mobilenet_v2").returncode == 0
     networks = yaml.safe_load((repository.root / "params.yaml").read_text())["networks"]
     assert networks == {"resnet18": {"weights": "none"}, "mobilenet_v2": {"weights": "IMAGENET1K_V1"}}
     assert repository.stages_run_by("repro") == [
+        "reject",
         "train_mobilenet_v2",
         "evaluate",
         "ensemble",
-        "reject",
         "report",
     ]
 
@@ -43,7 +43,7 @@ def test_stages_score_a_single_network_and_then_another_one_with_it(repository: 
     for script in ("evaluate.py", "ensemble.py", "report.py"):
         repository.succeed(script)
     assert networks_scored(repository) == ["resnet18"]
-    assert repository.read_json("metrics/combination.json")["members"] == ["resnet18"]
+    assert repository.read_json("models/combination.json")["members"] == ["resnet18"]
     assert "Together, " not in (repository.root / "metrics/report.html").read_text(encoding="utf-8")
 
     assert repository.run("networks.py", "resnet18", "mobilenet_v2").returncode == 0
@@ -52,15 +52,15 @@ def test_stages_score_a_single_network_and_then_another_one_with_it(repository: 
     for script in ("evaluate.py", "ensemble.py", "report.py"):
         repository.succeed(script)
     assert networks_scored(repository) == ["resnet18", "mobilenet_v2"]
-    assert repository.read_json("metrics/combination.json")["members"] == ["resnet18", "mobilenet_v2"]
+    assert repository.read_json("models/combination.json")["members"] == ["resnet18", "mobilenet_v2"]
     page = (repository.root / "metrics/report.html").read_text(encoding="utf-8")
     assert "Together, resnet18 and mobilenet_v2 classified" in page
     assert "<h3>train_mobilenet_v2</h3>" in page
 
 
 def networks_scored(repository: Repository) -> list[str]:
-    """The networks in metrics/scores.csv, which have a file in metrics/networks/, too."""
-    names = pd.read_csv(repository.root / "metrics/scores.csv")["network"].unique().tolist()
+    """The networks in metrics/scores/networks.csv, which have a file in metrics/networks/, too."""
+    names = pd.read_csv(repository.root / "metrics/scores/networks.csv")["network"].unique().tolist()
     assert {path.stem for path in (repository.root / "metrics/networks").iterdir()} == {*names}
     return names
 

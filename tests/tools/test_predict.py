@@ -142,8 +142,8 @@ def test_predict_prints_a_table_for_people(finished: Repository, tmp_path: Path)
 def test_predict_with_one_network_repeats_no_column(flowers: Project, tmp_path: Path, method: str) -> None:
     project = copy_of(flowers, tmp_path)
     del project.params["networks"]["resnet34"]
-    logits = pd.read_csv(project.root / "metrics/predictions.csv")
-    logits[logits["network"] == "resnet18"].to_csv(project.root / "metrics/predictions.csv", index=False)
+    logits = pd.read_csv(project.root / "metrics/predictions/networks.csv")
+    logits[logits["network"] == "resnet18"].to_csv(project.root / "metrics/predictions/networks.csv", index=False)
     project.params["ensemble"]["method"] = method
     project.succeed("ensemble.py")
     columns = project.succeed("predict.py", "data/raw/train.zip").splitlines()[0].split()
@@ -161,7 +161,7 @@ def test_predict_names_mistakes_before_any_work(finished: Repository, project: P
     assert "not allowed with argument" in error_line(finished.run("predict.py", "a.jpg", "--csv", "--json"))
     project.write_params()
     assert error_line(project.run("predict.py", "a.jpg")) == (
-        "models/resnet18.safetensors does not exist; run `dvc repro` to create it"
+        "models/networks/resnet18.safetensors does not exist; run `dvc repro` to create it"
     )
 
 
@@ -169,13 +169,12 @@ def test_predict_refuses_other_networks_than_were_scored(repository: Repository)
     repository.params["networks"] = {"resnet18": {"weights": "none"}}
     repository.write_params()
     assert error_line(repository.run("predict.py", "a.jpg")) == (
-        "metrics/combination.json is for resnet18, resnet34, but params.yaml lists resnet18; "
-        "run `dvc repro` to fix this"
+        "models/combination.json is for resnet18, resnet34, but params.yaml lists resnet18; run `dvc repro` to fix this"
     )
 
 
 def test_predict_refuses_models_of_different_classes(repository: Repository) -> None:
-    path = repository.root / "models/resnet34.safetensors"
+    path = repository.root / "models/networks/resnet34.safetensors"
     network, description = load_model(path)
     path.unlink()  # DVC protects it from being written to
     save_model(path, network.state_dict(), description | {"classes": ["dog", "cat"]})
@@ -188,11 +187,11 @@ def test_submission_is_in_kaggles_order_and_clipped_as_validation_suggests(repos
     files = {f"test1/{number}.jpg": photo_bytes("cat" if number % 2 else "dog", number) for number in range(1, 12)}
     write_zip(repository.root / "data/raw/test1.zip", files | {"test1/7.jpg": b"no photo"})
     # A confident mistake on validation: without a clip the log loss would be far worse.
-    table = pd.read_csv(repository.root / "metrics/ensemble_predictions.csv")
+    table = pd.read_csv(repository.root / "metrics/predictions/ensemble.csv")
     table["probability_dog"] = (table["label"] == "dog").astype(float)
     table.loc[0, "probability_dog"] = 1 - table.loc[0, "probability_dog"]
-    (repository.root / "metrics/ensemble_predictions.csv").unlink()  # DVC protects it from being written to
-    table.to_csv(repository.root / "metrics/ensemble_predictions.csv", index=False)
+    (repository.root / "metrics/predictions/ensemble.csv").unlink()  # DVC protects it from being written to
+    table.to_csv(repository.root / "metrics/predictions/ensemble.csv", index=False)
 
     done = repository.run("submission.py")
     assert done.returncode == 0, done.stderr

@@ -169,7 +169,7 @@ def test_the_default_runs_from_photos_to_report_with_a_fitted_head(project: Proj
     for stage in stages:
         script, *network = stage.split()
         project.succeed(f"{script}.py", *network)
-    scores = pd.read_csv(project.root / "metrics/scores.csv").set_index(["network", "split"])
+    scores = pd.read_csv(project.root / "metrics/scores/networks.csv").set_index(["network", "split"])
     for name in ("resnet18", "resnet34"):
         curve = pd.read_csv(project.root / f"metrics/curves/{name}.csv")
         assert curve["epoch"].tolist() == [0, 1, 2, 3]
@@ -178,8 +178,10 @@ def test_the_default_runs_from_photos_to_report_with_a_fitted_head(project: Proj
         assert kept in ([0], [3])
         assert project.read_json(f"metrics/networks/{name}.json")["kept_epoch"] == kept[0]
         assert scores.loc[(name, "test"), "accuracy"] == 1
-        assert len(load_file(project.root / f"models/{name}.safetensors")["fc.0.weight"]) == 2  # one linear layer
-    ensemble = pd.read_csv(project.root / "metrics/ensemble_scores.csv").set_index("split")
+        assert (
+            len(load_file(project.root / f"models/networks/{name}.safetensors")["fc.0.weight"]) == 2
+        )  # one linear layer
+    ensemble = pd.read_csv(project.root / "metrics/scores/ensemble.csv").set_index("split")
     assert ensemble.loc["test", "accuracy"] == 1
     page = (project.root / "metrics/report.html").read_text(encoding="utf-8")
     assert "the fitted head" in page

@@ -119,7 +119,7 @@ def test_record_writes_what_a_run_was_and_how_well_it_did(run: Repository) -> No
         assert hashlib.sha256((run.root / name).read_bytes()).hexdigest() == sha256
 
     assert list(record["scores"]) == ["resnet18", "resnet34", "ensemble"]
-    for table in ("scores.csv", "ensemble_scores.csv"):
+    for table in ("scores/networks.csv", "scores/ensemble.csv"):
         for row in csv.DictReader((run.root / "metrics" / table).open()):
             scores = record["scores"][row["network"]][row["split"]]
             assert (scores["correct"], scores["photos"]) == (int(row["correct"]), int(row["total"]))
