@@ -29,8 +29,9 @@ from pipeline.core.files import read_json
 from pipeline.core.paths import PARAMS, PREPARE_SUMMARY, packed_split, train_scores
 from pipeline.core.process import run_stage
 from pipeline.core.read_params import read_params
-from pipeline.networks.compute import dtype_name, hardware_name, set_up
+from pipeline.networks.compute import dtype_name, set_up
 from pipeline.networks.dataset import open_split
+from pipeline.networks.devices import hardware_name
 from pipeline.tables import number
 from run import PROJECT, make_folder
 

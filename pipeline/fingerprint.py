@@ -12,7 +12,8 @@ from pipeline.core.errors import UserError, untrusted_by_git
 from pipeline.core.params import flatten
 from pipeline.core.paths import ENSEMBLE_PREDICTIONS, NETWORK_PREDICTIONS
 from pipeline.core.read_params import read_params
-from pipeline.networks.compute import dtype_name, hardware_name, set_up
+from pipeline.networks.compute import dtype_name, set_up
+from pipeline.networks.devices import hardware_name
 from pipeline.scores.predictions import by_network, outputs_of, read_predictions
 from pipeline.scores.scoring import predicted_labels
 

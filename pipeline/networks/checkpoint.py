@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline.core.code import describe
 from pipeline.core.files import atomic_write, partial_of
-from pipeline.networks.compute import hardware_name
+from pipeline.networks.devices import hardware_name
 
 import torch
 import torchvision

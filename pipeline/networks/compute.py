@@ -1,19 +1,14 @@
-"""How networks run: the device, the precision, and determinism."""
+"""Set up a process to run networks: determinism, threads, memory, device and precision."""
 
-import ctypes
 import os
-import re
-import sys
-import tempfile
-from contextlib import suppress
 
 from pipeline.core.cores import usable_cores
-from pipeline.core.errors import UserError
 from pipeline.core.params import AUTO
+from pipeline.networks.allocator import keep_freed_memory
+from pipeline.networks.devices import choose_device
+from pipeline.networks.onednn import bfloat16_kernel
 
 import torch
-
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of glibc's mallopt(3)
 
 
 def set_up(device: str, precision: str, threads: int | str) -> tuple[torch.device, torch.dtype]:
@@ -26,8 +21,8 @@ def set_up(device: str, precision: str, threads: int | str) -> tuple[torch.devic
     """
     _make_deterministic()
     _set_threads(threads)
-    _keep_freed_memory()
-    chosen = _choose_device(device)
+    keep_freed_memory()
+    chosen = choose_device(device)
     return chosen, choose_precision(precision, chosen)
 
 
@@ -56,55 +51,6 @@ def _set_threads(threads: int | str) -> None:
         torch.set_num_threads(usable_cores())
 
 
-def _keep_freed_memory() -> None:
-    """Make glibc keep the memory of freed tensors for the next ones; do nothing with any other C library.
-
-    By default glibc returns large blocks to the system, which zeroes every page before handing it out again: that takes
-    a sixth of a training step on a CPU. Keeping the blocks makes the process about a third larger.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt:
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, -1)
-
-
-def _choose_device(name: str) -> torch.device:
-    """The device that `name` means; each process gets its own GPU. Raises UserError if there is none, or too few."""
-    found = torch.accelerator.current_accelerator(check_available=True)
-    if name not in ("auto", "cpu") and (not found or found.type != name):
-        raise UserError(
-            f"params.yaml: device is {name}, but PyTorch finds {found.type if found else 'no accelerator'} here; "
-            f"expected {f'{found.type}, ' if found else ''}cpu or auto"
-        )
-    if name == "cpu" or not found:
-        return torch.device("cpu")
-    number, count = int(os.environ.get("LOCAL_RANK", 0)), torch.accelerator.device_count()  # torchrun sets LOCAL_RANK
-    if number >= count:
-        raise UserError(
-            "params.yaml: train.launcher starts more processes than this machine has GPUs; "
-            f"expected at most {count} per machine"
-        )
-    torch.accelerator.set_device_index(number)
-    return torch.device(found.type, number)
-
-
-def hardware_name(device: torch.device) -> str:
-    """What the device is called: `NVIDIA H100 80GB HBM3`, or `AMD EPYC, AVX512`."""
-    if device.type == "cpu":
-        name = torch.cpu.get_capabilities().get("cpu_name", "CPU")
-        return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
-    module = torch.get_device_module(device)
-    return module.get_device_name(device) if hasattr(module, "get_device_name") else device.type
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that are free on an accelerator; the machine's whole memory on the CPU, and where PyTorch cannot tell."""
-    if device.type != "cpu":
-        with suppress(RuntimeError):
-            return torch.accelerator.get_memory_info(device)[0]
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
 def choose_precision(precision: str, device: torch.device) -> torch.dtype:
     """`float32` or `bfloat16` as given; for `auto`, bfloat16 if it is faster on this hardware.
 
@@ -118,41 +64,13 @@ def choose_precision(precision: str, device: torch.device) -> torch.dtype:
         if device.type == "cuda":
             fast = torch.cuda.get_device_capability(device) >= (8, 0)
         elif device.type == "cpu":
-            kernel = _bfloat16_kernel()
+            kernel = bfloat16_kernel()
             is_amd = torch.cpu.get_capabilities().get("cpu_name", "").startswith("AMD")
             fast = "amx" in kernel or (kernel.endswith("avx512_core_bf16") and is_amd)
         else:
             fast = False  # not measured on any other accelerator
         return torch.bfloat16 if fast else torch.float32
     return getattr(torch, precision)
-
-
-def _bfloat16_kernel() -> str:
-    """The kernel with which oneDNN multiplies bfloat16 matrices here, such as `brg_matmul:avx512_core_bf16`, or "".
-
-    The name appears only in oneDNN's verbose output, written directly to stdout:
-    https://uxlfoundation.github.io/oneDNN/dev_guide_verbose.html
-    """
-    capabilities = torch.cpu.get_capabilities()
-    if not torch.backends.mkldnn.is_available() or not (
-        capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
-    ):
-        return ""
-    matrix = torch.zeros(256, 256, dtype=torch.bfloat16)
-    sys.stdout.flush()
-    stdout = os.dup(1)
-    with tempfile.TemporaryFile() as captured:
-        os.dup2(captured.fileno(), 1)
-        try:
-            with torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON):
-                torch.mm(matrix, matrix)
-        finally:
-            os.dup2(stdout, 1)
-            os.close(stdout)
-        captured.seek(0)
-        lines = captured.read().decode()
-    found = re.search(r"exec,cpu,matmul,([^,]+),", lines)
-    return found[1] if found else ""
 
 
 def dtype_name(dtype: torch.dtype) -> str:

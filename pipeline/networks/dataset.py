@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.core.packed import read_packed
-from pipeline.networks.compute import free_memory
+from pipeline.networks.devices import free_memory
 from pipeline.networks.reading import copy_in_background, read_ahead
 
 import torch

@@ -11,8 +11,8 @@ import evaluate
 import train
 from pipeline.networks import dataset, reading
 from pipeline.networks.augmentation import Augmentation, crop, crop_together, draw_boxes
-from pipeline.networks.compute import free_memory
 from pipeline.networks.dataset import PackedSplit, normalise, open_split
+from pipeline.networks.devices import free_memory
 from tests.support.projects import Project, copy_of
 
 import pytest
