@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 from pipeline.core.errors import UserError
-from pipeline.networks.dataset import PackedSplit
 from pipeline.networks.distributed import Processes
 from tests.support import forked
 from tests.support.projects import REPOSITORY, STAND_IN, Repository, stand_in_repository
@@ -39,10 +38,9 @@ def test_processes_shard_a_batch_completely() -> None:
 
 
 def test_train_refuses_a_batch_that_cannot_be_shared_equally() -> None:
-    train = PackedSplit(torch.zeros(64, 1), torch.zeros(64), {})
-    check_batch_size(64, train, Processes(0, 2))
+    check_batch_size(64, photos=64, processes=2)
     with pytest.raises(UserError, match=r"train\.batch_size is 64; expected a multiple of 3"):
-        check_batch_size(64, train, Processes(0, 3))
+        check_batch_size(64, photos=64, processes=3)
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import re
 import train
 from pipeline.core.all_params import Params
 from pipeline.core.read_params import read_params
-from pipeline.networks import compute
+from pipeline.networks import compute, training
 from pipeline.networks.building import build_network
 from pipeline.networks.dataset import PackedSplit
 from pipeline.networks.selection import calibrated_loss, explain_choice, find_trouble
@@ -77,13 +77,13 @@ def test_threads_are_no_more_than_the_usable_cores_unless_asked_for(
 def test_train_keeps_the_best_epoch_unchanged(tiny: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     states, losses = [], iter([0.5, 0.1, 0.4])
 
-    def scripted_validation(training: train.Training) -> dict:
-        states.append({key: tensor.clone() for key, tensor in training.network.state_dict().items()})
+    def scripted_validation(run: training.Training) -> dict:
+        states.append({key: tensor.clone() for key, tensor in run.network.state_dict().items()})
         return scripted(next(losses))
 
     tiny.params["train"] |= {"layers": "all", "epochs": 3}
     tiny.write_params()
-    monkeypatch.setattr(train.Training, "validate", scripted_validation)
+    monkeypatch.setattr(training.Training, "validate", scripted_validation)
     monkeypatch.setattr("sys.argv", ["train.py", "resnet18"])
     monkeypatch.chdir(tiny.root)
     train.main()
@@ -154,7 +154,7 @@ def test_train_uses_images_of_the_size_asked_for(augment: str, tiny: Project, mo
         network.register_forward_pre_hook(lambda module, images: seen.add((module.training, images[0].shape[1:])))
         return network
 
-    monkeypatch.setattr(train, "build_network", build)
+    monkeypatch.setattr(training, "build_network", build)
     monkeypatch.setattr("sys.argv", ["train.py", "resnet18"])
     monkeypatch.chdir(tiny.root)
     train.main()
@@ -167,7 +167,7 @@ def test_train_crops_keep_the_share_of_a_photo_asked_for() -> None:
     params = read_params(Params, REPOSITORY / "params.yaml").train
     for crop_scale in (0.05, 0.9):
         update = {"augment": "crop_and_flip", "crop_scale": crop_scale}
-        augment = train.make_augmentation(params.model_copy(update=update), 64)
+        augment = training.make_augmentation(params.model_copy(update=update), 64)
         widths = [int(crop.max()) - int(crop.min()) + 1 for crop in augment(photos)]
         least = 64 * (crop_scale * 3 / 4) ** 0.5  # the narrowest crop, with an aspect ratio of 3 to 4
         assert least - 3 < min(widths) < least + 9
@@ -252,8 +252,8 @@ def test_train_does_not_prefer_a_network_because_it_is_more_confident(
         signed = next(margins) * (2 * packed.labels - 1)
         return torch.stack([-signed, signed], dim=1)
 
-    monkeypatch.setattr(train, "predict_logits", scripted_logits)
-    monkeypatch.setattr(train.Training, "fit_head", lambda _: 0.1)
+    monkeypatch.setattr(training, "predict_logits", scripted_logits)
+    monkeypatch.setattr(training.Training, "fit_head", lambda _: 0.1)
     monkeypatch.setattr("sys.argv", ["train.py", "resnet18"])
     monkeypatch.chdir(small.root)
     small.params["train"] |= {"head_init": "fitted", "head_width": None, "layers": "head", "epochs": 1}
@@ -352,7 +352,7 @@ def test_train_with_one_cycle_keeps_the_last_epoch_whatever_luck_another_one_had
     tiny: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = iter([0.5, 0.1, 0.4])
-    monkeypatch.setattr(train.Training, "validate", lambda _: scripted(next(losses)))
+    monkeypatch.setattr(training.Training, "validate", lambda _: scripted(next(losses)))
     tiny.params["train"] |= {"layers": "head", "lr_schedule": "one_cycle", "epochs": 3}
     tiny.write_params()
     monkeypatch.setattr("sys.argv", ["train.py", "resnet18"])

@@ -1,0 +1,239 @@
+"""Train one network: from the fitted head on, epoch after epoch, with the scores of each on validation."""
+
+import math
+import time
+
+from pipeline.core.errors import UserError
+from pipeline.core.sections.train import Train
+from pipeline.networks.augmentation import Augmentation
+from pipeline.networks.building import build_network, check_image_size
+from pipeline.networks.dataset import PackedSplit
+from pipeline.networks.distributed import Processes
+from pipeline.networks.fitting import fit_head
+from pipeline.networks.folding import fold_batchnorm, fold_frozen_batchnorm
+from pipeline.networks.freezing import set_training
+from pipeline.networks.predicting import predict_logits
+from pipeline.networks.selection import best_epoch, calibrated_loss, describe_scores, find_trouble
+from pipeline.networks.stepping import TrainingStep, keep_rate_tensors, make_optimizer, make_scheduler
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+LOSS_CHECK_INTERVAL = 20  # steps on a CPU, and ...
+LOSS_CHECK_INTERVAL_ON_GPU = 200  # ... on a GPU, which is idle while its loss is read
+
+
+class Training:
+    """A training run of one network: its inputs, and the state it keeps from epoch to epoch.
+
+    `curve` holds the scores of each epoch so far, `best_weights` the state_dict of the best one. Raises UserError if
+    the network does not exist, its weights cannot be used, or it cannot take the images' sizes.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        weights: str,
+        lr: float,
+        params: Train,
+        train: PackedSplit,
+        validation: PackedSplit,
+        dtype: torch.dtype,
+        processes: Processes,
+    ) -> None:
+        self.name, self.params = name, params
+        self.train, self.validation = train, validation
+        self.dtype, self.processes = dtype, processes
+        weights = weights if processes.is_first else "none"  # the other processes get the first one's
+        self.network = make_network(name, weights, params, train)
+        self.as_graph = train.device.type == "cuda" and processes.count == 1
+        self.optimizer = make_optimizer(self.network, name, lr, params, self.as_graph)
+        self.steps = len(train) // params.batch_size  # in an epoch; the last partial batch is dropped
+        self.scheduler = make_scheduler(params, self.optimizer, self.steps)
+        self.augment = make_augmentation(params, train.description["image_size"], params.image_size)
+        self.curve: list[dict] = []
+        self.best_weights: dict[str, Tensor] = {}
+
+    def start(self, state: dict | None) -> None:
+        """Resume from the state of an interrupted run; without one, fit the head if train.head_init is fitted.
+
+        The fitted head is epoch 0, before any step.
+        """
+        start = time.perf_counter()
+        fits_head = self.params.head_init == "fitted" and not state
+        if state:
+            self.load_state_dict(state)
+            self.processes.report(f"{self.name}: resuming after epoch {self.last_epoch}")
+        if fits_head:
+            self.processes.report(f"{self.name}: fitting the head to the pretrained network's features")
+            loss = self.fit_head() if self.processes.is_first else None
+        self.step = self.make_step()
+        if fits_head:
+            self.processes.report(self.finish_epoch(0, start, lr=0.0, loss=self.processes.broadcast(loss)))
+
+    def fit_head(self) -> float:
+        """Fit the head to photos and their augmented views, both of the prepared size, as in inference."""
+        torch.manual_seed(self.params.seed * 1000)
+        augment = make_augmentation(self.params, self.train.description["image_size"])
+        return fit_head(self.network, self.train, augment, self.dtype, f"{self.name} features")
+
+    def make_step(self) -> TrainingStep:
+        """The step that trains on a batch, in all processes, which get the first one's weights for the network."""
+        set_training(self.network, self.params.layers, self.params.batchnorm_statistics)
+        if self.as_graph:
+            network = fold_frozen_batchnorm(self.network)
+        else:
+            network = self.processes.parallel(self.network, self.train.device)
+        return TrainingStep(
+            network, self.optimizer, self.scheduler, self.params.label_smoothing, self.dtype, self.as_graph
+        )
+
+    def run_epoch(self, epoch: int) -> str:
+        """Train one epoch and finish it; return its result as text."""
+        title = f"{self.name} epoch {epoch}"
+        batches = self.shuffle(epoch)
+        lr = float(self.scheduler.get_last_lr()[0])  # the head's
+        set_training(self.network, self.params.layers, self.params.batchnorm_statistics)
+        start = time.perf_counter()
+        loss = self.train_batches(batches, title)
+        loss = self.processes.all_gather(torch.tensor([loss])).mean().item()
+        rate = self.steps * self.params.batch_size / (time.perf_counter() - start)
+        self.processes.broadcast_buffers(self.network)
+        return self.finish_epoch(epoch, start, lr, loss, f"{rate:.1f} images/s, ")
+
+    def finish_epoch(self, epoch: int, start: float, lr: float, loss: float, rate: str = "") -> str:
+        """Validate, keep the weights if they are the best so far, and return the epoch's result as text.
+
+        The epoch began at `start`.
+        """
+        scores = {"epoch": epoch, "lr": lr, "train_loss": round(loss, 6), **self.validate()}
+        self.curve.append(scores)
+        if best_epoch(self.curve, self.params) is scores:
+            self.best_weights = {key: tensor.clone() for key, tensor in self.network.state_dict().items()}
+        seconds = time.perf_counter() - start
+        left = (self.params.epochs - epoch) * seconds if epoch else 0
+        trouble = find_trouble(self.curve, len(self.train.description["classes"]))
+        return (
+            f"{self.name} epoch {epoch}/{self.params.epochs}: train loss {scores['train_loss']:.4f}, "
+            f"{describe_scores(scores)}, {rate}{describe_duration(seconds)}"
+            + (f", about {describe_duration(left)} left" if left else "")
+            + (f"\nwarning: {self.name} epoch {epoch}: {trouble}" if trouble else "")
+        )
+
+    @property
+    def last_epoch(self) -> int:
+        """The last epoch that was finished, 0 if none was."""
+        return self.curve[-1]["epoch"] if self.curve else 0
+
+    def shuffle(self, epoch: int) -> list[Tensor]:
+        """This process's shard of every batch, as rows of train. The order depends only on the seed and the epoch."""
+        seed = self.params.seed * 1000 + epoch
+        torch.manual_seed(seed)
+        order = torch.randperm(len(self.train)).to(self.train.pixels.device)  # the same in every process
+        self.processes.seed(seed)  # different dropout and augmentation in each process
+        batches = order[: self.steps * self.params.batch_size].split(self.params.batch_size)
+        return [self.processes.shard(rows) for rows in batches]
+
+    def train_batches(self, batches: list[Tensor], title: str) -> float:
+        """Take one step per batch and return the mean loss. Raises UserError if the loss is not finite."""
+        interval = LOSS_CHECK_INTERVAL if self.train.device.type == "cpu" else LOSS_CHECK_INTERVAL_ON_GPU
+        self.step.reset_loss()
+        with tqdm(total=sum(map(len, batches)), desc=title, unit=" images", disable=None) as bar:
+            images_of = self.train.batches(batches, self.augment)
+            for number, (rows, images) in enumerate(zip(batches, images_of, strict=True), start=1):
+                self.step(images, self.train.labels[rows])
+                if number % interval == 0 or number == len(batches):
+                    mean_loss = require_finite(self.step.read_loss() / number, f"{title}, step {number}")
+                    bar.set_postfix(loss=f"{mean_loss:.4f}")
+                bar.update(len(rows))
+        return mean_loss
+
+    def validate(self) -> dict:
+        """Return the network's losses and accuracy on validation, over all processes' shards, as columns of the curve.
+
+        `validation_loss` is the log loss and `validation_calibrated_loss` that of `calibrated_loss`, both in nats.
+        Leaves the network in eval mode. Raises UserError if the loss is not finite.
+        """
+        title = f"{self.name} validation"
+        shard = self.validation.part(slice(self.processes.rank, None, self.processes.count))
+        logits = predict_logits(fold_batchnorm(self.network), shard, self.dtype, title)
+        logits, labels = self.processes.all_gather(logits), self.validation.labels.cpu()
+        loss = require_finite(nn.functional.cross_entropy(logits, labels).item(), title)
+        accuracy = (logits.argmax(1) == labels).double().mean().item()
+        return {
+            "validation_loss": round(loss, 6),
+            "validation_calibrated_loss": round(calibrated_loss(logits, labels), 6),
+            "validation_accuracy": round(accuracy, 6),
+        }
+
+    def state_dict(self) -> dict:
+        parts = {key: getattr(self, key).state_dict() for key in ("network", "optimizer", "scheduler")}
+        return {**parts, "curve": self.curve, "best_weights": self.best_weights}
+
+    def load_state_dict(self, state: dict) -> None:
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        for key in ("network", "optimizer", "scheduler"):
+            getattr(self, key).load_state_dict(state[key])
+        keep_rate_tensors(self.optimizer, rates)
+        self.curve, self.best_weights = state["curve"], state["best_weights"]
+
+    def table(self) -> pd.DataFrame:
+        """The learning curve, one row per epoch; `kept` marks the best one."""
+        best = best_epoch(self.curve, self.params)
+        return pd.DataFrame([{**scores, "kept": scores is best} for scores in self.curve])
+
+    def kept_scores(self) -> dict:
+        """The scores of the best epoch, `kept_epoch`, and on a CPU the number of threads, which repeating it needs.
+
+        Without lr, because `dvc exp show` would show a second column of that name next to the param's.
+        """
+        best = best_epoch(self.curve, self.params)
+        scores = {"kept_epoch" if key == "epoch" else key: value for key, value in best.items() if key != "lr"}
+        return scores | ({"threads": torch.get_num_threads()} if self.train.device.type == "cpu" else {})
+
+    def kept_model(self) -> tuple[dict[str, Tensor], dict]:
+        """The best epoch's weights, on the CPU, and the description that `save_model` stores with them."""
+        description = {
+            "network": self.name,
+            "kept_epoch": best_epoch(self.curve, self.params)["epoch"],
+            "head_width": self.params.head_width,
+            "dropout": self.params.dropout,
+            **self.train.description,
+        }
+        return {key: tensor.cpu() for key, tensor in self.best_weights.items()}, description
+
+
+def make_network(name: str, weights: str, params: Train, train: PackedSplit) -> nn.Module:
+    """Build the network with its pretrained weights and a new head, on train's device.
+
+    Raises UserError if it does not exist, its weights cannot be used, or it cannot take the image sizes.
+    """
+    classes = len(train.description["classes"])
+    network = build_network(name, weights, classes, params.head_width, params.dropout, params.seed)
+    prepared_size = train.description["image_size"]
+    check_image_size(network, name, prepared_size, "prepare.image_size")
+    check_image_size(network, name, params.image_size or prepared_size, "train.image_size")
+    return network.to(train.device, memory_format=torch.channels_last)
+
+
+def make_augmentation(params: Train, prepared_size: int, size: int | None = None) -> Augmentation | None:
+    """What makes images of `size` pixels a side (None: as before) from prepared photos; None if they are used as is."""
+    size = size or prepared_size
+    if params.augment == "none" and size == prepared_size:
+        return None
+    crop_scale = params.crop_scale if params.augment == "crop_and_flip" else 1.0
+    return Augmentation(size, crop_scale, flips=params.augment != "none")
+
+
+def require_finite(loss: float, where: str) -> float:
+    """Return `loss`. Raises UserError if it is infinite or NaN."""
+    if not math.isfinite(loss):
+        raise UserError(f"{where}: the loss is {loss}; try a smaller lr")
+    return loss
+
+
+def describe_duration(seconds: float) -> str:
+    """`43 s`, or `12 min` from two minutes on."""
+    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
