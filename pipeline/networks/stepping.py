@@ -21,7 +21,8 @@ class TrainingStep:
     """Trains a network with one batch at a time, always of the same shape.
 
     With `as_graph`, WARM_UP_STEPS steps run kernel by kernel, and from then on a CUDA graph of the whole step is
-    replayed, because small kernels take longer to launch than to run. The results are the same. It follows
+    replayed, because small kernels take longer to launch than to run. The results are the same. Without `as_graph`,
+    which may also be set to False later, every step runs kernel by kernel. It follows
     https://docs.pytorch.org/docs/stable/notes/cuda.html#whole-network-capture
     """
 
@@ -39,13 +40,13 @@ class TrainingStep:
         self._criterion = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
         self._device = next(network.parameters()).device
         self._total_loss = torch.zeros((), device=self._device)  # a graph adds to this tensor in each replay
-        self._as_graph, self._warm_up_steps = as_graph, WARM_UP_STEPS
+        self.as_graph, self._warm_up_steps = as_graph, WARM_UP_STEPS
         self._warm_up_stream = torch.cuda.Stream() if as_graph else None
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, images: Tensor, labels: Tensor) -> None:
         """Take one step with float32 images [N, 3, size, size] and int64 labels [N] on the network's device."""
-        if not self._as_graph:
+        if not self.as_graph:
             self._compute(images, labels)
         elif self._warm_up_steps:
             self._warm_up_steps -= 1
@@ -85,7 +86,7 @@ class TrainingStep:
                 self._capture(images, labels)
             except RuntimeError as error:  # for example, an operation that waits for the GPU
                 print(f"warning: training without a CUDA graph, which is slower: {first_line(error)}", file=sys.stderr)
-                self._as_graph = False
+                self.as_graph = False
                 self._compute(images, labels)
                 return
         self._images.copy_(images)
