@@ -47,8 +47,8 @@ from pipeline.core.files import atomic_write, write_json
 from pipeline.core.params import weights_file
 from pipeline.core.process import run_stage
 from pipeline.core.read_params import read_params
-from pipeline.core.recipes import read_recipe, set_values
 from pipeline.core.tool_paths import RECIPES
+from pipeline.editing.recipes import read_recipe, set_values
 from pipeline.fingerprint import find_commit, made_with
 from pipeline.networks.building import build_network
 from pipeline.networks.compute import autocast, set_up

@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline.inference import InputPhoto, load_ensemble
+from pipeline.inference.ensemble import InputPhoto, load_ensemble
 from pipeline.networks.predicting import INFERENCE_BATCH_SIZE
 from pipeline.photos.decoding import decode
 from pipeline.photos.source import PhotoSource

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import UserError
-from pipeline.core.recipes import DEFAULT
 from pipeline.core.tool_paths import RESULTS, SPEED_RECORD
+from pipeline.editing.recipes import DEFAULT
 
 START, END = "<!-- table: ", "<!-- end of table -->"
 TABLE = re.compile(rf"{START}(\S+) -->\n.*?{END}", re.DOTALL)

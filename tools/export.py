@@ -50,7 +50,7 @@ if __name__ == "__main__":
 from pipeline.core.class_sizes import are_unequal, describe_few
 from pipeline.core.packed import difference
 from pipeline.core.split_table import MAX_NAMED, describe_classes, read_split_table
-from pipeline.inference import Ensemble
+from pipeline.inference.ensemble import Ensemble
 from pipeline.networks.dataset import IMAGENET_MEAN, IMAGENET_STD, open_split
 from pipeline.networks.predicting import TestTimeFlip
 from pipeline.pages.rendering import render

@@ -26,7 +26,7 @@ def read_arguments() -> argparse.Namespace:
 if __name__ == "__main__":
     check_first(read_arguments)
 
-from pipeline.core.editing import as_text, parse, read_to_edit, write_edited
+from pipeline.editing.yaml_files import as_text, parse, read_to_edit, write_edited
 from pipeline.networks.building import require_known
 
 from ruamel.yaml.comments import CommentedMap

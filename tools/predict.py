@@ -58,7 +58,7 @@ def read_inputs() -> argparse.Namespace:
 if __name__ == "__main__":
     check_first(read_inputs)
 
-from pipeline.inference import InputPhoto, Prediction, load_ensemble
+from pipeline.inference.ensemble import InputPhoto, Prediction, load_ensemble
 from pipeline.pages.rendering import heat_image, says
 from pipeline.photos.containers import is_archive, read_file
 from pipeline.photos.decoding import UnreadablePhoto

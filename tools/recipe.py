@@ -17,15 +17,15 @@ from typing import Any
 
 from pipeline.core.all_params import Params
 from pipeline.core.command_line import ArgumentParser
-from pipeline.core.editing import read_to_edit, write_edited
 from pipeline.core.errors import UserError
 from pipeline.core.params import as_written
 from pipeline.core.params_check import check_all
 from pipeline.core.paths import PARAMS
 from pipeline.core.process import run_stage
 from pipeline.core.read_params import read_params
-from pipeline.core.recipes import DEFAULT, apply_recipe, changed_values, recipe_names, set_values
 from pipeline.core.tool_paths import RECIPES
+from pipeline.editing.recipes import DEFAULT, apply_recipe, changed_values, recipe_names, set_values
+from pipeline.editing.yaml_files import read_to_edit, write_edited
 
 WIDTH = 120  # of the output, in columns
 

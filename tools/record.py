@@ -27,8 +27,8 @@ from pipeline.core.params import find_weights, flatten
 from pipeline.core.paths import ENSEMBLE_PREDICTIONS, NETWORK_PREDICTIONS, PREPARE_SUMMARY, packed_split, train_scores
 from pipeline.core.process import check_first, run_stage
 from pipeline.core.read_params import read_params
-from pipeline.core.recipes import apply_recipe, changed_values, recipe_names
 from pipeline.core.tool_paths import RESULTS
+from pipeline.editing.recipes import apply_recipe, changed_values, recipe_names
 
 CODE = ("stages", "pipeline", "recipes", "requirements", "requirements.txt")
 

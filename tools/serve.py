@@ -45,7 +45,7 @@ if __name__ == "__main__":
     check_first(read_port)
 
 from pipeline.core.split_table import MAX_NAMED
-from pipeline.inference import Ensemble, InputPhoto, Prediction, load_ensemble
+from pipeline.inference.ensemble import Ensemble, InputPhoto, Prediction, load_ensemble
 from pipeline.pages.rendering import heat_uri, most_probable, render, thumbnail
 
 with extra_packages("serve"):

@@ -47,7 +47,7 @@ def find_archive() -> Path:
 if __name__ == "__main__":
     check_first(read_archive)
 
-from pipeline.inference import InputPhoto, load_ensemble
+from pipeline.inference.ensemble import InputPhoto, load_ensemble
 from pipeline.photos.labels import ClassNames
 from pipeline.photos.source import Photo, PhotoSource
 from pipeline.scores.predictions import PROBABILITY, classes_of, read_ensemble_predictions

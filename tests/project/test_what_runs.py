@@ -103,7 +103,7 @@ CODE = {
     "pipeline/pages/templates/gallery.html.jinja": {"report"},  # from which it imports
     "pipeline/pages/templates/audit.html.jinja": NOTHING,
     "pipeline/differences.py": NOTHING,  # for the tools
-    "pipeline/inference.py": NOTHING,
+    "pipeline/inference/ensemble.py": NOTHING,
     "stages/prepare.py": EVERYTHING,
     "stages/train.py": NETWORKS,
     "stages/evaluate.py": EVALUATION,
@@ -301,7 +301,8 @@ MAY_IMPORT = {
     "scores": {"core"},
     "pages": {"core", "scores"},
     "results.py": {"core"},
-    "inference.py": {"core", "photos", "networks", "scores", "results.py"},
+    "editing": {"core"},
+    "inference": {"core", "photos", "networks", "scores", "pages", "results.py"},
     "runs.py": {"core", "scores", "results.py"},
     "fingerprint.py": {"core", "networks", "scores"},
     "differences.py": set(),

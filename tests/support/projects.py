@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from pipeline.core.recipes import read_recipe, set_values
+from pipeline.editing.recipes import read_recipe, set_values
 from run import GIT, clean_environment, copy_pipeline
 from tests.support import forked
 from tests.support.photos import Files, kaggle_files, write_folder, write_zip

@@ -6,7 +6,7 @@ from pathlib import Path
 from pipeline.core.all_params import Params
 from pipeline.core.params import flatten
 from pipeline.core.read_params import read_params
-from pipeline.core.recipes import read_recipe, recipe_names
+from pipeline.editing.recipes import read_recipe, recipe_names
 from tests.support.photos import kaggle_files
 from tests.support.projects import REPOSITORY, Project, error_line
 from tests.support.weight_files import write_weights

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import tables
-from pipeline.core.recipes import read_recipe
+from pipeline.editing.recipes import read_recipe
 from tests.support.projects import REPOSITORY, Project, Repository, error_line
 
 import pytest

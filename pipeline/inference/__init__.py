@@ -1,0 +1,1 @@
+"""The trained ensemble on new photos, for the tools: predictions, and how they are shown."""
