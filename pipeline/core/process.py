@@ -4,6 +4,7 @@ import atexit
 import errno
 import io
 import os
+import select
 import signal
 import sys
 import threading
@@ -42,7 +43,8 @@ if sys.version_info < OLDEST_PYTHON:
 def run_stage(main: Callable[[], None]) -> None:
     """Call `main()`, and turn errors that the user can fix into one line on stderr and exit status 1.
 
-    The exit status is 130 after Ctrl-C and 143 after SIGTERM; partial files are deleted first. A stage that DVC started
+    The exit status is 130 after Ctrl-C, 141 if nobody reads the output any more, and 143 after SIGTERM; partial files
+    are deleted first. A stage that DVC started
     also exits when DVC does, because it would otherwise keep writing while the next `dvc repro` runs, and it refuses to
     run if its code has changed since `track_code` ran. Does not return: the process exits after `main()`.
     """
@@ -64,13 +66,33 @@ def _exit_without_freeing() -> None:
     """
     threading._shutdown()  # pyrefly: ignore[missing-attribute]  # waits for threads that are not daemons, and for executors
     atexit._run_exitfuncs()
-    try:
-        sys.stdout.flush()
-    except OSError:  # a full disk or a closed pipe; the interpreter would try again, and print its own message
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise
+    _flush_stdout()
     sys.stderr.flush()
     os._exit(0)
+
+
+def _flush_stdout() -> None:
+    """Write what has been printed, here and not at the interpreter's end, which has its own messages for errors."""
+    try:
+        if sys.stdout:  # None if it is closed
+            sys.stdout.flush()
+    except OSError:  # a full disk or a closed pipe
+        _exit_if_nobody_reads()
+        _discard_stdout()
+        raise
+
+
+def _exit_if_nobody_reads() -> None:
+    """Exit without a message, as other programs do, if stdout is a pipe whose reader, such as `head`, has ended."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    if poll.poll(0):
+        _discard_stdout()
+        sys.exit(128 + signal.SIGPIPE)
+
+
+def _discard_stdout() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def check_first(read_inputs: Callable[[], object]) -> None:
@@ -87,10 +109,15 @@ def check_first(read_inputs: Callable[[], object]) -> None:
 def _explained_errors() -> Iterator[None]:
     """Turn errors that the user can fix into one line on stderr and exit status 1."""
     try:
-        yield
+        try:
+            yield
+        finally:
+            _flush_stdout()
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and sys.stdout:
+            _exit_if_nobody_reads()
         if not (lines := _explain(error)):
             raise
         _exit(*lines)

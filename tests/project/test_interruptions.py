@@ -248,12 +248,25 @@ def test_a_stage_ends_without_freeing_its_objects_but_after_its_threads_and_hand
     assert len(done.stdout.split()[0]) == 100_000
 
 
-def test_a_stage_whose_output_nobody_reads_says_so_in_one_line() -> None:
-    code = "import sys; sys.path.insert(0, sys.argv[1]); from pipeline.core.process import run_stage; run_stage(print)"
-    nobody, output = os.pipe()
+@pytest.mark.parametrize("output", ["print()", "print('x' * 1_000_000)", "print(flush=True)", "print(); sys.exit()"])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_script_whose_output_nobody_reads_ends_without_a_message(output: str, unbuffered: str) -> None:
+    """As in `python tools/predict.py photos | head`."""
+    code = "import sys; sys.path.insert(0, sys.argv[1]); from pipeline.core.process import run_stage\n"
+    code += f"def main():\n    {output}\nrun_stage(main)"
+    nobody, pipe = os.pipe()
     os.close(nobody)
-    done = subprocess.run([sys.executable, "-c", code, REPOSITORY], stdout=output, stderr=subprocess.PIPE, text=True)
-    os.close(output)
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    command = [sys.executable, "-c", code, REPOSITORY]
+    done = subprocess.run(command, stdout=pipe, stderr=subprocess.PIPE, text=True, env=environment)
+    os.close(pipe)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
+def test_a_broken_pipe_that_is_not_the_output_is_an_error() -> None:
+    code = "import sys; sys.path.insert(0, sys.argv[1]); from pipeline.core.process import run_stage\n"
+    code += "def main():\n    raise BrokenPipeError(32, 'Broken pipe')\nrun_stage(main)"
+    done = subprocess.run([sys.executable, "-c", code, REPOSITORY], capture_output=True, text=True)
     assert error_line(done) == "I/O error: Broken pipe"
 
 
