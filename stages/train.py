@@ -48,7 +48,7 @@ def read_inputs() -> tuple[str, Params]:
 def main() -> None:
     name, params = read_inputs()
 
-    # Not before: PyTorch takes seconds to import, and mistakes in the inputs should be reported at once.
+    # Slow imports, so not before: mistakes in the inputs should be reported at once.
     from pipeline.networks.checkpoint import Checkpoint
     from pipeline.networks.compute import dtype_name, set_up
     from pipeline.networks.dataset import open_split

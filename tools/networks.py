@@ -14,7 +14,12 @@ import argparse
 from pipeline.core.command_line import ArgumentParser
 from pipeline.core.errors import UserError
 from pipeline.core.paths import PARAMS, PIPELINE, learning_curve, model, network_metrics, train_scores
-from pipeline.core.process import check_first, run_stage
+from pipeline.core.process import run_stage
+from pipeline.editing.yaml_files import as_text, parse, read_to_edit, write_edited
+
+from ruamel.yaml.comments import CommentedMap
+
+TRAIN = "train_"  # the prefix of the training stages' names
 
 
 def read_arguments() -> argparse.Namespace:
@@ -23,19 +28,11 @@ def read_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-if __name__ == "__main__":
-    check_first(read_arguments)
-
-from pipeline.editing.yaml_files import as_text, parse, read_to_edit, write_edited
-from pipeline.networks.building import require_known
-
-from ruamel.yaml.comments import CommentedMap
-
-TRAIN = "train_"  # the prefix of the training stages' names
-
-
 def main() -> None:
     names = read_arguments().networks
+
+    from pipeline.networks.building import require_known  # not before: it imports PyTorch, which takes seconds
+
     for name in names:
         require_known(name)
     params, pipeline = read_to_edit(PARAMS), read_to_edit(PIPELINE)

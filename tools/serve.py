@@ -12,12 +12,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `pipelin
 import argparse
 import os
 import socket
-import threading
 
 from pipeline.core.all_params import Params
 from pipeline.core.command_line import ArgumentParser
 from pipeline.core.errors import UserError
-from pipeline.core.process import check_first, extra_packages, run_stage
+from pipeline.core.process import extra_packages, run_stage
 from pipeline.core.read_params import read_params
 from pipeline.results import require_ensemble
 
@@ -41,109 +40,24 @@ def port_number(text: str) -> int:
     return int(text)
 
 
-if __name__ == "__main__":
-    check_first(read_port)
-
-from pipeline.core.split_table import MAX_NAMED
-from pipeline.inference.ensemble import Ensemble, InputPhoto, Prediction, load_ensemble
-from pipeline.pages.rendering import heat_uri, most_probable, render, thumbnail
-
-with extra_packages("serve"):
-    from flask import Flask, request
-    from werkzeug.exceptions import RequestEntityTooLarge
-    from werkzeug.serving import make_server
-
-LARGEST_UPLOAD = 2**28  # bytes
-SHOWN_SIDE = 320  # pixels
-
-
 def main() -> None:
     port = read_port()
+
+    # Slow imports, so not before: mistakes in the inputs should be reported at once.
+    from pipeline.inference.ensemble import load_ensemble
+
+    with extra_packages("serve"):
+        from pipeline.inference.web import make_app
+
+        from werkzeug.serving import make_server
+
     try:
         listening = socket.create_server((HOST, port))
     except OSError as error:
         raise UserError(f"port {port}: {os.strerror(error.errno)}; try another: python tools/serve.py 8001") from None
-    server = make_server(HOST, port, make_app(load_ensemble()), threaded=True, fd=listening.fileno())
+    server = make_server(HOST, port, make_app(load_ensemble(), HOST), threaded=True, fd=listening.fileno())
     print(f"http://{HOST}:{listening.getsockname()[1]} (press Ctrl-C to stop)", flush=True)
     server.serve_forever()
-
-
-def make_app(ensemble: Ensemble) -> Flask:
-    """The web app: GET / shows the form; POST / with files named `photos` also shows the answers."""
-    app = Flask(__name__)
-    one_at_a_time = threading.Lock()
-    app.config |= {"MAX_CONTENT_LENGTH": LARGEST_UPLOAD, "MAX_FORM_PARTS": None, "TRUSTED_HOSTS": [HOST, "localhost"]}
-
-    def page(photos: list[dict] | None = None, problem: str = "", explain: bool = False) -> str:
-        title, named = page_title(ensemble.classes), one_of(ensemble.classes)
-        return render(
-            "serve.html.jinja",
-            title=title,
-            one_of=named,
-            photos=photos,
-            problem=problem,
-            explain=explain,
-            can_reject=ensemble.can_reject,
-        )
-
-    @app.get("/")
-    def form() -> str:
-        return page()
-
-    @app.post("/")
-    def answers() -> str | tuple[str, int]:
-        uploads = [upload for upload in request.files.getlist("photos") if upload.filename]
-        if not uploads:
-            return page(problem="Choose at least one photo."), 400
-        photos = [InputPhoto(upload.filename, upload.read) for upload in uploads]
-        explain = "explain" in request.form
-        with one_at_a_time:  # heat maps hook into the networks
-            return page(
-                [photo_shown(shown, ensemble.shown_members) for shown in ensemble.predict(photos, explain=explain)],
-                explain=explain,
-            )
-
-    @app.errorhandler(RequestEntityTooLarge)
-    def too_large(_: RequestEntityTooLarge) -> tuple[str, int]:
-        problem = f"The photos are too large; upload at most {LARGEST_UPLOAD >> 20} MiB at once."
-        return page(problem=problem), 413
-
-    return app
-
-
-def page_title(classes: list[str]) -> str:
-    """The page's title: `Cat or dog?`, or `Which of 102 classes?` if there are too many to name."""
-    if len(classes) > MAX_NAMED:
-        return f"Which of {len(classes)} classes?"
-    named = one_of(classes)
-    return f"{named[0].upper()}{named[1:]}?"
-
-
-def one_of(classes: list[str]) -> str:
-    """For people: `cat or dog`, or `one of 102 classes` if there are too many to name."""
-    if len(classes) > MAX_NAMED:
-        return f"one of {len(classes)} classes"
-    return f"{', '.join(classes[:-1])} or {classes[-1]}"
-
-
-def photo_shown(prediction: Prediction, members: list[str]) -> dict:
-    """What the page shows for a photo: its name, its image and the most probable classes, or why it is unreadable.
-
-    `members` are the networks whose predictions are shown next to the ensemble's.
-    """
-    image = "" if prediction.pixels is None else thumbnail(prediction.pixels, SHOWN_SIDE)
-    count = 2 if len(prediction.ensemble) > 2 else 1  # with two classes, the second one says nothing new
-    best = most_probable(prediction.ensemble, count)
-    heat_maps = {name: heat_uri(prediction.pixels, heat) for name, heat in prediction.heat_maps.items()}
-    return {
-        "name": prediction.photo,
-        "unreadable": prediction.unreadable,
-        "image": image,
-        "heat_maps": heat_maps,
-        "rejected": prediction.rejected,
-        "ensemble": best,
-        "members": {name: prediction.members[name] for name in members if name in prediction.members},
-    }
 
 
 if __name__ == "__main__":

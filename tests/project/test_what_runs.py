@@ -103,7 +103,7 @@ CODE = {
     "pipeline/pages/templates/gallery.html.jinja": {"report"},  # from which it imports
     "pipeline/pages/templates/audit.html.jinja": NOTHING,
     "pipeline/differences.py": NOTHING,  # for the tools
-    "pipeline/inference/ensemble.py": NOTHING,
+    "pipeline/inference/ensemble.py": NOTHING,  # for the tools
     "stages/prepare.py": EVERYTHING,
     "stages/train.py": NETWORKS,
     "stages/evaluate.py": EVALUATION,
@@ -303,6 +303,8 @@ MAY_IMPORT = {
     "results.py": {"core"},
     "editing": {"core"},
     "inference": {"core", "photos", "networks", "scores", "pages", "results.py"},
+    "export": {"core", "photos", "networks", "scores", "pages", "inference", "results.py"},
+    "audit.py": {"core", "networks", "scores", "pages"},
     "runs.py": {"core", "scores", "results.py"},
     "fingerprint.py": {"core", "networks", "scores"},
     "differences.py": set(),

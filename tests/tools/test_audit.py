@@ -4,7 +4,6 @@ import csv
 import html
 import re
 
-from audit import judge
 from tests.support.photos import Files, flower_files, kaggle_files, photo_bytes
 from tests.support.projects import SPLITS, Project, Repository
 

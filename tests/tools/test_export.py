@@ -7,7 +7,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from export import ImageToProbabilities, write_onnx
+from pipeline.export.graphs import ImageToProbabilities, write_onnx
 from pipeline.networks.dataset import normalise
 from pipeline.scores.combining import Combination
 from tests.support.photos import FLOWERS

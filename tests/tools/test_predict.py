@@ -7,8 +7,8 @@ import os
 import re
 from pathlib import Path
 
+from pipeline.inference.submission import dog_of
 from pipeline.networks.models import load_model, save_model
-from submission import dog_of
 from tests.support.photos import FLOWERS, draw_photo, encode, kaggle_files, photo_bytes, write_folder, write_zip
 from tests.support.predictions import CLOSE, predicted_by
 from tests.support.projects import Project, Repository, copy_of, error_line
