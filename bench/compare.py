@@ -49,13 +49,13 @@ from pipeline.core.process import run_stage
 from pipeline.core.read_params import read_params
 from pipeline.core.tool_paths import RECIPES
 from pipeline.editing.recipes import read_recipe, set_values
-from pipeline.fingerprint import find_commit, made_with
 from pipeline.networks.building import build_network
 from pipeline.networks.compute import autocast, set_up
 from pipeline.networks.freezing import set_trainable, set_training
 from pipeline.photos.decoding import UnreadablePhoto
 from pipeline.photos.labels import label_photos
 from pipeline.photos.source import PhotoSource
+from pipeline.runs.fingerprint import find_commit, made_with
 from pipeline.tables import FASTAI, LIMIT, NOTEBOOK, OURS, TORCHVISION, describe_benchmark, speed_lines
 from run import commit, copy_pipeline, git, make_folder
 from watching import seconds_to, watched

@@ -19,8 +19,8 @@ from pipeline.core.files import atomic_write
 from pipeline.core.paths import SPLIT_TABLE, packed_split
 from pipeline.core.process import extra_packages, run_stage
 from pipeline.core.read_params import read_params
+from pipeline.core.results import require_results
 from pipeline.core.tool_paths import AUDIT_PAGE, AUDIT_TABLE
-from pipeline.results import require_results
 
 SHOWN = 100  # on the page
 DIGITS = 6  # decimal places of probabilities

@@ -56,7 +56,8 @@ if __name__ == "__main__":
 
 from pipeline.core.packed import read_packed
 from pipeline.core.split_table import read_split_table
-from pipeline.differences import (
+from pipeline.pages.rendering import render, thumbnail
+from pipeline.runs.differences import (
     SIGNIFICANT,
     Difference,
     accuracy_over_photos,
@@ -67,8 +68,7 @@ from pipeline.differences import (
     photos_needed,
     visible_difference,
 )
-from pipeline.pages.rendering import render, thumbnail
-from pipeline.runs import SEED, Run, read_run
+from pipeline.runs.reading import SEED, Run, read_run
 from pipeline.scores.scoring import ENSEMBLE
 
 import numpy as np

@@ -29,7 +29,7 @@ if __name__ == "__main__":
     check_first(lambda: read_arguments(__doc__))
 
 from pipeline.core.split_table import read_split_table
-from pipeline.runs import params_of, read_here, read_lock, require_consistent, written_by
+from pipeline.runs.reading import params_of, read_here, read_lock, require_consistent, written_by
 
 from dvc.exceptions import DvcException
 from dvc.repo import Repo

@@ -16,8 +16,8 @@ from pipeline.core.command_line import read_arguments
 from pipeline.core.files import atomic_write
 from pipeline.core.process import extra_packages, run_stage
 from pipeline.core.read_params import read_params
+from pipeline.core.results import require_ensemble
 from pipeline.core.tool_paths import EXPORT
-from pipeline.results import require_ensemble
 
 
 def read_inputs() -> Params:

@@ -19,7 +19,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_write
 from pipeline.core.process import run_stage
 from pipeline.core.read_params import read_params
-from pipeline.results import require_ensemble
+from pipeline.core.results import require_ensemble
 
 IMAGE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 

@@ -66,10 +66,10 @@ def slug(text: str) -> str:
 if __name__ == "__main__":
     check_first(read_arguments)
 
-from pipeline.dvc_command import require_up_to_date
-from pipeline.fingerprint import changed_files, find_commit, hash_of, made_with
 from pipeline.networks.dataset import open_split
-from pipeline.runs import Run, read_here, read_lock, read_run
+from pipeline.runs.dvc_command import require_up_to_date
+from pipeline.runs.fingerprint import changed_files, find_commit, hash_of, made_with
+from pipeline.runs.reading import Run, read_here, read_lock, read_run
 from pipeline.scores.scoring import ENSEMBLE
 
 import torch

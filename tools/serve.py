@@ -18,7 +18,7 @@ from pipeline.core.command_line import ArgumentParser
 from pipeline.core.errors import UserError
 from pipeline.core.process import extra_packages, run_stage
 from pipeline.core.read_params import read_params
-from pipeline.results import require_ensemble
+from pipeline.core.results import require_ensemble
 
 HOST, PORT = "127.0.0.1", 8000
 

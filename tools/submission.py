@@ -17,8 +17,8 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_write
 from pipeline.core.process import run_stage
 from pipeline.core.read_params import read_params
+from pipeline.core.results import require_ensemble
 from pipeline.core.tool_paths import SUBMISSION, UNLABELLED_ARCHIVES
-from pipeline.results import require_ensemble
 
 
 def read_archive() -> Path:

@@ -47,9 +47,9 @@ def read_arguments() -> argparse.Namespace:
 if __name__ == "__main__":
     check_first(read_arguments)
 
-from pipeline.dvc_command import require_up_to_date, run_dvc
-from pipeline.fingerprint import count_differing, describe, outputs, read_answers
-from pipeline.runs import SEED, Run, read_run
+from pipeline.runs.dvc_command import require_up_to_date, run_dvc
+from pipeline.runs.fingerprint import count_differing, describe, outputs, read_answers
+from pipeline.runs.reading import SEED, Run, read_run
 from pipeline.scores.scoring import ENSEMBLE, predicted_labels
 
 import yaml

@@ -10,6 +10,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.packed import difference
 from pipeline.core.paths import REJECTION, model
 from pipeline.core.read_params import read_params
+from pipeline.core.results import require_ensemble, require_results
 from pipeline.networks.compute import autocast, set_up
 from pipeline.networks.dataset import normalise
 from pipeline.networks.explaining import heat_maps
@@ -18,7 +19,6 @@ from pipeline.networks.predicting import INFERENCE_BATCH_SIZE, ready_to_predict
 from pipeline.networks.rejection import Rejection, load_rejection
 from pipeline.photos.decoding import UnreadablePhoto, silence_pillow
 from pipeline.photos.decoding_many import decoded_images
-from pipeline.results import require_ensemble, require_results
 from pipeline.scores.combining import read_combination, repeats_member
 from pipeline.scores.scoring import predicted_labels
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import report
 from pipeline.core.errors import UserError
-from pipeline.fingerprint import find_commit
 from pipeline.networks import checkpoint as checkpoint_module
 from pipeline.networks.checkpoint import Checkpoint
+from pipeline.runs.fingerprint import find_commit
 from tests.support import forked
 from tests.support.projects import REPOSITORY, Repository, error_line
 from tests.support.waiting import wait_for
@@ -232,7 +232,7 @@ def test_verify_against_another_computers_record(repository: Repository, tmp_pat
     record = tmp_path / "verify.json"
     (tmp_path / "describe.py").write_text(
         f"import sys\nsys.path.insert(0, {str(REPOSITORY)!r})\nimport json\n"
-        "from pipeline.fingerprint import describe\nprint(json.dumps(describe()))\n"
+        "from pipeline.runs.fingerprint import describe\nprint(json.dumps(describe()))\n"
     )
     described = forked.run_new([str(tmp_path / "describe.py")], repository.root, repository.environment, timeout=60)
     record.write_text(described.stdout)

@@ -4,6 +4,7 @@ import csv
 import html
 import re
 
+from pipeline.audit import judge
 from tests.support.photos import Files, flower_files, kaggle_files, photo_bytes
 from tests.support.projects import SPLITS, Project, Repository
 

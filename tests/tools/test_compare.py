@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import compare
-from pipeline import differences, runs
 from pipeline.core.errors import UserError
+from pipeline.runs.reading import differences, reading
 from run import copy_pipeline
 from tests.support.photos import kaggle_files
 from tests.support.projects import Repository, error_line, stand_in_repository
@@ -257,7 +257,7 @@ def printed_by(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -
     def run(repository: Repository, *arguments: str) -> str:
         monkeypatch.chdir(repository.root)
         monkeypatch.setattr("sys.argv", ["compare.py", *arguments])
-        runs.dvc_settings.cache_clear()
+        reading.dvc_settings.cache_clear()
         compare.main()
         printed, warnings = capsys.readouterr()
         assert warnings == ""

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.inference.web import one_of, page_title
 from tests.support import forked
 from tests.support.photos import FLOWERS, draw_photo, encode, photo_bytes
 from tests.support.projects import REPOSITORY, Project, Repository, error_line

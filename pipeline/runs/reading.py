@@ -27,8 +27,8 @@ from pipeline.core.paths import (
     model,
     network_metrics,
 )
+from pipeline.core.results import LOCK, require_results
 from pipeline.core.split_table import read_split_table
-from pipeline.results import LOCK, require_results
 from pipeline.scores.predictions import (
     LOGIT,
     by_network,

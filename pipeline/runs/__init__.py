@@ -1,0 +1,1 @@
+"""Finished runs, for the tools: reading, comparing, ranking and rebuilding them."""
