@@ -90,6 +90,18 @@ def count_differing(answers: str, others: str) -> dict[str, int]:
     return {"differing": sum(one != other for one, other in pairs), "photos": len(pairs)}
 
 
+def describe_differing(differ: dict[str, dict[str, int]]) -> str:
+    """`resnet18 classifies 3 of 4,500 test photos differently, the ensemble 1`, or `every answer is the same`."""
+    counts = {name: count["differing"] for name, count in differ.items() if count["differing"]}
+    if not counts:
+        return "every answer is the same"
+    [photos] = {count["photos"] for count in differ.values()}
+    names = ["the ensemble" if name == ENSEMBLE else name for name in counts]
+    first, *others = zip(names, counts.values(), strict=True)
+    texts = [f"{first[0]} classifies {first[1]:,} of {photos:,} test photos differently"]
+    return ", ".join([*texts, *(f"{name} {count:,}" for name, count in others)])
+
+
 def outputs(root: Path) -> list[Path]:
     """Every file that the stages wrote, here or in `root`."""
     stages = yaml.safe_load((root / "dvc.lock").read_text(encoding="utf-8"))["stages"]
