@@ -63,7 +63,7 @@ def main() -> None:
     write_inputs(arguments)
     params = read_params(Params, FOLDER / PARAMS)
     runs = [run_chain(folder, FOLDER / PARAMS) for folder in (FIRST, SECOND)]
-    print_table([*describe(params), *summarize(runs), *measure_networks(runs[0], params)])
+    print_table([*describe(params), *summarise(runs), *measure_networks(runs[0], params)])
     print_stages(runs[1])
 
 
@@ -139,7 +139,7 @@ def describe(params: Params) -> Iterator[Row]:
     yield "training", f"{dtype_name(dtype)}, batches of {params.train.batch_size}, layers: {params.train.layers}"
 
 
-def summarize(runs: list[Chain]) -> Iterator[Row]:
+def summarise(runs: list[Chain]) -> Iterator[Row]:
     """The rows on the whole chain."""
     yield "identical bytes", compare_bytes(FIRST, SECOND)
     seconds = [sum(run[name].seconds for name in list(run)[: list(run).index("ensemble") + 1]) for run in runs]

@@ -89,8 +89,8 @@ def _scaling(start: Tensor, length: Tensor, side: int, size: int) -> Tensor:
     https://pillow.readthedocs.io/en/stable/handbook/concepts.html#filters
     """
     scale = (length / size).view(-1, 1, 1)
-    center = scale * (torch.arange(size, device=start.device) + 0.5).view(1, -1, 1)
+    centre = scale * (torch.arange(size, device=start.device) + 0.5).view(1, -1, 1)
     pixel = torch.arange(side, device=start.device) - start.view(-1, 1, 1) + 0.5  # from the box's start
-    weight = (1 - (pixel - center).abs() / scale.clamp_min(1)).clamp_min(0)
+    weight = (1 - (pixel - centre).abs() / scale.clamp_min(1)).clamp_min(0)
     weight = weight * ((pixel > 0) & (pixel < length.view(-1, 1, 1)))
     return weight / weight.sum(dim=-1, keepdim=True)

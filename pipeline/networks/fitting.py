@@ -43,8 +43,8 @@ def _regress(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Te
     """
     from scipy.optimize import minimize  # here, because it takes a quarter of a second
 
-    center, scale = features.mean(dim=0), features.std()
-    scaled = (features - center) / scale  # centering changes only the bias, and takes fewer iterations
+    centre, scale = features.mean(dim=0), features.std()
+    scaled = (features - centre) / scale  # centring changes only the bias, and takes fewer iterations
     rows = torch.arange(len(labels), device=labels.device)
     penalty = REGULARISATION * (2 if classes == 2 else 1)
 
@@ -63,7 +63,7 @@ def _regress(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Te
     fitted = minimize(loss_and_gradient, start, jac=True, method="L-BFGS-B", options=options).x
     weight, bias = _split(torch.from_numpy(fitted), classes)
     weight = weight / scale.cpu()
-    return weight, bias - weight @ center.cpu()
+    return weight, bias - weight @ centre.cpu()
 
 
 def _split(parameters: Tensor, classes: int) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,8 @@
 """Use torchvision and torch.optim without torch._dynamo, which takes more than a second to import.
 
 It is part of torch.compile, which is not used here. torchvision refers to one of its functions, in an operation for
-detection; optimizers tell it which of their methods not to compile.
+detection; optimizers tell it which of their methods not to compile. No setting of PyTorch avoids the import: it comes
+with TORCHDYNAMO_DISABLE=1, too.
 """
 
 import importlib

@@ -28,45 +28,43 @@ def stage_levels(params: dict, path: Path = PIPELINE) -> list[list[Stage]]:
 
     Raises UserError if stages depend on each other.
     """
+    remaining = read_stages(params, path)
+    levels: list[list[Stage]] = []
+    while remaining:
+        names = {stage.name for stage in remaining}
+        level = [stage for stage in remaining if not names & set(stage.after)]
+        if not level:
+            raise UserError(
+                f"{path}: stages depend on each other: {', '.join(stage.name for stage in remaining)}; remove the cycle"
+            )
+        levels.append(level)
+        remaining = [stage for stage in remaining if stage not in level]
+    return levels
+
+
+def read_stages(params: dict, path: Path) -> list[Stage]:
+    """The stages in the file's order."""
 
     def fill_in(text: str) -> str:
         return re.sub(r"\$\{([\w.]+)\}", lambda match: str(params.get(match[1], match[0])), text)
 
     found = yaml.safe_load(path.read_text(encoding="utf-8"))["stages"]
-    deps = {
-        name: [fill_in(dep) for dep in paths_of(stage, "deps") if not overlap(dep, CODE.as_posix())]
-        for name, stage in found.items()
-    }
     outs = {name: paths_of(stage, "outs", "metrics", "plots") for name, stage in found.items()}
-    after = {
-        name: [
-            other
-            for other in found
-            if other != name and any(overlap(dep, out) for dep in deps[name] for out in outs[other])
-        ]
-        for name in found
-    }
-    stages = {
-        name: Stage(
-            name,
-            stage.get("desc", ""),
-            fill_in(str(stage.get("cmd", ""))),
-            paths_of(stage, "params"),
-            deps[name],
-            outs[name],
-            after[name],
+    stages = []
+    for name, stage in found.items():
+        deps = [fill_in(dep) for dep in paths_of(stage, "deps") if not overlap(dep, CODE.as_posix())]
+        stages.append(
+            Stage(
+                name,
+                description=stage.get("desc", ""),
+                command=fill_in(str(stage.get("cmd", ""))),
+                params=paths_of(stage, "params"),
+                reads=deps,
+                writes=outs[name],
+                after=[other for other in found if other != name and overlap_any(deps, outs[other])],
+            )
         )
-        for name, stage in found.items()
-    }
-    steps: list[list[Stage]] = []
-    while stages:
-        step = [stage for stage in stages.values() if not stages.keys() & set(stage.after)]
-        if not step:
-            raise UserError(f"{path}: stages depend on each other: {', '.join(stages)}; remove the cycle")
-        steps.append(step)
-        for stage in step:
-            del stages[stage.name]
-    return steps
+    return stages
 
 
 def paths_of(stage: dict, *keys: str) -> list[str]:
@@ -79,3 +77,7 @@ def overlap(one: str, other: str) -> bool:
     """Whether the paths are equal, or one is inside the other."""
     first, second = PurePosixPath(one), PurePosixPath(other)
     return first.is_relative_to(second) or second.is_relative_to(first)
+
+
+def overlap_any(paths: list[str], others: list[str]) -> bool:
+    return any(overlap(path, other) for path in paths for other in others)

@@ -46,7 +46,7 @@ SIGNATURES = [  # how photos begin, and the suffix that they should have; TGA ha
     )
 ]
 
-# As in torchvision's ImageNet recipes: the shorter side is scaled to 256/224 of the size, then the center is cropped.
+# As in torchvision's ImageNet recipes: the shorter side is scaled to 256/224 of the size, then the centre is cropped.
 CENTER_CROP_SHARE = 224 / 256
 HASHED_SIZE = 64  # pixels; what a perceptual hash needs at least
 
@@ -77,7 +77,7 @@ class UnreadablePhoto(Exception):
 def decode(content: bytes, size: int, resize: str) -> np.ndarray:
     """Decode a photo, turn it upright and scale it, to uint8 RGB [size, size, 3].
 
-    `resize` is `stretch` (the whole photo; the aspect ratio is not kept) or `center_crop` (its center; the aspect ratio
+    `resize` is `stretch` (the whole photo; the aspect ratio is not kept) or `center_crop` (its centre; the aspect ratio
     is kept). Both scale with an antialiased bilinear filter. Raises UnreadablePhoto if the bytes cannot be decoded.
     """
     image = open_upright(content, least_side=2 * size)

@@ -6,12 +6,28 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.core.errors import UserError
-from pipeline.photos.archives import FORBIDDEN_FOLDERS, LINKED_FOLDERS, SPECIAL_FILES, is_disk_error
+from pipeline.photos.archives import (
+    DANGLING_LINKS,
+    FORBIDDEN_FOLDERS,
+    LINKED_FOLDERS,
+    SPECIAL_FILES,
+    VANISHED_FILES,
+    is_disk_error,
+)
 from pipeline.photos.containers import UNPACKED, UNREAD_ARCHIVES, Container, distinct
 from pipeline.photos.decoding import UnreadablePhoto, what_to_install
 
 NAMED = 3  # examples in a message
 NAMED_KINDS = (LINKED_FOLDERS, FORBIDDEN_FOLDERS, SPECIAL_FILES, UNPACKED, UNREAD_ARCHIVES)  # shown with names
+SINGULAR = {
+    DANGLING_LINKS: "dangling link",
+    FORBIDDEN_FOLDERS: "folder without permission to read",
+    LINKED_FOLDERS: "linked folder",
+    SPECIAL_FILES: "pipe, socket or device",
+    UNPACKED: "archive that is already unpacked",
+    UNREAD_ARCHIVES: "7z or RAR archive, to be extracted",
+    VANISHED_FILES: "file that vanished",
+}
 
 
 @dataclass(eq=False)
@@ -112,13 +128,19 @@ class PhotoSource:
 
 
 def describe_skipped(skipped: dict[str, int]) -> str:
-    """For people: `12 .heic (…), 1 dangling links`; an empty text if nothing was skipped."""
+    """For people: `12 .heic (…), 1 dangling link`; an empty text if nothing was skipped."""
     hint = what_to_install(skipped)
     return _listed(skipped) + (f" ({hint})" if hint else "")
 
 
 def _listed(skipped: dict[str, int]) -> str:
-    return ", ".join(f"{count} {kind}" for kind, count in skipped.items())
+    return ", ".join(f"{count} {_singular(kind) if count == 1 else kind}" for kind, count in skipped.items())
+
+
+def _singular(kind: str) -> str:
+    """The kind of a single file, such as `linked folder (photos/more)` for `linked folders (photos/more)`."""
+    plural = next((plural for plural in SINGULAR if kind.startswith(plural)), None)
+    return SINGULAR[plural] + kind.removeprefix(plural) if plural else kind
 
 
 def printable(name: str) -> str:

@@ -88,9 +88,9 @@ def wilson_interval(share: np.ndarray, photos: np.ndarray) -> tuple[np.ndarray, 
     Both arguments are scalars or float arrays of one shape, as are the results.
     """
     added = QUANTILE**2 / photos
-    center = (share + added / 2) / (1 + added)
+    centre = (share + added / 2) / (1 + added)
     reach = np.sqrt(added * (share * (1 - share) + added / 4)) / (1 + added)
-    return np.clip(center - reach, 0, 1), np.clip(center + reach, 0, 1)
+    return np.clip(centre - reach, 0, 1), np.clip(centre + reach, 0, 1)
 
 
 def balanced_accuracy_interval(recall: np.ndarray, photos: np.ndarray) -> dict[str, float]:

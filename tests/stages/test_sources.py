@@ -133,7 +133,7 @@ def test_prepare_does_not_read_an_archive_that_is_unpacked_beside_it(
     suffix = "zip" if kind == in_zip else "tgz"
     project.photos(unpacked | {f"download.{suffix}": kind(files)}, "folder")
     project.split(train=8, validation=4, test=2)
-    assert f"; skipped: 1 archives that are already unpacked (download.{suffix}); " in last_line(project)
+    assert f"; skipped: 1 archive that is already unpacked (download.{suffix}); " in last_line(project)
     without = Project(tmp_path / "without")
     without.photos(unpacked, "folder")
     without.split(train=8, validation=4, test=2)
@@ -483,7 +483,7 @@ def test_prepare_counts_what_it_skips_by_kind(project: Project) -> None:
     (project.root / "elsewhere").mkdir()
     (project.root / "folder/photos/more").symlink_to(project.root / "elsewhere")
     assert (
-        "; skipped: 1 .mp4, 1 .txt, 1 dangling links, 1 hidden, 1 linked folders (photos/more), 1 without a suffix; "
+        "; skipped: 1 .mp4, 1 .txt, 1 dangling link, 1 hidden, 1 linked folder (photos/more), 1 without a suffix; "
         in last_line(project)
     )
     assert project.read_json("metrics/prepare.json")["skipped"]["dangling links"] == 1
@@ -563,7 +563,7 @@ def test_prepare_knows_photos_by_their_content(source: str, project: Project) ->
     files = named_otherwise("cat") | named_otherwise("dog")
     project.photos(files | NO_PHOTOS, source)
     project.split(train=14, validation=4, test=4)
-    kinds = ".db, 1 .docx, 1 .json, 1 .mp4, 1 .nef, 1 .txt, 1 7z or RAR archives, to be extracted (photos/fish.rar), "
+    kinds = ".db, 1 .docx, 1 .json, 1 .mp4, 1 .nef, 1 .txt, 1 7z or RAR archive, to be extracted (photos/fish.rar), "
     kinds += "1 without a suffix"
     line = last_line(project)
     assert line.startswith("22 photos: 14 train, 4 validation, 4 test (11 cat, 11 dog); ")
