@@ -6,9 +6,11 @@ from pathlib import Path
 from pipeline.inference.ensemble import Prediction
 from pipeline.pages.rendering import heat_image, says
 
+import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
 MAX_IN_GRID = 1000  # photos
+FONT = f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf"  # Pillow's own lacks Greek and Cyrillic letters
 
 
 def draw_predictions(predictions: list[Prediction]) -> Image.Image:
@@ -24,7 +26,7 @@ def draw_predictions(predictions: list[Prediction]) -> Image.Image:
     height = side + map_side + text_height
     sheet = Image.new("RGB", (columns * (side + gap) + gap, rows * (height + gap) + gap), "white")
     draw = ImageDraw.Draw(sheet)
-    large, small = ImageFont.load_default(16), ImageFont.load_default(12)
+    large, small = ImageFont.truetype(FONT, 14), ImageFont.truetype(FONT, 11)
     for number, prediction in enumerate(predictions):
         row, column = divmod(number, columns)
         left, top = gap + column * (side + gap), gap + row * (height + gap)
@@ -34,7 +36,6 @@ def draw_predictions(predictions: list[Prediction]) -> Image.Image:
         else:
             sheet.paste(Image.fromarray(prediction.pixels).resize((side, side)), (left, top))
             text = "none of these" if prediction.rejected else says(prediction.ensemble)
-            text = text.replace("\N{NO-BREAK SPACE}", " ")  # the font has no such glyph
         for place, (name, heat) in enumerate(prediction.heat_maps.items()):
             corner = (left + place * map_side, top + side)
             sheet.paste(heat_image(prediction.pixels, heat, map_side), corner)

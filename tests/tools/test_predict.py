@@ -7,6 +7,8 @@ import os
 import re
 from pathlib import Path
 
+from pipeline.inference.ensemble import Prediction
+from pipeline.inference.grid import draw_predictions
 from pipeline.inference.submission import dog_of
 from pipeline.networks.models import load_model, save_model
 from tests.support.photos import FLOWERS, draw_photo, encode, kaggle_files, photo_bytes, write_folder, write_zip
@@ -223,3 +225,11 @@ def test_submission_is_for_cats_and_dogs_only(flowers: Project, tmp_path: Path) 
         "the classes are ox-eye daisy, rose, tulip; a submission needs cat and dog; set classes in params.yaml and run "
         "`dvc repro`"
     )
+
+
+def test_the_grid_shows_letters_of_other_alphabets() -> None:
+    """A letter that the font lacks would be a box, the same for each."""
+    grey = np.full((8, 8, 3), 200, np.uint8)
+    labels = ("żż", "жж", "дд", "ωω")
+    grids = {draw_predictions([Prediction("1", {label: 1.0}, pixels=grey)]).tobytes() for label in labels}
+    assert len(grids) == len(labels)
