@@ -1,1 +1,1 @@
-"""Finished runs, for the tools: reading, comparing, ranking and rebuilding them."""
+"""Finished runs, for the tools: reading, comparing, ranking, rebuilding and recording them."""

@@ -15,7 +15,7 @@ from pipeline.core.read_params import read_params
 from pipeline.networks.compute import dtype_name, set_up
 from pipeline.networks.devices import hardware_name
 from pipeline.scores.predictions import by_network, outputs_of, read_predictions
-from pipeline.scores.scoring import predicted_labels
+from pipeline.scores.scoring import ENSEMBLE, predicted_labels
 
 import torch
 import yaml

@@ -305,7 +305,7 @@ MAY_IMPORT = {
     "inference": {"core", "photos", "networks", "scores", "pages"},
     "export": {"core", "photos", "networks", "scores", "pages", "inference"},
     "audit.py": {"core", "networks", "scores", "pages"},
-    "runs": {"core", "networks", "scores", "pages"},
+    "runs": {"core", "networks", "scores", "pages", "editing"},
     "tables.py": {"core", "editing"},
 }
 
