@@ -41,9 +41,11 @@ def test_scripts_print_their_help_at_once_and_write_nothing(
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_scripts_name_an_unknown_option_in_one_line(script: str, project: Project) -> None:
+def test_scripts_name_an_unknown_option_at_once_in_one_line(
+    script: str, project: Project, quick: dict[str, str]
+) -> None:
     name = Path(script).name
-    done = project.run(name, *ARGUMENTS.get(script, []), "--no-such-option")
+    done = project.run(name, *ARGUMENTS.get(script, []), "--no-such-option", env=quick)
     assert error_line(done) == f"unrecognized arguments: --no-such-option; see {name} --help"
     assert done.stdout == ""
     assert list(project.root.iterdir()) == []
