@@ -92,6 +92,7 @@ CODE = {
     "pipeline/networks/building.py": NETWORKS | {"reject"},
     "pipeline/networks/startup.py": NETWORKS | {"reject"},  # imported by the package's __init__
     "pipeline/networks/checkpoint.py": NETWORKS,
+    "pipeline/networks/training.py": NETWORKS,  # imported in main()
     "pipeline/networks/fitting.py": NETWORKS,
     "pipeline/networks/rejection.py": {"reject", "report"},  # imported in a function
     "pipeline/networks/explaining.py": EVALUATION,
