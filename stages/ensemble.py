@@ -22,7 +22,7 @@ from pipeline.core.paths import (
     ENSEMBLE_SCORES,
     NETWORK_PREDICTIONS,
 )
-from pipeline.core.process import check_first, run_stage
+from pipeline.core.process import run_stage
 from pipeline.core.read_params import read_params
 from pipeline.core.sections.ensemble import Ensemble
 
@@ -41,55 +41,51 @@ def read_inputs() -> Params:
     return params
 
 
-if __name__ == "__main__":
-    check_first(read_inputs)
-
-from pipeline.core.class_sizes import are_unequal
-from pipeline.scores.combining import Combination, fit_weights, repeats_member
-from pipeline.scores.predictions import (
-    PROBABILITY_DIGITS,
-    Predictions,
-    probability_columns,
-    read_logits,
-    select_split,
-)
-from pipeline.scores.scoring import (
-    ENSEMBLE,
-    headline,
-    predicted_labels,
-    score,
-    score_classes,
-    scores_table,
-    write_class_scores,
-    write_scores,
-)
-
-import numpy as np
-import pandas as pd
-from scipy.stats import binomtest
-
-
 def main() -> None:
     method = read_inputs().ensemble.method
+
+    # Slow imports, so not before: mistakes in the inputs should be reported at once.
+    from pipeline.core.class_sizes import are_unequal
+    from pipeline.scores.combining import FITTED, repeats_member
+    from pipeline.scores.ensembling import (
+        compare_answers,
+        describe_combination,
+        find_best_member,
+        make_combination,
+        probabilities_table,
+    )
+    from pipeline.scores.predictions import PROBABILITY_DIGITS, read_logits, select_split
+    from pipeline.scores.scoring import (
+        ENSEMBLE,
+        headline,
+        score,
+        score_classes,
+        scores_table,
+        write_class_scores,
+        write_scores,
+    )
+
+    import pandas as pd
+
     logits = read_logits()
     splits = {split: select_split(logits, split) for split in ("validation", "test")}
     validation, test = splits.values()
     combination = make_combination(method, validation)
     combined = {split: combination(list(predictions.logits.values())) for split, predictions in splits.items()}
     # Scores on the photos that the weights were fitted to would mean nothing.
-    scored = ["test"] if method == "fitted_weights" else list(splits)
+    scored = ["test"] if method == FITTED else list(splits)
     scores = {split: score(combined[split], splits[split].labels) for split in scored}
     class_scores = score_classes(combined["test"], test.labels, test.classes)
     best_member = find_best_member(validation)
-    comparison = compare(test.probabilities[best_member], combined["test"], test.labels)
+    comparison = compare_answers(test.probabilities[best_member], combined["test"], test.labels)
 
     with atomic_write() as write_to:
         write_json(write_to(ENSEMBLE_METRICS), headline(scores["test"], scores.get("validation")))
         write_scores(write_to(ENSEMBLE_SCORES), {ENSEMBLE: scores})
         write_class_scores(write_to(ENSEMBLE_CLASS_SCORES), {ENSEMBLE: class_scores})
-        description = describe(combination, list(test.logits), test.classes)
+        description = describe_combination(combination, list(test.logits), test.classes)
         write_json(write_to(COMBINATION), {**description, "best_member": best_member, **comparison})
-        tables = [table(split, splits[split], combined[split]) for split in splits]
+        tables = [probabilities_table(split, splits[split], combined[split]) for split in splits]
         pd.concat(tables).to_csv(write_to(ENSEMBLE_PREDICTIONS), index=False, float_format=f"%.{PROBABILITY_DIGITS}f")
 
     member_scores = {name: score(probabilities, test.labels) for name, probabilities in test.probabilities.items()}
@@ -104,49 +100,6 @@ def main() -> None:
         f"compared with {member}: {comparison['corrected']} mistakes corrected, {comparison['broken']} added "
         f"(McNemar's exact test: p = {comparison['mcnemar_p']:.3g})"
     )
-
-
-def make_combination(method: str, validation: Predictions) -> Combination:
-    """The combination of all networks; fitted_weights is fitted on validation."""
-    if method != "fitted_weights":
-        return Combination(method)
-    logits = np.stack(list(validation.logits.values()))
-    return fit_weights(logits, validation.labels, list(validation.logits), validation.classes)
-
-
-def find_best_member(validation: Predictions) -> str:
-    """The network with the highest accuracy on validation; the first one if there are several."""
-    correct = {
-        name: (predicted_labels(probabilities) == validation.labels).sum()
-        for name, probabilities in validation.probabilities.items()
-    }
-    return max(correct, key=correct.get)
-
-
-def describe(combination: Combination, members: list[str], classes: list[str]) -> dict:
-    """What combination.json says of the combination; weights and intercepts only if there are any."""
-    fitted = {"weights": combination.weights, "intercepts": combination.intercepts} if combination.weights else {}
-    return {"method": combination.method, "members": members, "classes": classes, **fitted}
-
-
-def compare(member: np.ndarray, combined: np.ndarray, labels: np.ndarray) -> dict:
-    """Compare the ensemble with a member, given the probabilities of both.
-
-    `corrected` counts the member's mistakes that the ensemble corrects, `broken` the mistakes that only the ensemble
-    makes. `mcnemar_p` is the p-value of McNemar's exact test (a two-sided binomial test; 1.0 if nothing changed).
-    """
-    member_correct, combined_correct = (predicted_labels(p) == labels for p in (member, combined))
-    corrected = int((combined_correct & ~member_correct).sum())
-    broken = int((member_correct & ~combined_correct).sum())
-    changed = corrected + broken
-    p_value = binomtest(corrected, changed).pvalue if changed else 1.0
-    return {"corrected": corrected, "broken": broken, "mcnemar_p": round(float(p_value), 6)}
-
-
-def table(split: str, predictions: Predictions, probabilities: np.ndarray) -> pd.DataFrame:
-    """One row per photo of a split: photo, label, split and the probability of each class."""
-    columns = pd.DataFrame(probabilities.round(PROBABILITY_DIGITS), columns=probability_columns(predictions.classes))
-    return predictions.photos.assign(split=split).join(columns)
 
 
 if __name__ == "__main__":

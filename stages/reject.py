@@ -19,9 +19,14 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_write, require_files
 from pipeline.core.params import Device, Networks, Precision, Section, Threads, find_weights
 from pipeline.core.paths import REJECTION, REJECTION_TABLE, SPLIT_TABLE, packed_split
-from pipeline.core.process import check_first, run_stage
+from pipeline.core.process import run_stage
 from pipeline.core.read_params import read_params
 from pipeline.core.sections.reject import Reject
+
+from safetensors import serialize
+
+COLUMNS = ["split", "photo", "label", "similarity", "rejected"]
+DIGITS = 6
 
 
 class Params(Section):
@@ -55,15 +60,6 @@ def first_network(params: Params) -> tuple[str, str]:
     return next((name, network.weights) for name, network in params.networks.items())
 
 
-if __name__ == "__main__":
-    check_first(read_inputs)
-
-from safetensors import serialize
-
-COLUMNS = ["split", "photo", "label", "similarity", "rejected"]
-DIGITS = 6
-
-
 def main() -> None:
     params = read_inputs()
     if params.reject.false_rejection_rate:
@@ -77,7 +73,7 @@ def main() -> None:
 
 def fit(params: Params) -> None:
     """Compute the features of known photos, set the threshold, and write both."""
-    # These take seconds to import, and are not needed if reject.false_rejection_rate is null.
+    # Slow imports, which are not needed if reject.false_rejection_rate is null.
     from pipeline.core.split_table import read_split_table
     from pipeline.networks.building import build_network
     from pipeline.networks.compute import set_up

@@ -95,16 +95,6 @@ def _discard_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def check_first(read_inputs: Callable[[], object]) -> None:
-    """Call `read_inputs()` and report its errors as `run_stage` does.
-
-    A script calls it before its slow imports (PyTorch takes seconds), so that --help, wrong params and missing files
-    are handled without delay.
-    """
-    with _explained_errors():
-        read_inputs()
-
-
 @contextmanager
 def _explained_errors() -> Iterator[None]:
     """Turn errors that the user can fix into one line on stderr and exit status 1."""

@@ -1,8 +1,15 @@
 """Heat maps: which parts of an image a network's answer depends on."""
 
+from collections.abc import Mapping
+
+from pipeline.networks.dataset import PackedSplit
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchvision import models
+
+HEAT_MAPS_AT_ONCE = 32  # photos
 
 
 def heat_maps(network: nn.Module, images: Tensor, targets: Tensor) -> Tensor | None:
@@ -25,6 +32,27 @@ def heat_maps(network: nn.Module, images: Tensor, targets: Tensor) -> Tensor | N
     maps = (weights * features).sum(dim=1).relu()
     maps /= maps.amax(dim=(1, 2), keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
     return (255 * maps).round().to(torch.uint8).cpu()
+
+
+def explain(
+    networks: Mapping[str, nn.Module], packed: PackedSplit, rows: np.ndarray, targets: Mapping[str, np.ndarray]
+) -> dict[str, Tensor]:
+    """The content of metrics/heat_maps.safetensors: `rows`, and each network's heat maps of the photos in these rows.
+
+    `rows` is int64 [M]; `targets` has for each network the classes that the maps are for, int [N], for all rows. A
+    network without heat maps is left out.
+    """
+    tensors = {"rows": torch.from_numpy(rows)}
+    batches = tensors["rows"].to(packed.pixels.device).split(HEAT_MAPS_AT_ONCE)
+    for name, network in networks.items():
+        network.to(packed.device, memory_format=torch.channels_last)
+        classes = torch.from_numpy(targets[name])[tensors["rows"]].to(packed.device).split(HEAT_MAPS_AT_ONCE)
+        maps = [heat_maps(network, packed.images(batch), of) for batch, of in zip(batches, classes, strict=True)]
+        if maps[0] is None:
+            print(f"{name}: no heat maps; it has no last feature map")
+        else:
+            tensors[name] = torch.cat(maps)
+    return tensors
 
 
 def _features_and_gradients(

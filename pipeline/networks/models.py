@@ -3,8 +3,11 @@
 import json
 from pathlib import Path
 
-from pipeline.core.errors import UserError, first_line
+from pipeline.core.errors import UserError, first_line, list_some
+from pipeline.core.packed import difference
+from pipeline.core.paths import model, packed_split
 from pipeline.networks.building import bare_network, replace_output, with_version
+from pipeline.networks.dataset import PackedSplit
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -31,3 +34,27 @@ def load_model(path: Path) -> tuple[nn.Module, dict]:
             f"{path} is not a model written by this pipeline ({first_line(error)}); run `dvc repro` to restore it"
         ) from None
     return network, description
+
+
+def load_trained(name: str, splits: dict[str, PackedSplit]) -> tuple[nn.Module, int | None]:
+    """Load a trained network, and the epoch that `train` kept (None in models of earlier versions).
+
+    Raises UserError if the file contains another network, or one that was trained with other classes or a different
+    image size, resize or split, whose training photos may include these test photos.
+    """
+    network, description = load_model(model(name))
+    if description["network"] != name:
+        raise UserError(f"{model(name)} contains {description['network']}; expected {name}; run `dvc repro`")
+    for split, packed in splits.items():
+        different = difference(packed.description, description)
+        if different == "classes":
+            raise UserError(
+                f"{model(name)} was trained for the classes {list_some(description['classes'])}, but "
+                f"{packed_split(split)} has {list_some(packed.description['classes'])}; run `dvc repro`"
+            )
+        if different:
+            raise UserError(
+                f"{model(name)} was trained with a different {different} than {packed_split(split)} has; run `dvc "
+                "repro`"
+            )
+    return network, description.get("kept_epoch")

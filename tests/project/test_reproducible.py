@@ -8,8 +8,8 @@ import signal
 import subprocess
 from pathlib import Path
 
-import report
 from pipeline.core.errors import UserError
+from pipeline.core.params import flatten
 from pipeline.networks import checkpoint as checkpoint_module
 from pipeline.networks.checkpoint import Checkpoint
 from pipeline.runs.fingerprint import find_commit
@@ -283,7 +283,7 @@ def test_verify_refuses_a_record_of_other_params_or_photos(finished: Repository,
     assert (
         error_line(finished.run("verify.py", "--against", str(record))) == f"{record} was not written by `make verify`"
     )
-    params = dict(report.flatten(yaml.safe_load((finished.root / "params.yaml").read_text())))
+    params = dict(flatten(yaml.safe_load((finished.root / "params.yaml").read_text())))
     empty = {"commit": "", "made_with": {}, "outputs": {}, "answers": {}}
     record.write_text(json.dumps(empty | {"params": params | {"lr": 0.1, "device": "cuda"}}))
     assert error_line(finished.run("verify.py", "--against", str(record))) == (

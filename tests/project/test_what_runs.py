@@ -89,6 +89,7 @@ CODE = {
     "pipeline/core/sections/reject.py": {"reject", "report"},
     "pipeline/core/tool_paths.py": NOTHING,
     "pipeline/photos/decoding.py": EVERYTHING,
+    "pipeline/photos/summary.py": EVERYTHING,
     "pipeline/networks/building.py": NETWORKS | {"reject"},
     "pipeline/networks/startup.py": NETWORKS | {"reject"},  # imported by the package's __init__
     "pipeline/networks/checkpoint.py": NETWORKS,
@@ -97,8 +98,11 @@ CODE = {
     "pipeline/networks/rejection.py": {"reject", "report"},  # imported in a function
     "pipeline/networks/explaining.py": EVALUATION,
     "pipeline/scores/scoring.py": EVALUATION,
+    "pipeline/scores/evaluating.py": EVALUATION,
+    "pipeline/scores/ensembling.py": COMBINATION,
     "pipeline/scores/combining.py": EVALUATION,  # evaluate looks for the hardest photos with any method
     "pipeline/pages/plots.py": {"report"},
+    "pipeline/pages/report.py": {"report"},
     "pipeline/pages/templates/report.html.jinja": {"report"},
     "pipeline/pages/templates/page.html.jinja": {"report"},  # which that template extends
     "pipeline/pages/templates/gallery.html.jinja": {"report"},  # from which it imports
@@ -250,7 +254,7 @@ def test_a_new_way_to_combine_or_a_section_of_the_report_retrains_nothing(stand_
     with changed(stand_in, method):
         assert would_run() == EVALUATION
     section = {
-        "stages/report.py": lambda text: f"{text}\n\ndef describe_hardware(): ...\n",
+        "pipeline/pages/report.py": lambda text: f"{text}\n\ndef describe_hardware(): ...\n",
         "pipeline/pages/templates/report.html.jinja": lambda text: text.replace("</section>", "</section>\n<hr>"),
     }
     with changed(stand_in, section):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import report
 from pipeline.core.errors import UserError
+from pipeline.core.params import flatten
 from pipeline.pages import plots
 from pipeline.pages.rendering import most_probable, percent, says
 from pipeline.scores.predictions import logit_columns
@@ -214,7 +215,7 @@ def test_report_names_no_other_host_and_lists_every_stage_and_param(finished: Re
     assert "<code>train.zip</code>" in page  # without its folder, which is different on another computer
     for name in STAGE_NAMES:
         assert f"<h3>{name}</h3>" in page
-    for key, _ in report.flatten(yaml.safe_load((finished.root / "params.yaml").read_text())):
+    for key, _ in flatten(yaml.safe_load((finished.root / "params.yaml").read_text())):
         assert f"<code>{key}</code>" in page
     assert len(page) < 500_000  # of photos that are 32 pixels wide
 

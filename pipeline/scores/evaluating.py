@@ -1,0 +1,46 @@
+"""The networks' predictions as a table, and their scores."""
+
+from collections.abc import Mapping
+
+from pipeline.core.class_sizes import describe_few, few_to_test_on
+from pipeline.core.paths import NETWORK_CLASS_SCORES
+from pipeline.scores.predictions import Predictions, logit_columns
+from pipeline.scores.scoring import score
+
+import numpy as np
+import pandas as pd
+
+FEW_LISTED = 5  # how many classes with few test photos are printed
+LOGIT_DIGITS = 6  # decimal places; rounded before scoring, so that the table gives the same scores
+
+
+def logits_table(name: str, photos: pd.DataFrame, classes: list[str], logits: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """A network's logits: one row per photo of each split; `logits` has an array [N, classes] for each."""
+    tables = []
+    for split, values in logits.items():
+        rows = photos.loc[photos["split"] == split, ["split", "photo", "label"]].assign(network=name)
+        values = values.astype("float64").round(LOGIT_DIGITS)
+        tables.append(rows.join(pd.DataFrame(values, rows.index, logit_columns(classes))))
+    return pd.concat(tables)
+
+
+def score_networks(validation: Predictions, test: Predictions) -> dict[str, dict[str, dict]]:
+    """The scores of each network on both splits."""
+    splits = {"validation": validation, "test": test}
+    return {
+        name: {split: score(of.probabilities[name], of.labels) for split, of in splits.items()} for name in test.logits
+    }
+
+
+def print_few(test: Predictions, class_scores: dict[str, pd.DataFrame]) -> None:
+    """Name the classes with few test photos, with the intervals of their recall."""
+    if not (few := few_to_test_on(test.photos_by_class)):
+        return
+    shown = list(few)[:FEW_LISTED]
+    table = pd.DataFrame({"class": shown, "photos": [few[name] for name in shown]})
+    for network, rows in class_scores.items():
+        recalls = rows.set_index("class").loc[shown, ["recall", "recall_low", "recall_high"]].to_numpy()
+        table[f"recall of {network}"] = [f"{recall:.2f} ({low:.2f} to {high:.2f})" for recall, low, high in recalls]
+    others = f"; all classes are in {NETWORK_CLASS_SCORES}" if len(few) > len(shown) else ""
+    print(f"note: {describe_few(few)}; the 95 % intervals show how little their recall says{others}:")
+    print(table.to_string(index=False))
