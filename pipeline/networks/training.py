@@ -179,25 +179,30 @@ class Training:
         keep_rate_tensors(self.optimizer, rates)
         self.curve, self.best_weights = state["curve"], state["best_weights"]
 
+    @property
+    def kept(self) -> dict:
+        """The scores of the best epoch, of which a finished training run has one."""
+        best = best_epoch(self.curve, self.params)
+        assert best is not None
+        return best
+
     def table(self) -> pd.DataFrame:
         """The learning curve, one row per epoch; `kept` marks the best one."""
-        best = best_epoch(self.curve, self.params)
-        return pd.DataFrame([{**scores, "kept": scores is best} for scores in self.curve])
+        return pd.DataFrame([{**scores, "kept": scores is self.kept} for scores in self.curve])
 
     def kept_scores(self) -> dict:
         """The scores of the best epoch, `kept_epoch`, and on a CPU the number of threads, which repeating it needs.
 
         Without lr, because `dvc exp show` would show a second column of that name next to the param's.
         """
-        best = best_epoch(self.curve, self.params)
-        scores = {"kept_epoch" if key == "epoch" else key: value for key, value in best.items() if key != "lr"}
+        scores = {"kept_epoch" if key == "epoch" else key: value for key, value in self.kept.items() if key != "lr"}
         return scores | ({"threads": torch.get_num_threads()} if self.train.device.type == "cpu" else {})
 
     def kept_model(self) -> tuple[dict[str, Tensor], dict]:
         """The best epoch's weights, on the CPU, and the description that `save_model` stores with them."""
         description = {
             "network": self.name,
-            "kept_epoch": best_epoch(self.curve, self.params)["epoch"],
+            "kept_epoch": self.kept["epoch"],
             "head_width": self.params.head_width,
             "dropout": self.params.dropout,
             **self.train.description,
