@@ -74,18 +74,18 @@ def repeat(step: Callable[[], None], device: torch.device) -> float:
     at_once = 1 if device.type == "cpu" else 20  # waiting after every step would leave a GPU idle
     for _ in range(WARM_UP_STEPS):
         step()
-    synchronize(device)
+    wait_for(device)
     seconds: list[float] = []
     while sum(seconds) < MEASURED_S:
         start = time.perf_counter()
         for _ in range(at_once):
             step()
-        synchronize(device)
+        wait_for(device)
         seconds.append(time.perf_counter() - start)
     return at_once / min(seconds)
 
 
-def synchronize(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
     """Wait until the device has finished all steps."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)

@@ -23,7 +23,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 MAX_REFERENCES = 2000
-NEIGHBOR = 5
+NEIGHBOUR = 5
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Rejection:
 def similarities(features: Tensor, references: Tensor) -> Tensor:
     """The cosine between each of `features` [N, D] and the K-th most similar of `references` [M, D]: float32 [N]."""
     cosines = nn.functional.normalize(features) @ references.T
-    return cosines.topk(min(NEIGHBOR, len(references)), dim=1).values[:, -1]
+    return cosines.topk(min(NEIGHBOUR, len(references)), dim=1).values[:, -1]
 
 
 def make_references(network: nn.Module, train: PackedSplit, dtype: torch.dtype) -> Tensor:

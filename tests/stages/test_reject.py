@@ -21,7 +21,7 @@ from torch.nn.functional import normalize
 
 pytestmark = pytest.mark.slow
 
-RATE, NEIGHBOR = 0.3, 5
+RATE, NEIGHBOUR = 0.3, 5
 SCRIPTS = ("train.py resnet18", "evaluate.py", "ensemble.py", "reject.py", "report.py")
 
 
@@ -70,7 +70,7 @@ def test_reject_measures_the_cosine_to_the_fifth_most_similar_train_photo(traine
         rows = table[table["split"] == split]
         assert rows["photo"].tolist() == [row["photo"] for row in trained.split_table() if row["split"] == split]
         cosines = (features[split] @ features["train"].T).sort(dim=1, descending=True).values
-        assert rows["similarity"].to_numpy() == pytest.approx(cosines[:, NEIGHBOR - 1].numpy(), abs=1e-4)
+        assert rows["similarity"].to_numpy() == pytest.approx(cosines[:, NEIGHBOUR - 1].numpy(), abs=1e-4)
 
 
 def test_reject_sets_the_threshold_on_validation_alone(trained: Project) -> None:
