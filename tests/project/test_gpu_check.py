@@ -62,7 +62,7 @@ def test_gpu_check_prints_every_line_and_needs_no_git(check: Path) -> None:
 
 def check_stages(lines: list[str]) -> None:
     stages = dict(re.split(r"  +", line, maxsplit=1) for line in lines)
-    assert list(stages) == ["prepare", "train resnet18", "evaluate", "ensemble", "reject", "report"]
+    assert list(stages) == ["prepare", "reject", "train resnet18", "evaluate", "ensemble", "report"]
     for stage in stages.values():
         total, first, _, end = re.fullmatch(r"([\d.]+) +([\d.]+)  (.*)end ([\d.]+)", stage).groups()
         assert float(total) >= max(float(first), float(end)) > 0

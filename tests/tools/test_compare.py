@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import compare
 from pipeline.core.errors import UserError
-from pipeline.runs.reading import differences, reading
+from pipeline.runs import differences, reading
 from run import copy_pipeline
 from tests.support.photos import kaggle_files
 from tests.support.projects import Repository, error_line, stand_in_repository
