@@ -258,6 +258,7 @@ def printed_by(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -
         monkeypatch.chdir(repository.root)
         monkeypatch.setattr("sys.argv", ["compare.py", *arguments])
         reading.dvc_settings.cache_clear()
+        capsys.readouterr()  # what the commands before have printed
         compare.main()
         printed, warnings = capsys.readouterr()
         assert warnings == ""
