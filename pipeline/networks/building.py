@@ -72,6 +72,12 @@ def head_name(network: nn.Module) -> str:
     return next(name for name, module in network.named_modules() if isinstance(module, Head))
 
 
+def divide_logits(network: nn.Module, weights: dict[str, Tensor], temperature: float) -> dict[str, Tensor]:
+    """Return `weights`, a state_dict of `network`, changed so that all logits are divided by `temperature`."""
+    output = f"{head_name(network)}.{len(head_of(network)) - 1}."  # the head's last layer, which is linear
+    return {key: tensor / temperature if key.startswith(output) else tensor for key, tensor in weights.items()}
+
+
 def check_image_size(network: nn.Module, name: str, size: int, key: str) -> None:
     """Raise UserError if `network` cannot take images of `size` pixels a side, which `key` in params.yaml sets.
 

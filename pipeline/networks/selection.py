@@ -2,36 +2,15 @@
 
 A learning curve is a list of the epochs so far, each a dict with `epoch` (0: the fitted head, before any step), `lr`
 (the head's learning rate at the epoch's start), `train_loss`, `validation_loss`, `validation_calibrated_loss` (all in
-nats) and `validation_accuracy`.
+nats), `validation_accuracy` and `temperature`.
 """
 
 import math
 
 from pipeline.core.sections.train import Train
 
-from torch import Tensor, nn
-
-MIN_SCALE, MAX_SCALE = 1e-12, 1e3  # of logits; without mistakes, the best scale would be infinite
-BISECTIONS = 50  # of the scale's logarithm; more would not change the loss
 NOTABLE = 1.2  # the factor by which a loss must rise to be reported; less may be noise
 LEARNED, FORGOTTEN, USELESS, DIVERGED = 0.4, 0.5, 0.95, 2  # times the loss of guessing
-
-
-def calibrated_loss(logits: Tensor, labels: Tensor) -> float:
-    """The log loss after temperature scaling, in nats: the lowest that multiplying all logits by one number can give.
-
-    `logits` is [N, classes], `labels` int [N]. Unlike the log loss itself, it does not depend on a network's overall
-    confidence, which label smoothing and long training change. Guo et al., "On Calibration of Modern Neural Networks",
-    2017, https://arxiv.org/abs/1706.04599. The loss is convex in the scale, so the best scale is where the slope is 0.
-    """
-    logits = logits.double()
-    mean_of_labels = logits.gather(1, labels[:, None]).mean()
-    low, high = math.log(MIN_SCALE), math.log(MAX_SCALE)
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        slope = (logits * (logits * math.exp(middle)).softmax(1)).sum(1).mean() - mean_of_labels
-        low, high = (low, middle) if slope > 0 else (middle, high)
-    return nn.functional.cross_entropy(logits * math.exp(low), labels).item()
 
 
 def best_epoch(curve: list[dict], params: Train) -> dict | None:

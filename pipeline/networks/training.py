@@ -6,15 +6,16 @@ import time
 from pipeline.core.errors import UserError
 from pipeline.core.sections.train import Train
 from pipeline.networks.augmentation import Augmentation
-from pipeline.networks.building import build_network, check_image_size
+from pipeline.networks.building import build_network, check_image_size, divide_logits
 from pipeline.networks.dataset import PackedSplit
 from pipeline.networks.distributed import Processes
 from pipeline.networks.fitting import fit_head
 from pipeline.networks.folding import fold_batchnorm, fold_frozen_batchnorm
 from pipeline.networks.freezing import set_training
 from pipeline.networks.predicting import predict_logits
-from pipeline.networks.selection import best_epoch, calibrated_loss, describe_scores, find_trouble
+from pipeline.networks.selection import best_epoch, describe_scores, find_trouble
 from pipeline.networks.stepping import TrainingStep, keep_rate_tensors, make_optimizer, make_scheduler
+from pipeline.scores.calibration import calibrated_loss, fit_temperature, log_loss
 
 import pandas as pd
 import torch
@@ -153,19 +154,21 @@ class Training:
     def validate(self) -> dict:
         """Return the network's losses and accuracy on validation, over all processes' shards, as columns of the curve.
 
-        `validation_loss` is the log loss and `validation_calibrated_loss` that of `calibrated_loss`, both in nats.
+        `validation_loss` is the log loss and `validation_calibrated_loss` that of `calibrated_loss`, both in nats, and
+        `temperature` is the one that calibrates the network.
         Leaves the network in eval mode. Raises UserError if the loss is not finite.
         """
         title = f"{self.name} validation"
         shard = self.validation.part(slice(self.processes.rank, None, self.processes.count))
         logits = predict_logits(fold_batchnorm(self.network), shard, self.dtype, title)
-        logits, labels = self.processes.all_gather(logits), self.validation.labels.cpu()
-        loss = require_finite(nn.functional.cross_entropy(logits, labels).item(), title)
-        accuracy = (logits.argmax(1) == labels).double().mean().item()
+        logits, labels = self.processes.all_gather(logits).double().numpy(), self.validation.labels.cpu().numpy()
+        loss = require_finite(log_loss(logits, labels), title)
+        accuracy = float((logits.argmax(axis=1) == labels).mean())
         return {
             "validation_loss": round(loss, 6),
             "validation_calibrated_loss": round(calibrated_loss(logits, labels), 6),
             "validation_accuracy": round(accuracy, 6),
+            "temperature": fit_temperature(logits, labels),
         }
 
     def state_dict(self) -> dict:
@@ -199,15 +202,21 @@ class Training:
         return scores | ({"threads": torch.get_num_threads()} if self.train.device.type == "cpu" else {})
 
     def kept_model(self) -> tuple[dict[str, Tensor], dict]:
-        """The best epoch's weights, on the CPU, and the description that `save_model` stores with them."""
+        """The best epoch's weights, calibrated, on the CPU, and the description that `save_model` stores with them.
+
+        The logits of the model are those of the network divided by the temperature, so everything that uses the model
+        gets calibrated probabilities. The description has the temperature, which gives the logits before.
+        """
         description = {
             "network": self.name,
             "kept_epoch": self.kept["epoch"],
+            "temperature": self.kept["temperature"],
             "head_width": self.params.head_width,
             "dropout": self.params.dropout,
             **self.train.description,
         }
-        return {key: tensor.cpu() for key, tensor in self.best_weights.items()}, description
+        weights = divide_logits(self.network, self.best_weights, self.kept["temperature"])
+        return {key: tensor.cpu() for key, tensor in weights.items()}, description
 
 
 def make_network(name: str, weights: str, params: Train, train: PackedSplit) -> nn.Module:

@@ -21,7 +21,7 @@ RESAMPLES = 1000
 
 def log_loss(logits: np.ndarray, labels: np.ndarray) -> float:
     """The mean log loss, in nats."""
-    return float(-log_softmax(logits, axis=1)[np.arange(len(labels)), labels].mean())
+    return float(-log_softmax(logits, axis=1)[np.arange(len(labels)), labels].mean()) + 0.0  # which turns -0.0 into 0.0
 
 
 def calibrated_loss(logits: np.ndarray, labels: np.ndarray) -> float:

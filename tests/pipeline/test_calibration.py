@@ -31,6 +31,17 @@ def test_fit_temperature_undoes_what_made_logits_too_confident_or_not_confident_
     assert calibrated_loss(logits * temperature, labels) == pytest.approx(log_loss(logits, labels), abs=1e-3)
 
 
+def test_the_calibrated_loss_is_the_lowest_of_all_temperatures() -> None:
+    random = np.random.default_rng(1)
+    logits = random.normal(size=(300, 4))
+    labels = np.where(random.random(300) < 0.3, random.integers(4, size=300), logits.argmax(axis=1))
+    losses = [log_loss(scale * logits, labels) for scale in np.logspace(-2, 1, 3000)]
+    for confidence in (0.05, 1, 20):  # in the network, which must not matter
+        assert calibrated_loss(confidence * logits, labels) == pytest.approx(min(losses), abs=1e-6)
+    assert calibrated_loss(logits, (logits.argmax(axis=1) + 1) % 4) == pytest.approx(np.log(4), abs=1e-3)  # all wrong
+    assert calibrated_loss(10 * np.eye(4), np.arange(4)) == 0
+
+
 def test_fit_temperature_never_raises_the_log_loss_it_is_fitted_to() -> None:
     for seed in range(200):
         logits, labels = calibrated(2 + seed % 20, 2 + seed % 3, seed)

@@ -303,7 +303,7 @@ def test_each_stage_depends_on_the_code_and_params_that_its_script_reads(name: s
 MAY_IMPORT = {
     "core": set(),
     "photos": {"core"},
-    "networks": {"core"},
+    "networks": {"core", "scores"},
     "scores": {"core"},
     "pages": {"core", "scores"},
     "editing": {"core"},

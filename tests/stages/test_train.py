@@ -1,6 +1,5 @@
 """The train stage, on synthetic photos."""
 
-import math
 import re
 
 import train
@@ -9,7 +8,8 @@ from pipeline.core.read_params import read_params
 from pipeline.networks import compute, training
 from pipeline.networks.building import build_network
 from pipeline.networks.dataset import PackedSplit
-from pipeline.networks.selection import calibrated_loss, explain_choice, find_trouble
+from pipeline.networks.selection import explain_choice, find_trouble
+from pipeline.scores.calibration import log_loss
 from tests.support.projects import REPOSITORY, Project, error_line
 from tests.support.weight_files import write_weights
 
@@ -36,7 +36,8 @@ def test_train_gives_the_same_bytes_again_and_others_with_another_seed(small: Pr
 
 def scripted(loss: float) -> dict:
     """What `validate` returns, if the network is as confident as it should be."""
-    return {"validation_loss": loss, "validation_calibrated_loss": loss, "validation_accuracy": 0.5}
+    scores = {"validation_loss": loss, "validation_calibrated_loss": loss, "validation_accuracy": 0.5}
+    return {**scores, "temperature": 1.0}
 
 
 @pytest.mark.slow
@@ -136,7 +137,7 @@ def test_train_applies_a_lower_learning_rate_to_the_body_than_to_the_head(tiny: 
         tiny.succeed("train.py", "resnet18")
         trained = load_file(tiny.root / "models/networks/resnet18.safetensors")
         moved.append((trained["conv1.weight"] - initial).norm().item())
-        heads.append(trained["fc.3.weight"])
+        heads.append(trained["fc.3.weight"] * tiny.read_json("metrics/train/resnet18.json")["temperature"])
     assert moved[1] == pytest.approx(0.01 * moved[0], rel=0.5)
     torch.testing.assert_close(*heads, rtol=0.1, atol=0.001)
 
@@ -272,15 +273,21 @@ def test_train_does_not_prefer_a_network_because_it_is_more_confident(
     )
 
 
-def test_the_calibrated_loss_is_the_lowest_of_all_temperatures() -> None:
-    random = torch.Generator().manual_seed(1)
-    logits = torch.randn(300, 4, generator=random, dtype=torch.float64)
-    labels = torch.where(torch.rand(300, generator=random) < 0.3, torch.randint(4, (300,)), logits.argmax(1))
-    losses = [torch.nn.functional.cross_entropy(scale * logits, labels).item() for scale in torch.logspace(-2, 1, 3000)]
-    for confidence in (0.05, 1, 20):  # in the network, which must not matter
-        assert calibrated_loss((confidence * logits).float(), labels) == pytest.approx(min(losses), abs=1e-6)
-    assert calibrated_loss(logits, (logits.argmax(1) + 1) % 4) == pytest.approx(math.log(4), abs=1e-3)  # all wrong
-    assert calibrated_loss(10 * torch.eye(4), torch.arange(4)) == 0
+@pytest.mark.slow
+def test_train_calibrates_the_model_on_validation(small: Project) -> None:
+    """The logits of the model are divided by the temperature; multiplied by it, they have the loss during training."""
+    small.params["train"] |= {"epochs": 1, "label_smoothing": 0.5}  # which makes a network underconfident
+    small.succeed("train.py", "resnet18")
+    small.params["networks"].pop("resnet34")
+    small.succeed("evaluate.py")
+    trained = small.read_json("metrics/train/resnet18.json")
+    assert trained["temperature"] != 1
+    predictions = pd.read_csv(small.root / "metrics/predictions/networks.csv").query("split == 'validation'")
+    logits = predictions[["logit_cat", "logit_dog"]].to_numpy()
+    labels = (predictions["label"] == "dog").to_numpy(dtype=int)
+    assert log_loss(logits * trained["temperature"], labels) == pytest.approx(trained["validation_loss"], abs=1e-4)
+    assert log_loss(logits, labels) < trained["validation_loss"]
+    assert trained["validation_accuracy"] == (logits.argmax(axis=1) == labels).mean()
 
 
 def curve_of(*epochs: tuple[float, float], rates: tuple[float, ...] = ()) -> list[dict]:
