@@ -76,13 +76,16 @@ def main() -> None:
                 checkpoint.save(training.state_dict())
             processes.report(result)  # only now: a run that is interrupted from here on resumes after this epoch
 
+        training.finish()
+
         if processes.is_first:
             with atomic_write() as write_to:
                 training.table().to_csv(write_to(learning_curve(name)), index=False)
                 write_json(write_to(train_scores(name)), training.kept_scores())
                 save_model(write_to(model(name)), *training.kept_model())
             checkpoint.delete()
-        choice = explain_choice(training.curve, len(train.description["classes"]), params.train, params.lr)
+        classes = len(train.description["classes"])
+        choice = explain_choice(training.curve, training.mean, classes, params.train, params.lr)
         processes.report(f"{name}: {choice}")
 
 

@@ -35,6 +35,8 @@ def main() -> None:
         print("\n".join([*table([(*HEADINGS, f"params that differ from {base.name}"), *rank(group, base)]), ""]))
     if any(0 in experiment.kept_epochs.values() for experiment in found):
         print("Kept epoch 0 is the fitted head: no training was kept.")
+    if any("+" in str(kept) for experiment in found for kept in experiment.kept_epochs.values()):
+        print("Kept epoch 0+3 is the mean of the network with the fitted head and that of epoch 3.")
     if len(groups) > 1:
         print("Scores on different validation photos cannot be compared.")
     for reason in unfinished:

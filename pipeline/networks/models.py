@@ -36,7 +36,7 @@ def load_model(path: Path) -> tuple[nn.Module, dict]:
     return network, description
 
 
-def load_trained(name: str, splits: dict[str, PackedSplit]) -> tuple[nn.Module, int | None]:
+def load_trained(name: str, splits: dict[str, PackedSplit]) -> tuple[nn.Module, int | str | None]:
     """Load a trained network, and the epoch that `train` kept (None in models of earlier versions).
 
     Raises UserError if the file contains another network, or one that was trained with other classes or a different

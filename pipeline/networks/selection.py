@@ -1,8 +1,9 @@
-"""Choose the epoch whose weights are kept, explain the choice, and find signs of trouble in training.
+"""Choose the weights that are kept, explain the choice, and find signs of trouble in training.
 
 A learning curve is a list of the epochs so far, each a dict with `epoch` (0: the fitted head, before any step), `lr`
 (the head's learning rate at the epoch's start), `train_loss`, `validation_loss`, `validation_calibrated_loss` (all in
-nats), `validation_accuracy` and `temperature`.
+nats), `validation_accuracy` and `temperature`. The mean of the fitted head's network and that of the last epoch has
+these scores, too; its `epoch` is a text such as `0+3`.
 """
 
 import math
@@ -13,16 +14,18 @@ NOTABLE = 1.2  # the factor by which a loss must rise to be reported; less may b
 LEARNED, FORGOTTEN, USELESS, DIVERGED = 0.4, 0.5, 0.95, 2  # times the loss of guessing
 
 
-def best_epoch(curve: list[dict], params: Train) -> dict | None:
-    """The epoch with the lowest calibrated loss on validation; among equals, the one with the lowest loss.
+def best_scores(curve: list[dict], params: Train, mean: dict | None = None) -> dict | None:
+    """The scores with the lowest calibrated loss on validation; among equals, the ones with the lowest loss.
 
-    With one_cycle only the fitted head and the last epoch are candidates, because in between the learning rate is high
-    and scores are noisy. None if there is no candidate yet.
+    With one_cycle only the fitted head, the last epoch and their mean are candidates, because in between the learning
+    rate is high and scores are noisy. None if there is no candidate yet.
     """
-    if params.lr_schedule == "one_cycle":
-        curve = [scores for scores in curve if scores["epoch"] in (0, params.epochs)]
+    candidates = [
+        scores for scores in curve if params.lr_schedule != "one_cycle" or scores["epoch"] in (0, params.epochs)
+    ]
+    candidates += [mean] if mean else []
     return min(
-        curve, key=lambda scores: (scores["validation_calibrated_loss"], scores["validation_loss"]), default=None
+        candidates, key=lambda scores: (scores["validation_calibrated_loss"], scores["validation_loss"]), default=None
     )
 
 
@@ -70,14 +73,20 @@ def describe_scores(scores: dict) -> str:
     )
 
 
-def explain_choice(curve: list[dict], classes: int, params: Train, lr: float) -> str:
-    """Say which epoch was kept, with its scores and, unless it is the last one, the reason and a param to try."""
-    best, last = best_epoch(curve, params), curve[-1]
+def explain_choice(curve: list[dict], mean: dict | None, classes: int, params: Train, lr: float) -> str:
+    """Say what was kept, with its scores and, unless it is the last epoch, the reason and perhaps a param to try."""
+    best, last = best_scores(curve, params, mean), curve[-1]
     scores = describe_scores(best)
     if best["validation_calibrated_loss"] > USELESS * math.log(classes):
         scores += ", no better than guessing"
     if best is last:
         return f"kept epoch {best['epoch']} of {params.epochs}: {scores}"
+    if best is mean:
+        return (
+            f"kept the mean of the fitted head's network and epoch {last['epoch']}: {scores}; its calibrated "
+            f"validation loss is the lowest ({curve[0]['validation_calibrated_loss']:.4f} with the fitted head, "
+            f"{last['validation_calibrated_loss']:.4f} after epoch {last['epoch']})"
+        )
     losses = (
         f"{best['validation_calibrated_loss']:.4f}, and {last['validation_calibrated_loss']:.4f} after the last epoch"
     )

@@ -13,7 +13,7 @@ from pipeline.networks.fitting import fit_head
 from pipeline.networks.folding import fold_batchnorm, fold_frozen_batchnorm
 from pipeline.networks.freezing import set_training
 from pipeline.networks.predicting import predict_logits
-from pipeline.networks.selection import best_epoch, describe_scores, find_trouble
+from pipeline.networks.selection import best_scores, describe_scores, find_trouble
 from pipeline.networks.stepping import TrainingStep, keep_rate_tensors, make_optimizer, make_scheduler
 from pipeline.scores.calibration import calibrated_loss, fit_temperature, log_loss
 
@@ -29,8 +29,9 @@ LOSS_CHECK_INTERVAL_ON_GPU = 200  # ... on a GPU, which is idle while its loss i
 class Training:
     """A training run of one network: its inputs, and the state it keeps from epoch to epoch.
 
-    `curve` holds the scores of each epoch so far, `best_weights` the state_dict of the best one. Raises UserError if
-    the network does not exist, its weights cannot be used, or it cannot take the images' sizes.
+    `curve` holds the scores of each epoch so far, `best_weights` the state_dict of the best one, and `head_weights`
+    that of the network with the fitted head, before training. Raises UserError if the network does not exist, its
+    weights cannot be used, or it cannot take the images' sizes.
     """
 
     def __init__(
@@ -55,7 +56,9 @@ class Training:
         self.scheduler = make_scheduler(params, self.optimizer, self.steps)
         self.augment = make_augmentation(params, train.description["image_size"], params.image_size)
         self.curve: list[dict] = []
+        self.mean: dict | None = None  # the scores of the mean of epoch 0 and the last one
         self.best_weights: dict[str, Tensor] = {}
+        self.head_weights: dict[str, Tensor] = {}
 
     def start(self, state: dict | None) -> None:
         """Resume from the state of an interrupted run; without one, fit the head if train.head_init is fitted.
@@ -111,8 +114,10 @@ class Training:
         """
         scores = {"epoch": epoch, "lr": lr, "train_loss": round(loss, 6), **self.validate()}
         self.curve.append(scores)
-        if best_epoch(self.curve, self.params) is scores:
-            self.best_weights = {key: tensor.clone() for key, tensor in self.network.state_dict().items()}
+        if best_scores(self.curve, self.params) is scores:
+            self.best_weights = self.copy_weights()
+        if epoch == 0:
+            self.head_weights = self.best_weights
         seconds = time.perf_counter() - start
         left = (self.params.epochs - epoch) * seconds if epoch else 0
         trouble = find_trouble(self.curve, len(self.train.description["classes"]))
@@ -122,6 +127,26 @@ class Training:
             + (f", about {describe_duration(left)} left" if left else "")
             + (f"\nwarning: {self.name} epoch {epoch}: {trouble}" if trouble else "")
         )
+
+    def finish(self) -> None:
+        """Score the mean of the network with the fitted head and that of the last epoch; keep it if it is the best.
+
+        With few photos such a mean is often better than either, because it forgets less of what the pretrained network
+        knows: Wortsman et al., "Robust fine-tuning of zero-shot models", 2022, https://arxiv.org/abs/2109.01903
+        """
+        if not self.head_weights:
+            return
+        both = zip(self.head_weights.items(), self.network.state_dict().values(), strict=True)
+        mean = {key: (head + trained) / 2 if head.is_floating_point() else head for (key, head), trained in both}
+        self.network.load_state_dict(mean)
+        self.mean = {**self.curve[-1], "epoch": f"0+{self.last_epoch}", **self.validate()}
+        if best_scores(self.curve, self.params, self.mean) is self.mean:
+            self.best_weights = self.copy_weights()
+        self.processes.report(f"{self.name} mean of epochs 0 and {self.last_epoch}: {describe_scores(self.mean)}")
+
+    def copy_weights(self) -> dict[str, Tensor]:
+        """A copy of the network's state_dict."""
+        return {key: tensor.clone() for key, tensor in self.network.state_dict().items()}
 
     @property
     def last_epoch(self) -> int:
@@ -155,8 +180,8 @@ class Training:
         """Return the network's losses and accuracy on validation, over all processes' shards, as columns of the curve.
 
         `validation_loss` is the log loss and `validation_calibrated_loss` that of `calibrated_loss`, both in nats, and
-        `temperature` is the one that calibrates the network.
-        Leaves the network in eval mode. Raises UserError if the loss is not finite.
+        `temperature` is the one that calibrates the network. Leaves the network in eval mode. Raises UserError if the
+        loss is not finite.
         """
         title = f"{self.name} validation"
         shard = self.validation.part(slice(self.processes.rank, None, self.processes.count))
@@ -173,36 +198,40 @@ class Training:
 
     def state_dict(self) -> dict:
         parts = {key: getattr(self, key).state_dict() for key in ("network", "optimizer", "scheduler")}
-        return {**parts, "curve": self.curve, "best_weights": self.best_weights}
+        return {**parts, "curve": self.curve, "best_weights": self.best_weights, "head_weights": self.head_weights}
 
     def load_state_dict(self, state: dict) -> None:
         rates = [group["lr"] for group in self.optimizer.param_groups]
         for key in ("network", "optimizer", "scheduler"):
             getattr(self, key).load_state_dict(state[key])
         keep_rate_tensors(self.optimizer, rates)
-        self.curve, self.best_weights = state["curve"], state["best_weights"]
+        self.curve, self.best_weights, self.head_weights = (
+            state[key] for key in ("curve", "best_weights", "head_weights")
+        )
 
     @property
     def kept(self) -> dict:
-        """The scores of the best epoch, of which a finished training run has one."""
-        best = best_epoch(self.curve, self.params)
+        """The best scores, of an epoch or of the mean, of which a finished training run has some."""
+        best = best_scores(self.curve, self.params, self.mean)
         assert best is not None
         return best
 
     def table(self) -> pd.DataFrame:
-        """The learning curve, one row per epoch; `kept` marks the best one."""
-        return pd.DataFrame([{**scores, "kept": scores is self.kept} for scores in self.curve])
+        """The learning curve, one row per epoch; `kept` marks the best one, or the two whose mean is better."""
+        kept = (0, self.last_epoch) if self.kept is self.mean else (self.kept["epoch"],)
+        return pd.DataFrame([{**scores, "kept": scores["epoch"] in kept} for scores in self.curve])
 
     def kept_scores(self) -> dict:
-        """The scores of the best epoch, `kept_epoch`, and on a CPU the number of threads, which repeating it needs.
+        """The best scores, `kept_epoch`, and on a CPU the number of threads, which repeating it needs.
 
-        Without lr, because `dvc exp show` would show a second column of that name next to the param's.
+        `kept_epoch` is a number, or a text such as `0+3` for the mean of epochs 0 and 3. There is no lr, because `dvc
+        exp show` would show a second column of that name next to the param's.
         """
         scores = {"kept_epoch" if key == "epoch" else key: value for key, value in self.kept.items() if key != "lr"}
         return scores | ({"threads": torch.get_num_threads()} if self.train.device.type == "cpu" else {})
 
     def kept_model(self) -> tuple[dict[str, Tensor], dict]:
-        """The best epoch's weights, calibrated, on the CPU, and the description that `save_model` stores with them.
+        """The best weights, calibrated, on the CPU, and the description that `save_model` stores with them.
 
         The logits of the model are those of the network divided by the temperature, so everything that uses the model
         gets calibrated probabilities. The description has the temperature, which gives the logits before.

@@ -73,7 +73,7 @@ class Run:
     photos: pd.DataFrame  # photo, label and sha256, sorted by sha256
     answers: dict[str, Answers]  # by network; and the ensemble's, unless it was fitted to these photos
     models: dict[str, str]  # by network: the hash of its model
-    kept_epochs: dict[str, int]  # by network, if the run stored it: the epoch that was kept; 0: the fitted head
+    kept_epochs: dict[str, int | str]  # by network, if the run stored it: the epoch that was kept, or 0+3 for a mean
 
     @property
     def seed(self) -> Any:
@@ -225,7 +225,7 @@ def require_consistent(name: str, stages: dict[str, dict], read: Callable[[Path]
             raise UserError(f"{name}: {path} is not the one that `dvc repro` wrote; run `dvc repro` to restore it")
 
 
-def read_kept_epochs(networks: Sequence[str], read: Callable[[Path], bytes]) -> dict[str, int]:
+def read_kept_epochs(networks: Sequence[str], read: Callable[[Path], bytes]) -> dict[str, int | str]:
     """The epochs that `train` kept, by network, without runs of earlier versions, which did not store it."""
     found = {}
     for network in networks:

@@ -328,7 +328,7 @@ def test_train_says_why_it_kept_an_epoch_before_the_last_one() -> None:
         update={"epochs": 3, "lr_schedule": "step"}
     )
     curve = curve_of((0.05, 0.3), (0.2, 0.2), (0.1, 0.1), (0.05, 0.15))
-    assert explain_choice(curve, 2, params, lr=0.001) == (
+    assert explain_choice(curve, None, 2, params, lr=0.001) == (
         "kept epoch 2 of 3: validation loss 0.1000 (0.1000 calibrated), validation accuracy 0.500000; its calibrated "
         "validation loss is the lowest (0.1000, and 0.1500 after the last epoch); try train.epochs=2"
     )
@@ -338,7 +338,7 @@ def test_train_says_if_the_kept_epoch_is_no_better_than_guessing() -> None:
     params = read_params(Params, REPOSITORY / "params.yaml").train
     for loss, end in ((0.69, ", no better than guessing"), (0.5, "validation accuracy 0.500000")):
         curve = curve_of((0.7, 0.7), *[(0.7, loss)] * params.epochs)
-        assert explain_choice(curve, 2, params, lr=0.001).endswith(end)
+        assert explain_choice(curve, None, 2, params, lr=0.001).endswith(end)
 
 
 @pytest.mark.slow
