@@ -53,6 +53,7 @@ def main() -> None:
         find_best_member,
         make_combination,
         probabilities_table,
+        uncalibrated,
     )
     from pipeline.scores.predictions import PROBABILITY_DIGITS, read_logits, select_split
     from pipeline.scores.scoring import (
@@ -74,7 +75,8 @@ def main() -> None:
     combined = {split: combination(list(predictions.logits.values())) for split, predictions in splits.items()}
     # Scores on the photos that the weights were fitted to would mean nothing.
     scored = ["test"] if method == FITTED else list(splits)
-    scores = {split: score(combined[split], splits[split].labels) for split in scored}
+    before = {split: uncalibrated(combination, of) for split, of in splits.items()}
+    scores = {split: score(combined[split], splits[split].labels, before[split]) for split in scored}
     class_scores = score_classes(combined["test"], test.labels, test.classes)
     best_member = find_best_member(validation)
     comparison = compare_answers(test.probabilities[best_member], combined["test"], test.labels)

@@ -100,9 +100,9 @@ def main() -> None:
     sizes = " and ".join(f"{len(packed)} {split}" for split, packed in splits.items())
     print(f"{sizes} photos, {dtype_name(dtype)} on {device.type}", flush=True)
 
-    networks, kept_epochs, tables = {}, {}, []
+    networks, descriptions, tables = {}, {}, []
     for name in params.networks:
-        networks[name], kept_epochs[name] = load_trained(name, splits)
+        networks[name], descriptions[name] = load_trained(name, splits)
         network = ready_to_predict(networks[name], params.evaluate.test_time_flip, device)
         warm_up(network, splits.values(), dtype)
         start = time.perf_counter()
@@ -112,10 +112,11 @@ def main() -> None:
 
     logits = pd.concat(tables)
     validation, test = (select_split(logits, split) for split in splits)
-    scores = score_networks(validation, test)
+    temperatures = {name: description.get("temperature", 1.0) for name, description in descriptions.items()}
+    scores = score_networks(validation, test, temperatures)
     class_scores = {name: score_classes(p, test.labels, test.classes) for name, p in test.probabilities.items()}
 
-    hardest = hardest_with_any_method(list(test.logits.values()), test.labels)  # the photos that the report shows
+    hardest = hardest_with_any_method(validation, test)  # the photos that the report shows
     predicted = {name: predicted_labels(values) for name, values in test.logits.items()}
     heat_maps = explain(networks, splits["test"], hardest, predicted)
 
@@ -125,7 +126,8 @@ def main() -> None:
         write_class_scores(write_to(NETWORK_CLASS_SCORES), class_scores)
         write_to(HEAT_MAPS).write_bytes(save(heat_maps))
         for name in scores:
-            write_json(write_to(network_metrics(name)), {**headline(**scores[name]), "kept_epoch": kept_epochs[name]})
+            kept_epoch = descriptions[name].get("kept_epoch")
+            write_json(write_to(network_metrics(name)), {**headline(**scores[name]), "kept_epoch": kept_epoch})
     for path in NETWORK_METRICS.glob("*.json"):
         if path.stem not in scores:
             path.unlink()  # left over from a removed network

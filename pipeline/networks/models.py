@@ -36,8 +36,8 @@ def load_model(path: Path) -> tuple[nn.Module, dict]:
     return network, description
 
 
-def load_trained(name: str, splits: dict[str, PackedSplit]) -> tuple[nn.Module, int | str | None]:
-    """Load a trained network, and the epoch that `train` kept (None in models of earlier versions).
+def load_trained(name: str, splits: dict[str, PackedSplit]) -> tuple[nn.Module, dict]:
+    """Load a trained network and its description.
 
     Raises UserError if the file contains another network, or one that was trained with other classes or a different
     image size, resize or split, whose training photos may include these test photos.
@@ -57,4 +57,4 @@ def load_trained(name: str, splits: dict[str, PackedSplit]) -> tuple[nn.Module, 
                 f"{model(name)} was trained with a different {different} than {packed_split(split)} has; run `dvc "
                 "repro`"
             )
-    return network, description.get("kept_epoch")
+    return network, description

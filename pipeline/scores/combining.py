@@ -15,6 +15,7 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 
 FITTED = "fitted_weights"  # the only method that has weights
+MEANS = ("mean_logits", "mean_probabilities")  # the methods that have a temperature
 METHODS: tuple[str, ...] = get_args(Ensemble.model_fields["method"].annotation)
 WEIGHT_DIGITS = 6  # decimal places; rounded before use, so that the weights in combination.json give the same results
 
@@ -30,12 +31,14 @@ def votes(logits: np.ndarray) -> np.ndarray:
 class Combination:
     """How to combine the members; `method` is a value of ensemble.method.
 
-    Only fitted_weights uses `weights` (by network) and `intercepts` (by class, in the order of the labels).
+    `temperature` calibrates the means (see pipeline/scores/calibration.py). Only fitted_weights uses `weights` (by
+    network) and `intercepts` (by class, in the order of the labels).
     """
 
     method: str
     weights: dict[str, float] = field(default_factory=dict)
     intercepts: dict[str, float] = field(default_factory=dict)
+    temperature: float = 1.0
 
     def __call__(
         self,
@@ -53,10 +56,11 @@ class Combination:
             weighted = (member * weight for member, weight in zip(logits, self.weights.values(), strict=True))
             return softmax(sum(weighted) + array(list(self.intercepts.values())))
         if self.method == "mean_logits":
-            return softmax(sum(logits) / len(logits))
+            return softmax(sum(logits) / (len(logits) * self.temperature))
         mean_probabilities = sum(map(softmax, logits)) / len(logits)
         if self.method == "mean_probabilities":
-            return mean_probabilities
+            scaled = mean_probabilities ** (1 / self.temperature)  # divides their logarithms
+            return scaled / scaled.sum(-1)[..., None]
         if self.method == "majority_vote":
             # The share of votes for each class. The mean probabilities count as one more vote, which breaks ties but
             # never overrules a majority. Good for accuracy; the log loss is that of vote shares, not of probabilities.
@@ -97,7 +101,7 @@ def repeats_member(method: str, members: Sequence[str]) -> bool:
 
     fitted_weights calibrates even a single network, and majority_vote replaces its probabilities with votes.
     """
-    return len(members) == 1 and method in ("mean_logits", "mean_probabilities")
+    return len(members) == 1 and method in MEANS
 
 
 def read_combination(networks: list[str], classes: list[str]) -> Combination:
@@ -117,4 +121,6 @@ def read_combination(networks: list[str], classes: list[str]) -> Combination:
             f"{COMBINATION} is for the classes {list_some(content.get('classes', []))}, but the models are for "
             f"{list_some(classes)}; run `dvc repro` to fix this"
         )
-    return Combination(content["method"], content.get("weights", {}), content.get("intercepts", {}))
+    return Combination(
+        content["method"], content.get("weights", {}), content.get("intercepts", {}), content.get("temperature", 1.0)
+    )

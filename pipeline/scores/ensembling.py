@@ -1,20 +1,35 @@
 """The ensemble: its combination, its best member, and what it changes compared with a member."""
 
-from pipeline.scores.combining import FITTED, Combination, fit_weights
+from dataclasses import replace
+
+from pipeline.scores.calibration import fit_temperature
+from pipeline.scores.combining import FITTED, MEANS, Combination, fit_weights, repeats_member
 from pipeline.scores.predictions import PROBABILITY_DIGITS, Predictions, probability_columns
 from pipeline.scores.scoring import predicted_labels
 
 import numpy as np
 import pandas as pd
+from scipy.special import log_softmax
 from scipy.stats import binomtest
 
 
 def make_combination(method: str, validation: Predictions) -> Combination:
-    """The combination of all networks; fitted_weights is fitted on validation."""
-    if method != FITTED:
+    """The combination of all networks; its weights, or the temperature of a mean, are fitted on validation."""
+    networks, logits = list(validation.logits), np.stack(list(validation.logits.values()))
+    if method == FITTED:
+        return fit_weights(logits, validation.labels, networks, validation.classes)
+    if method not in MEANS or repeats_member(method, networks):  # a single network has been calibrated in training
         return Combination(method)
-    logits = np.stack(list(validation.logits.values()))
-    return fit_weights(logits, validation.labels, list(validation.logits), validation.classes)
+    means = {
+        "mean_logits": logits.mean(axis=0),
+        "mean_probabilities": np.logaddexp.reduce(log_softmax(logits, axis=2)) - np.log(len(networks)),
+    }
+    return Combination(method, temperature=fit_temperature(means[method], validation.labels))
+
+
+def uncalibrated(combination: Combination, predictions: Predictions) -> np.ndarray:
+    """The ensemble's probabilities [N, classes] without its temperature."""
+    return replace(combination, temperature=1.0)(list(predictions.logits.values()))
 
 
 def find_best_member(validation: Predictions) -> str:
@@ -27,8 +42,10 @@ def find_best_member(validation: Predictions) -> str:
 
 
 def describe_combination(combination: Combination, members: list[str], classes: list[str]) -> dict:
-    """What combination.json says of the combination; weights and intercepts only if there are any."""
-    fitted = {"weights": combination.weights, "intercepts": combination.intercepts} if combination.weights else {}
+    """What combination.json says of the combination; the temperature or the weights only if it has them."""
+    fitted: dict = {"temperature": combination.temperature} if combination.method in MEANS else {}
+    if combination.weights:
+        fitted = {"weights": combination.weights, "intercepts": combination.intercepts}
     return {"method": combination.method, "members": members, "classes": classes, **fitted}
 
 

@@ -9,6 +9,7 @@ from pipeline.scores.scoring import score
 
 import numpy as np
 import pandas as pd
+from scipy.special import softmax
 
 FEW_LISTED = 5  # how many classes with few test photos are printed
 LOGIT_DIGITS = 6  # decimal places; rounded before scoring, so that the table gives the same scores
@@ -24,11 +25,17 @@ def logits_table(name: str, photos: pd.DataFrame, classes: list[str], logits: Ma
     return pd.concat(tables)
 
 
-def score_networks(validation: Predictions, test: Predictions) -> dict[str, dict[str, dict]]:
-    """The scores of each network on both splits."""
+def score_networks(
+    validation: Predictions, test: Predictions, temperatures: Mapping[str, float]
+) -> dict[str, dict[str, dict]]:
+    """The scores of each network on both splits. Its logits were divided by its temperature to calibrate them."""
     splits = {"validation": validation, "test": test}
     return {
-        name: {split: score(of.probabilities[name], of.labels) for split, of in splits.items()} for name in test.logits
+        name: {
+            split: score(of.probabilities[name], of.labels, softmax(of.logits[name] * temperatures[name], axis=1))
+            for split, of in splits.items()
+        }
+        for name in test.logits
     }
 
 

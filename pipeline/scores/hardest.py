@@ -1,11 +1,11 @@
 """The photos that are hardest for the ensemble, which the report shows."""
 
-from collections.abc import Sequence
 from functools import reduce
 
-from pipeline.scores.combining import FITTED, METHODS, Combination
+from pipeline.scores.combining import FITTED, METHODS
 from pipeline.scores.curves import confidence
-from pipeline.scores.predictions import PROBABILITY_DIGITS
+from pipeline.scores.ensembling import make_combination
+from pipeline.scores.predictions import PROBABILITY_DIGITS, Predictions
 from pipeline.scores.scoring import predicted_labels
 
 import numpy as np
@@ -18,14 +18,13 @@ def hardest(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.union1d(worst_mistakes(probabilities, labels), least_confident(probabilities))
 
 
-def hardest_with_any_method(logits: Sequence[np.ndarray], labels: np.ndarray) -> np.ndarray:
-    """The rows that `hardest` returns with any ensemble.method except fitted_weights, which is slow to fit, sorted.
-
-    `logits` has a float64 [N, classes] for each network; `labels` is int [N].
-    """
-    shown = [
-        hardest(Combination(method)(logits).round(PROBABILITY_DIGITS), labels) for method in METHODS if method != FITTED
-    ]
+def hardest_with_any_method(validation: Predictions, test: Predictions) -> np.ndarray:
+    """The rows of test that `hardest` returns with any ensemble.method except fitted_weights, which is slow to fit."""
+    shown = []
+    for method in METHODS:
+        if method != FITTED:
+            combined = make_combination(method, validation)(list(test.logits.values()))
+            shown.append(hardest(combined.round(PROBABILITY_DIGITS), test.labels))
     return reduce(np.union1d, shown)
 
 

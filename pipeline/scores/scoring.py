@@ -13,7 +13,6 @@ from scipy.special import ndtri
 
 DIGITS = 6  # decimal places of scores in files
 ENSEMBLE = "ensemble"  # its name in tables, next to the networks'
-CALIBRATION_ERROR_ENDS = ("calibration_error_low", "calibration_error_high")
 QUANTILE = ndtri(0.975)  # of the normal distribution, for 95 % intervals
 
 
@@ -22,14 +21,17 @@ def predicted_labels(probabilities: np.ndarray) -> np.ndarray:
     return np.asarray(probabilities).argmax(axis=1)
 
 
-def score(probabilities: np.ndarray, labels: np.ndarray) -> dict:
+def score(probabilities: np.ndarray, labels: np.ndarray, uncalibrated: np.ndarray | None = None) -> dict:
     """Score predictions; `labels` must contain every class.
+
+    `uncalibrated` has the probabilities before they were calibrated, unless they never were.
 
     Includes the 95 % intervals of accuracy, balanced accuracy and calibration error; log loss is in nats. ROC AUC,
     balanced accuracy (the recall) and F1 are unweighted means over the classes.
     """
     from sklearn.metrics import log_loss, roc_auc_score  # here, because it is slow: stages print a line first
 
+    uncalibrated = probabilities if uncalibrated is None else uncalibrated
     classes, predicted = probabilities.shape[1], predicted_labels(probabilities)
     correct, total = int((predicted == labels).sum()), len(labels)
     _, recall, f1, photos = class_rates(predicted, labels, classes)
@@ -39,8 +41,9 @@ def score(probabilities: np.ndarray, labels: np.ndarray) -> dict:
         "balanced_accuracy": recall.mean(),
         **balanced_accuracy_interval(recall, photos),
         "macro_f1": f1.mean(),
-        "calibration_error": calibration_error(probabilities, labels),
-        **dict(zip(CALIBRATION_ERROR_ENDS, calibration_error_interval(probabilities, labels), strict=True)),
+        **calibration_scores(probabilities, labels),
+        "uncalibrated_log_loss": log_loss(labels, uncalibrated, labels=range(classes)),
+        **{f"uncalibrated_{name}": value for name, value in calibration_scores(uncalibrated, labels).items()},
     }
     return {
         "accuracy": round(correct / total, DIGITS),
@@ -50,6 +53,13 @@ def score(probabilities: np.ndarray, labels: np.ndarray) -> dict:
         "accuracy_sd_over_seeds": round(accuracy_sd_over_seeds(correct / total, total), DIGITS),
         **{name: round(float(value), DIGITS) for name, value in means.items()},
     }
+
+
+def calibration_scores(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """The expected calibration error, with its 95 % interval."""
+    low, high = calibration_error_interval(probabilities, labels)
+    error = calibration_error(probabilities, labels)
+    return {"calibration_error": error, "calibration_error_low": low, "calibration_error_high": high}
 
 
 def class_rates(predicted: np.ndarray, labels: np.ndarray, classes: int) -> tuple[np.ndarray, ...]:
