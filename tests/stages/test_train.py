@@ -247,7 +247,9 @@ def test_train_does_not_prefer_a_network_because_it_is_more_confident(
     small: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     """As with label smoothing: training corrects all mistakes of the fitted head, and lowers the confidence."""
-    margins = iter([torch.tensor([4.0] * 21 + [-1.0] * 3), torch.full((24,), 0.2)])
+    margins = iter(
+        [torch.tensor([4.0] * 21 + [-1.0] * 3), torch.full((24,), 0.2), torch.tensor([2.0] * 22 + [-1.0] * 2)]
+    )
 
     def scripted_logits(network: torch.nn.Module, packed: PackedSplit, *_: object) -> torch.Tensor:
         signed = next(margins) * (2 * packed.labels - 1)
