@@ -28,7 +28,8 @@ VALIDATION_MARGINS = [
 ]
 SCORES = ["accuracy", "correct", "total", "accuracy_low", "accuracy_high", "accuracy_sd_over_seeds"]
 SCORES += ["log_loss", "roc_auc", "balanced_accuracy", "balanced_accuracy_low", "balanced_accuracy_high", "macro_f1"]
-SCORES += ["calibration_error", "calibration_error_low", "calibration_error_high"]
+CALIBRATION_SCORES = ["calibration_error", "calibration_error_low", "calibration_error_high"]
+SCORES += [*CALIBRATION_SCORES, "uncalibrated_log_loss", *(f"uncalibrated_{name}" for name in CALIBRATION_SCORES)]
 
 
 def write_predictions(root: Path, **splits: list[tuple[str, dict]]) -> None:
@@ -100,9 +101,10 @@ def test_ensemble_of_mean_logits_averages_margins_and_is_compared_with_the_best_
     scores = combine(project, "mean_logits")
 
     means = [1 / 3, 7 / 3, -4 / 3, -2 / 3]  # all on the correct side
-    losses = [-math.log(sigmoid(m if m > 0 else -m)) for m in means]
     assert (scores["accuracy"], scores["correct"], scores["total"]) == (1.0, 4, 4)
-    assert scores["log_loss"] == pytest.approx(sum(losses) / 4, abs=1e-6)
+    for column, temperature in ("uncalibrated_log_loss", 1), ("log_loss", scores["temperature"]):
+        losses = [-math.log(sigmoid(abs(mean) / temperature)) for mean in means]
+        assert scores[column] == pytest.approx(sum(losses) / 4, abs=1e-6)
     assert (scores["roc_auc"], scores["balanced_accuracy"], scores["macro_f1"]) == (1.0, 1.0, 1.0)
     assert (class_scores(project)[["photos", "precision", "recall", "f1"]] == [2, 1.0, 1.0, 1.0]).all(axis=None)
     # Wilson's interval for 4 of 4: from n / (n + z²) to 1.
@@ -110,7 +112,7 @@ def test_ensemble_of_mean_logits_averages_margins_and_is_compared_with_the_best_
     assert scores["best_member"] == "first"  # on validation; on test it is no better than the second
     assert (scores["corrected"], scores["broken"], scores["mcnemar_p"]) == (1, 0, 1.0)
     assert list(project.read_json("models/combination.json")) == [
-        *("method", "members", "classes", "best_member", "corrected", "broken", "mcnemar_p")
+        *("method", "members", "classes", "temperature", "best_member", "corrected", "broken", "mcnemar_p")
     ]
     assert (scores["method"], scores["members"]) == ("mean_logits", ["first", "second", "third"])
 
@@ -120,9 +122,27 @@ def test_ensemble_of_mean_probabilities_averages_each_networks_probabilities(pro
 
     means = [sum(map(sigmoid, margins.values())) / 3 for _, margins in TEST_MARGINS]
     correct = [(mean > 0.5) == (label == "dog") for mean, (label, _) in zip(means, TEST_MARGINS, strict=True)]
-    losses = [-math.log(m if label == "dog" else 1 - m) for m, (label, _) in zip(means, TEST_MARGINS, strict=True)]
     assert scores["correct"] == sum(correct) == 3  # all but the first photo
-    assert scores["log_loss"] == pytest.approx(sum(losses) / 4, abs=1e-6)
+    for column, temperature in ("uncalibrated_log_loss", 1), ("log_loss", scores["temperature"]):
+        scaled = [sigmoid(math.log(mean / (1 - mean)) / temperature) for mean in means]
+        losses = [-math.log(p if label == "dog" else 1 - p) for p, (label, _) in zip(scaled, TEST_MARGINS, strict=True)]
+        assert scores[column] == pytest.approx(sum(losses) / 4, abs=1e-6)
+
+
+@pytest.mark.parametrize("method", ["mean_logits", "mean_probabilities"])
+def test_the_temperature_of_a_mean_lowers_its_log_loss_on_validation_and_changes_no_answer(
+    method: str, project: Project
+) -> None:
+    classes, networks = ["ant", "bee", "cow"], ["first", "second"]
+    photos = random_photos(classes, [30, 20, 10], networks, seed=1)
+    temperature = combine(project, method, photos, random_photos(classes, [30, 12, 5], networks, seed=2))["temperature"]
+    assert temperature < 0.8  # a mean is less confident than its members
+    scores = scores_on(project, "validation")
+    assert scores["log_loss"] < scores["uncalibrated_log_loss"]
+    assert scores["calibration_error"] < scores["uncalibrated_calibration_error"]
+    logits = logits_of(photos)
+    mean = logits.mean(axis=0) if method == "mean_logits" else softmax(logits, axis=2).mean(axis=0)
+    assert scores["correct"] == (mean.argmax(axis=1) == labels_of(photos, classes)).sum()
 
 
 def test_ensemble_by_majority_vote_counts_votes(project: Project) -> None:
@@ -226,11 +246,11 @@ def test_ensemble_scores_three_unequal_classes_as_scikit_learn_does(project: Pro
     classes, networks = ["ant", "bee", "cow"], ["first", "second"]
     validation = random_photos(classes, [9, 5, 3], networks, seed=1)
     test = random_photos(classes, [30, 12, 5], networks, seed=2)
-    combine(project, "mean_logits", validation, test)
+    temperature = combine(project, "mean_logits", validation, test)["temperature"]
 
     for split, photos in {"validation": validation, "test": test}.items():
         scores, labels = scores_on(project, split), labels_of(photos, classes)
-        p = softmax(logits_of(photos).mean(axis=0), axis=1)
+        p = softmax(logits_of(photos).mean(axis=0) / temperature, axis=1)
         predicted = p.argmax(axis=1)
         assert 0.5 < scores["accuracy"] < 0.95  # there is something to get wrong
         assert (scores["correct"], scores["total"]) == ((predicted == labels).sum(), len(photos))
@@ -353,7 +373,7 @@ def test_ensemble_writes_the_probabilities_that_it_scores(project: Project) -> N
     assert table["split"].tolist() == ["validation"] * 4 + ["test"] * 4
     test = table[table["split"] == "test"]
     assert test["label"].tolist() == [label for label, _ in TEST_MARGINS]
-    means = [sum(margins.values()) / 3 for _, margins in TEST_MARGINS]
+    means = [sum(margins.values()) / 3 / scores["temperature"] for _, margins in TEST_MARGINS]
     assert test["probability_dog"].tolist() == pytest.approx([sigmoid(m) for m in means], abs=1e-8)
     assert test["probability_cat"].tolist() == pytest.approx([sigmoid(-m) for m in means], abs=1e-8)
     assert sum((test["probability_dog"] > 0.5) == (test["label"] == "dog")) == scores["correct"]
