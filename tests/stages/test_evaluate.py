@@ -37,7 +37,7 @@ def evaluated(prepared_small: Project, tmp_path_factory: pytest.TempPathFactory)
 def test_train_writes_the_model_its_curve_and_its_best_epoch(evaluated: Project) -> None:
     curves = pd.read_csv(evaluated.root / "metrics/curves/resnet18.csv")
     losses = ["train_loss", "validation_loss", "validation_calibrated_loss"]
-    assert list(curves) == ["epoch", "lr", *losses, "validation_accuracy", "kept"]
+    assert list(curves) == ["epoch", "lr", *losses, "validation_accuracy", "temperature", "kept"]
     assert list(curves["epoch"]) == [1, 2, 3]
     best = evaluated.read_json("metrics/train/resnet18.json")
     kept = curves.sort_values(["validation_calibrated_loss", "validation_loss"]).iloc[0]
