@@ -14,6 +14,7 @@ from scipy.special import log_softmax, softmax
 MIN_SCALE, MAX_SCALE = 1e-12, 1e3  # of logits; without mistakes, the best scale would be infinite
 BISECTIONS = 50  # of the scale's logarithm; more would not change the loss
 TEMPERATURE_DIGITS = 6  # rounded before use, so that the temperature in a file gives the same results
+PRIOR_SD = 0.3  # chosen on halves of validation splits of 50 to 1,500 photos: 1 makes 25 photos too confident
 MAX_LOGARITHM = 7  # of a temperature: from 0.001 to 1,000
 BINS = 15  # of equal width, as in Guo et al.
 RESAMPLES = 1000
@@ -43,14 +44,14 @@ def calibrated_loss(logits: np.ndarray, labels: np.ndarray) -> float:
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """The temperature that calibrates `logits`, fitted to photos that the network was not trained on.
 
-    The most probable one if its logarithm has a standard normal distribution beforehand. That matters only with few
-    mistakes: without any, the log loss alone would ask for infinite confidence. The log loss on these photos is never
-    higher than without a temperature.
+    The most probable one if its logarithm is normally distributed beforehand, around 0 and with PRIOR_SD. That matters
+    only with few mistakes: without any, the log loss alone would ask for infinite confidence. The log loss on these
+    photos is never higher than without a temperature.
     """
     logits = np.asarray(logits, dtype=float)
 
     def objective(logarithm: float) -> float:
-        return len(labels) * log_loss(logits / math.exp(logarithm), labels) + logarithm**2 / 2
+        return len(labels) * log_loss(logits / math.exp(logarithm), labels) + (logarithm / PRIOR_SD) ** 2 / 2
 
     found = minimize_scalar(objective, bounds=(-MAX_LOGARITHM, MAX_LOGARITHM), method="bounded").x
     return round(math.exp(found), TEMPERATURE_DIGITS) if objective(found) < objective(0) else 1.0
