@@ -8,6 +8,7 @@ from pipeline.core import SPLITS
 from pipeline.core.all_params import Params
 from pipeline.core.split_table import read_split_table
 from pipeline.networks.building import build_network, check_image_size
+from pipeline.networks.compute import to_device
 from pipeline.networks.dataset import PackedSplit
 from pipeline.networks.predicting import predict_features
 from pipeline.pages.rendering import most_probable, thumbnail
@@ -46,7 +47,7 @@ def features_of(name: str, splits: dict[str, PackedSplit], params: Params, dtype
         )
     network = build_network(name, weights, classes=2, head_width=None, dropout=0, seed=0)
     check_image_size(network, name, splits["train"].description["image_size"], "prepare.image_size")
-    network.to(splits["train"].device, memory_format=torch.channels_last)
+    to_device(network, splits["train"].device)
     features = [predict_features(network, packed, dtype, f"{name} {split}") for split, packed in splits.items()]
     return torch.cat(features).numpy()
 

@@ -62,8 +62,8 @@ def first_network(params: Params) -> tuple[str, str]:
 
 def main() -> None:
     params = read_inputs()
-    if params.reject.false_rejection_rate:
-        fit(params)
+    if rate := params.reject.false_rejection_rate:
+        fit(params, rate)
         return
     with atomic_write() as write_to:
         write_to(REJECTION).write_bytes(serialize({}, {"rejection": json.dumps({"false_rejection_rate": None})}))
@@ -71,30 +71,28 @@ def main() -> None:
     print("reject is off (reject.false_rejection_rate is null): no photo is rejected")
 
 
-def fit(params: Params) -> None:
+def fit(params: Params, rate: float) -> None:
     """Compute the features of known photos, set the threshold, and write both."""
     # Slow imports, which are not needed if reject.false_rejection_rate is null.
     from pipeline.core.split_table import read_split_table
     from pipeline.networks.building import build_network
-    from pipeline.networks.compute import set_up
+    from pipeline.networks.compute import set_up, to_device
     from pipeline.networks.dataset import open_split
     from pipeline.networks.predicting import predict_features
     from pipeline.networks.rejection import choose_threshold, make_references, save_rejection, similarities
 
     import pandas as pd
-    import torch
 
     name, weights = first_network(params)
     device, dtype = set_up(params.device, params.precision, params.threads)
     network = build_network(name, weights, classes=1, head_width=None, dropout=0, seed=0)
-    network.to(device, memory_format=torch.channels_last)
+    to_device(network, device)
     train = open_split(packed_split("train"), device)
     references = make_references(network, train, dtype)
     photos, similar = read_split_table(), {}
     for split in ("validation", "test"):
         features = predict_features(network, open_split(packed_split(split), device), dtype, f"{name} {split}")
         similar[split] = similarities(features, references)
-    rate = params.reject.false_rejection_rate
     threshold = choose_threshold(similar["validation"], rate)
 
     tables = [

@@ -3,12 +3,12 @@
 import os
 
 from pipeline.core.cores import usable_cores
-from pipeline.core.params import AUTO
 from pipeline.networks.allocator import keep_freed_memory
 from pipeline.networks.devices import choose_device
 from pipeline.networks.onednn import bfloat16_kernel
 
 import torch
+from torch import nn
 
 
 def set_up(device: str, precision: str, threads: int | str) -> tuple[torch.device, torch.dtype]:
@@ -24,6 +24,11 @@ def set_up(device: str, precision: str, threads: int | str) -> tuple[torch.devic
     keep_freed_memory()
     chosen = choose_device(device)
     return chosen, choose_precision(precision, chosen)
+
+
+def to_device(network: nn.Module, device: torch.device) -> nn.Module:
+    """Move `network` to `device`, in the memory format in which convolutions are fastest, and return it."""
+    return network.to(device).to(memory_format=torch.channels_last)
 
 
 def _make_deterministic() -> None:
@@ -45,7 +50,7 @@ def _set_threads(threads: int | str) -> None:
     `auto` is PyTorch's own choice (OMP_NUM_THREADS, or one per core). Without that variable it is limited to the usable
     cores, because PyTorch ignores the limits of containers.
     """
-    if threads != AUTO:
+    if isinstance(threads, int):
         torch.set_num_threads(threads)
     elif "OMP_NUM_THREADS" not in os.environ and usable_cores() < torch.get_num_threads():
         torch.set_num_threads(usable_cores())

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from pipeline.networks.compute import to_device
 from pipeline.networks.dataset import PackedSplit
 
 import numpy as np
@@ -45,13 +46,13 @@ def explain(
     tensors = {"rows": torch.from_numpy(rows)}
     batches = tensors["rows"].to(packed.pixels.device).split(HEAT_MAPS_AT_ONCE)
     for name, network in networks.items():
-        network.to(packed.device, memory_format=torch.channels_last)
+        to_device(network, packed.device)
         classes = torch.from_numpy(targets[name])[tensors["rows"]].to(packed.device).split(HEAT_MAPS_AT_ONCE)
         maps = [heat_maps(network, packed.images(batch), of) for batch, of in zip(batches, classes, strict=True)]
-        if maps[0] is None:
-            print(f"{name}: no heat maps; it has no last feature map")
+        if found := [part for part in maps if part is not None]:
+            tensors[name] = torch.cat(found)
         else:
-            tensors[name] = torch.cat(maps)
+            print(f"{name}: no heat maps; it has no last feature map")
     return tensors
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from pipeline.networks.building import head_name
-from pipeline.networks.compute import autocast
+from pipeline.networks.compute import autocast, to_device
 from pipeline.networks.dataset import Augment, PackedSplit
 from pipeline.networks.folding import fold_batchnorm
 
@@ -28,7 +28,7 @@ class TestTimeFlip(nn.Module):
 
 def ready_to_predict(network: nn.Module, test_time_flip: bool, device: torch.device) -> nn.Module:
     """Make a trained network ready for inference: BatchNorm folded, on `device`, with test-time flip if asked for."""
-    network = fold_batchnorm(network).to(device, memory_format=torch.channels_last)
+    network = to_device(fold_batchnorm(network), device)
     return TestTimeFlip(network) if test_time_flip else network
 
 

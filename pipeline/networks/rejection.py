@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pipeline.core.errors import UserError, first_line
 from pipeline.networks.building import bare_network, head_name, replace_output, with_version
-from pipeline.networks.compute import autocast
+from pipeline.networks.compute import autocast, to_device
 from pipeline.networks.dataset import PackedSplit
 from pipeline.networks.folding import fold_batchnorm
 from pipeline.networks.predicting import predict_features
@@ -95,5 +95,4 @@ def load_rejection(path: Path, rate: float, device: torch.device) -> Rejection:
         threshold = description["threshold"]
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(f"{path} was not written by this pipeline ({first_line(error)}); run `dvc repro`") from None
-    network = fold_batchnorm(network).to(device, memory_format=torch.channels_last)
-    return Rejection(network, references, threshold, description)
+    return Rejection(to_device(fold_batchnorm(network), device), references, threshold, description)

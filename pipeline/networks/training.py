@@ -7,6 +7,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.sections.train import Train
 from pipeline.networks.augmentation import Augmentation
 from pipeline.networks.building import build_network, check_image_size, divide_logits
+from pipeline.networks.compute import to_device
 from pipeline.networks.dataset import PackedSplit
 from pipeline.networks.distributed import Processes
 from pipeline.networks.fitting import fit_head
@@ -67,12 +68,14 @@ class Training:
         """
         start = time.perf_counter()
         fits_head = self.params.head_init == "fitted" and not state
+        loss = None  # of the fitted head, in the first process
         if state:
             self.load_state_dict(state)
             self.processes.report(f"{self.name}: resuming after epoch {self.last_epoch}")
         if fits_head:
             self.processes.report(f"{self.name}: fitting the head to the pretrained network's features")
-            loss = self.fit_head() if self.processes.is_first else None
+            if self.processes.is_first:
+                loss = self.fit_head()
         self.step = self.make_step()
         if fits_head:
             self.processes.report(self.finish_epoch(0, start, lr=0.0, loss=self.processes.broadcast(loss)))
@@ -165,6 +168,7 @@ class Training:
     def train_batches(self, batches: list[Tensor], title: str) -> float:
         """Take one step per batch and return the mean loss. Raises UserError if the loss is not finite."""
         interval = LOSS_CHECK_INTERVAL if self.train.device.type == "cpu" else LOSS_CHECK_INTERVAL_ON_GPU
+        mean_loss = math.nan  # until it is read, at the last step at the latest
         self.step.reset_loss()
         with tqdm(total=sum(map(len, batches)), desc=title, unit=" images", disable=None) as bar:
             images_of = self.train.batches(batches, self.augment)
@@ -258,7 +262,7 @@ def make_network(name: str, weights: str, params: Train, train: PackedSplit) -> 
     prepared_size = train.description["image_size"]
     check_image_size(network, name, prepared_size, "prepare.image_size")
     check_image_size(network, name, params.image_size or prepared_size, "train.image_size")
-    return network.to(train.device, memory_format=torch.channels_last)
+    return to_device(network, train.device)
 
 
 def make_augmentation(params: Train, prepared_size: int, size: int | None = None) -> Augmentation | None:
