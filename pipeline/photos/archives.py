@@ -334,7 +334,7 @@ def _list_tar(file: BinaryIO, stack: ExitStack) -> Listing | None:
 
     def unpack() -> None:
         for member in files:
-            spool.add(archive.extractfile(member))
+            spool.add(cast(BinaryIO, archive.extractfile(member)))
         spool.flush()
 
     found = Listing(unpack=unpack)

@@ -59,7 +59,8 @@ PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**28  # pyrefl
 # small photo. See https://pillow.readthedocs.io/en/stable/reference/block_allocator.html
 Image.core.set_blocks_max(4)
 
-TURNED = {  # EXIF orientation: the transposition that turns the image upright
+UPRIGHT = 1  # EXIF orientation
+TURNED = {  # by EXIF orientation: the transposition that turns the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -131,9 +132,9 @@ def _turn_upright(image: Image.Image) -> Image.Image:
 
     Pillow's ImageOps.exif_transpose also rewrites the whole EXIF block, and fails on odd entries in it.
     """
-    orientation = None
+    orientation = UPRIGHT
     with suppress(Exception):  # a defect of the metadata costs no photo
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
+        orientation = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
     method = TURNED.get(orientation)
     return image if method is None else image.transpose(method)
 

@@ -24,7 +24,7 @@ def decoded_images(
     shape = (max(1, most_ahead() * max(map(len, batches), default=0)), size, size, 3)
     images = np.frombuffer(mmap.mmap(-1, np.prod(shape).item()), np.uint8).reshape(shape)
 
-    def decode_batch(batch: range) -> list[UnreadablePhoto | None]:
+    def decode_batch(batch: Sequence[int]) -> list[UnreadablePhoto | None]:
         return [decode_to(images[number % len(images)], reads[number]) for number in batch]
 
     def decode_to(image: np.ndarray, read: Callable[[], bytes]) -> UnreadablePhoto | None:

@@ -1,6 +1,7 @@
 """Hash photos: their bytes, and what they look like."""
 
 import hashlib
+from collections.abc import Sequence
 
 from pipeline.photos.copies import perceptual_hash
 from pipeline.photos.decoding import UnreadablePhoto
@@ -17,7 +18,7 @@ def hash_photos(source: PhotoSource, photos: list[Photo]) -> None:
     change the hash, and all pixels would have to be kept until the splits are known.
     """
 
-    def hash_batch(batch: list[Photo]) -> list[tuple[str, bytes, str]]:
+    def hash_batch(batch: Sequence[Photo]) -> list[tuple[str, bytes, str]]:
         return [_hashes(source, photo) for photo in batch]
 
     batches = in_batches(photos)

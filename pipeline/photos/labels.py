@@ -169,7 +169,7 @@ def _find_classes(photos: list[Photo], roles: FolderRoles) -> tuple[tuple[str, .
         if name:
             found[photo] = _singular_and_plural(normal_form(name))[0]
             spellings[found[photo]][printable(" ".join(unicodedata.normalize("NFC", name).split()))] += 1
-    chosen = {common: max(sorted(names), key=names.get) for common, names in spellings.items()}
+    chosen = {common: max(sorted(names), key=names.__getitem__) for common, names in spellings.items()}
     classes = tuple(sorted(chosen.values(), key=natural_key))
     if len(classes) < 2:
         raise UserError(_describe_too_few(photos, classes, roles))

@@ -23,16 +23,17 @@ class SplitOrder:
     def __init__(self, split: str, quotas: Sequence[int] | None) -> None:
         self.photos: list[Photo] = []
         self._split = split
-        self._quotas = quotas
+        self._has_quotas = quotas is not None
+        self._quotas = quotas or ()
         self._placed: Counter[int] = Counter()
-        self._waiting: dict[int, deque[Photo]] = {label: deque() for label, quota in enumerate(quotas or ()) if quota}
+        self._waiting: dict[int, deque[Photo]] = {label: deque() for label, quota in enumerate(self._quotas) if quota}
 
     def add(self, photo: Photo) -> None:
         """Give a photo the next row; with quotas, it waits until the other classes have caught up."""
-        if self._quotas is None:
+        if not self._has_quotas:
             self._place(photo)
             return
-        self._waiting[photo.label].append(photo)
+        self._waiting[photo.class_index].append(photo)
         arrived = min(self._progress(label, len(queue)) for label, queue in self._waiting.items())
         while True:
             label = min(self._waiting, key=lambda label: self._progress(label, 1))
@@ -53,7 +54,7 @@ class SplitOrder:
     def _place(self, photo: Photo) -> None:
         photo.split, photo.row = self._split, len(self.photos)
         self.photos.append(photo)
-        self._placed[photo.label] += 1
+        self._placed[photo.class_index] += 1
 
     def _progress(self, label: int, more: int) -> float:
         """The share of its quota that a class has if `more` of its photos are placed."""
@@ -71,7 +72,7 @@ def write_splits(
     size, resize = description["image_size"], description["resize"]
     with ExitStack() as stack:
         write_pixels = {
-            split: stack.enter_context(packed_writer(path, [photo.label for photo in photos[split]], description))
+            split: stack.enter_context(packed_writer(path, [photo.class_index for photo in photos[split]], description))
             for split, path in files.items()
         }
 

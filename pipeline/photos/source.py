@@ -52,6 +52,13 @@ class Photo:
     excluded: str = ""  # the reason, if it is in no split
     relabelled_from: str = ""  # the original label, if the user has corrected it
 
+    @property
+    def class_index(self) -> int:
+        """The label of a photo that has one, as every photo in a split does. Raises ValueError without one."""
+        if self.label is None:
+            raise ValueError(f"{self.path} has no label")
+        return self.label
+
 
 class PhotoSource:
     """A folder or archive of photos, read in place; threads may share it.

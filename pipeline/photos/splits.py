@@ -124,14 +124,15 @@ class Plan:
             if isinstance(size, str):
                 continue
             if isinstance(size, int):
-                quotas[name] = apportion(size, weights, left if is_limited else None)
+                parts = apportion(size, weights, left if is_limited else None)
             else:
                 share += size
                 total = int(share * sum(usable) + ROUNDING) - taken
-                quotas[name] = apportion(total, usable, left)
+                parts = apportion(total, usable, left)
                 taken += total
+            quotas[name] = parts
             if is_limited or isinstance(size, float):
-                left = [before - part for before, part in zip(left, quotas[name], strict=True)]
+                left = [before - part for before, part in zip(left, parts, strict=True)]
         return quotas
 
     def _falls_short(self, groups: list[Group]) -> bool:
@@ -140,9 +141,10 @@ class Plan:
         for group in groups:
             if split := self.choose(group):
                 self.take(group, split)
-        for name, size in self._sizes.items():
-            if isinstance(size, int):
-                parts = [*zip(self.quotas[name], self._room[name], strict=True)]
+        for name, quotas in self.quotas.items():
+            size = self._sizes[name]
+            if quotas is not None and isinstance(size, int):
+                parts = [*zip(quotas, self._room[name], strict=True)]
                 filled = min(((quota - room) / quota for quota, room in parts if quota), default=0)
                 held = sum(int(filled * quota + ROUNDING) for quota, _ in parts)  # as SplitOrder keeps the proportion
                 if held < size * (MIN_TRAIN_SHARE if name == "train" else 1):
@@ -162,7 +164,7 @@ class Plan:
             if claimed is None:
                 return None
             candidates.append("train")
-        label = group[0].label
+        label = group[0].class_index
         for name in candidates:
             if name not in self._room or self._room[name][label] >= self._places(group, name):
                 return name
@@ -171,7 +173,7 @@ class Plan:
     def take(self, group: Group, split: str) -> None:
         """Reduce the split's room by the group."""
         if split in self._room:
-            self._room[split][group[0].label] -= self._places(group, split)
+            self._room[split][group[0].class_index] -= self._places(group, split)
 
     def members(self, group: Group, split: str) -> Group:
         """The photos of a group that a split uses: all in train, else one; in a named split, one of its own."""
@@ -320,8 +322,9 @@ def _describe_wrong_name(split: str, value: str, groups: list[Group], classes: S
     names = {name for photo in photos for name in _given_splits(photo)}
     there = f"there are {list_some(sorted(names), most=12) or 'no folders'}"
     for photo in photos:
-        if photo.class_depth is not None and normal_form(folder_of(photo)[photo.class_depth]) == normal_form(value):
-            there = f"the folder {value} is the class {classes[photo.found_label]}"
+        depth, label = photo.class_depth, photo.found_label
+        if depth is not None and label is not None and normal_form(folder_of(photo)[depth]) == normal_form(value):
+            there = f"the folder {value} is the class {classes[label]}"
     return (
         f"params.yaml: prepare.split.{split} is {value!r}; expected a number, a share such as 0.2, or the name of a "
         f"folder or of a split in the table; {there}"
