@@ -124,14 +124,16 @@ class Ensemble:
 
     def rejects(self, pixels: np.ndarray) -> np.ndarray:
         """Whether each image seems to show none of the classes, bool [N], for images as in `logits`."""
-        if not self.can_reject:
+        if self._rejection is None:
             return np.zeros(len(pixels), bool)
         similar = self._rejection.similarities(self._normalise(pixels), self.dtype)
         return (similar < self._rejection.threshold).numpy()
 
     @cached_property
-    def _rejection(self) -> Rejection:
-        """Raises UserError if it is missing, or was not made for the same photos as the models."""
+    def _rejection(self) -> Rejection | None:
+        """None if it is off. Raises UserError if it is missing, or was not made for the same photos as the models."""
+        if self._false_rejection_rate is None:
+            return None
         require_results(REJECTION)
         rejection = load_rejection(REJECTION, self._false_rejection_rate, self.device)
         if different := difference(rejection.description, self.description):
@@ -185,20 +187,29 @@ class Ensemble:
         explain: bool,
         reject: bool,
     ) -> Iterator[Prediction]:
-        readable = [pixels for pixels in decoded if not isinstance(pixels, UnreadablePhoto)]
-        if readable:
-            images = np.stack(readable)
-            ensemble, members = self.probabilities(images)
-            rejected = self.rejects(images) if reject else np.zeros(len(images), bool)
-            heat_maps = self.heat_maps(images, members) if explain else {}
-        rows = iter(range(len(readable)))
+        readable = [
+            (photo.photo, pixels)
+            for photo, pixels in zip(photos, decoded, strict=True)
+            if not isinstance(pixels, UnreadablePhoto)
+        ]
+        predictions = self._predict_readable(readable, keep_pixels, explain, reject)
         for photo, pixels in zip(photos, decoded, strict=True):
             if isinstance(pixels, UnreadablePhoto):
                 yield Prediction(photo.photo, unreadable=str(pixels))
-                continue
-            row = next(rows)
+            else:
+                yield next(predictions)
+
+    def _predict_readable(
+        self, photos: list[tuple[str, np.ndarray]], keep_pixels: bool, explain: bool, reject: bool
+    ) -> Iterator[Prediction]:
+        """As `predict`, for at least one photo, each given by its name and its decoded image."""
+        images = np.stack([pixels for _, pixels in photos])
+        ensemble, members = self.probabilities(images)
+        rejected = self.rejects(images) if reject else np.zeros(len(images), bool)
+        heat_maps = self.heat_maps(images, members) if explain else {}
+        for row, (photo, pixels) in enumerate(photos):
             yield Prediction(
-                photo.photo,
+                photo,
                 self._by_class(ensemble[row]),
                 {name: self._by_class(probabilities[row]) for name, probabilities in members.items()},
                 rejected=bool(rejected[row]),

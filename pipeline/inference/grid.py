@@ -36,10 +36,10 @@ def draw_predictions(predictions: list[Prediction]) -> Image.Image:
         else:
             sheet.paste(Image.fromarray(prediction.pixels).resize((side, side)), (left, top))
             text = "none of these" if prediction.rejected else says(prediction.ensemble)
-        for place, (name, heat) in enumerate(prediction.heat_maps.items()):
-            corner = (left + place * map_side, top + side)
-            sheet.paste(heat_image(prediction.pixels, heat, map_side), corner)
-            draw.text(corner, shortened(name, small, map_side), "black", small)
+            for place, (name, heat) in enumerate(prediction.heat_maps.items()):
+                corner = (left + place * map_side, top + side)
+                sheet.paste(heat_image(prediction.pixels, heat, map_side), corner)
+                draw.text(corner, shortened(name, small, map_side), "black", small)
         text_top = top + side + map_side
         draw.text((left, text_top + 2), shortened(text, large, side), "black", large)
         draw.text((left, text_top + 22), shortened(Path(prediction.photo).name, small, side), "dimgrey", small)

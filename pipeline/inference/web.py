@@ -40,10 +40,10 @@ def make_app(ensemble: Ensemble, host: str) -> Flask:
 
     @app.post("/")
     def answers() -> str | tuple[str, int]:
-        uploads = [upload for upload in request.files.getlist("photos") if upload.filename]
-        if not uploads:
+        uploads = request.files.getlist("photos")
+        photos = [InputPhoto(upload.filename, upload.read) for upload in uploads if upload.filename]
+        if not photos:
             return page(problem="Choose at least one photo."), 400
-        photos = [InputPhoto(upload.filename, upload.read) for upload in uploads]
         explain = "explain" in request.form
         with one_at_a_time:  # heat maps hook into the networks
             return page(
@@ -79,10 +79,12 @@ def photo_shown(prediction: Prediction, members: list[str]) -> dict:
 
     `members` are the networks whose predictions are shown next to the ensemble's.
     """
-    image = "" if prediction.pixels is None else thumbnail(prediction.pixels, SHOWN_SIDE)
+    image, heat_maps = "", {}
+    if prediction.pixels is not None:
+        image = thumbnail(prediction.pixels, SHOWN_SIDE)
+        heat_maps = {name: heat_uri(prediction.pixels, heat) for name, heat in prediction.heat_maps.items()}
     count = 2 if len(prediction.ensemble) > 2 else 1  # with two classes, the second one says nothing new
     best = most_probable(prediction.ensemble, count)
-    heat_maps = {name: heat_uri(prediction.pixels, heat) for name, heat in prediction.heat_maps.items()}
     return {
         "name": prediction.photo,
         "unreadable": prediction.unreadable,
