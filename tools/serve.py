@@ -54,7 +54,8 @@ def main() -> None:
     try:
         listening = socket.create_server((HOST, port))
     except OSError as error:
-        raise UserError(f"port {port}: {os.strerror(error.errno)}; try another: python tools/serve.py 8001") from None
+        reason = os.strerror(error.errno)  # pyrefly: ignore[bad-argument-type]
+        raise UserError(f"port {port}: {reason}; try another: python tools/serve.py 8001") from None
     server = make_server(HOST, port, make_app(load_ensemble(), HOST), threaded=True, fd=listening.fileno())
     print(f"http://{HOST}:{listening.getsockname()[1]} (press Ctrl-C to stop)", flush=True)
     server.serve_forever()

@@ -9,9 +9,9 @@ from pipeline.core.errors import UserError
 class ArgumentParser(argparse.ArgumentParser):
     """argparse's parser with a script's docstring as its description; errors are raised as UserError."""
 
-    def __init__(self, docstring: str | None, **options: object) -> None:
+    def __init__(self, docstring: str | None) -> None:
         super().__init__(
-            description=docstring, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options
+            description=docstring, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
         )
 
     def error(self, message: str) -> NoReturn:

@@ -98,11 +98,11 @@ def packed_writer(path: Path, labels: Sequence[int], description: dict) -> Itera
     with path.open("wb") as opened:
         file = opened.fileno()
         _write_at(file, 0, struct.pack("<Q", len(text)) + text)
-        _write_at(file, start + header["labels"]["data_offsets"][0], np.array(labels, DTYPES["labels"][1]))
-        yield lambda row, pixels: _write_at(file, start + row * pixels.nbytes, pixels)
+        _write_at(file, start + header["labels"]["data_offsets"][0], np.array(labels, DTYPES["labels"][1]).data)
+        yield lambda row, pixels: _write_at(file, start + row * pixels.nbytes, pixels.data)
 
 
-def _write_at(file: int, position: int, content: bytes | np.ndarray) -> None:
+def _write_at(file: int, position: int, content: bytes | memoryview) -> None:
     """Write at a position of an open file, given by its descriptor, so that processes can share it."""
     rest = memoryview(content).cast("B")
     while rest:

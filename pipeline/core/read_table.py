@@ -23,7 +23,7 @@ def read_table(file: Path | BinaryIO, columns: Sequence[str], name: str = "") ->
     try:
         table = pd.read_csv(
             require_file(file) if isinstance(file, Path) else file,
-            dtype=dict.fromkeys(TEXT, str) | {"rejected": bool},
+            dtype={**dict.fromkeys(TEXT, str), "rejected": bool},
             keep_default_na=False,
         )
     except ValueError as error:

@@ -24,7 +24,7 @@ def describe_classes(table: pd.DataFrame) -> str:
     classes = sorted(set(held["label"]), key=natural_key)
     counts = pd.crosstab(held["split"], held["label"]).reindex(index=list(SPLITS), columns=classes, fill_value=0)
     if (counts.nunique(axis=1) == 1).all():
-        names = " and ".join(counts) if len(counts.columns) == 2 else f"each of the {len(counts.columns)} classes"
+        names = " and ".join(classes) if len(classes) == 2 else f"each of the {len(classes)} classes"
         return f"each split has equally many photos of {names}"
     return "; ".join(f"{split}: {_describe_counts(row)}" for split, row in counts.iterrows())
 

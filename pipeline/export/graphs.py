@@ -28,7 +28,7 @@ class ImageToProbabilities(nn.Module):
         super().__init__()
         self.flips = [isinstance(network, TestTimeFlip) for network in networks]
         self.networks = nn.ModuleList(
-            network.network if flips else network for network, flips in zip(networks, self.flips, strict=True)
+            network.network if isinstance(network, TestTimeFlip) else network for network in networks
         )
         self.combination = combination
         self.register_buffer("mean", 255 * torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))

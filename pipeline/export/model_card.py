@@ -60,6 +60,6 @@ def scores_on_test() -> dict[str, dict]:
     """The test scores of each network and of the ensemble, including those of each class (key `classes`)."""
     scores = read_scores(NETWORK_SCORES, ENSEMBLE_SCORES)
     class_scores = read_scores(NETWORK_CLASS_SCORES, ENSEMBLE_CLASS_SCORES)
-    by_class = {name: rows.set_index("class").to_dict("index") for name, rows in class_scores.groupby("network")}
+    by_class = {str(name): rows.set_index("class").to_dict("index") for name, rows in class_scores.groupby("network")}
     test = scores[scores["split"] == "test"].set_index("network")
-    return {str(name): {**row, "classes": by_class[name]} for name, row in test.to_dict("index").items()}
+    return {str(name): {**row, "classes": by_class[str(name)]} for name, row in test.to_dict("index").items()}

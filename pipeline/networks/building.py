@@ -28,9 +28,9 @@ class Head(nn.Sequential):
             layers = [nn.Linear(features, classes)]
         super().__init__(*layers)
 
-    def forward(self, features: Tensor) -> Tensor:
-        with torch.autocast(features.device.type, enabled=False):
-            return super().forward(features.float())
+    def forward(self, input: Tensor) -> Tensor:
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input.float())
 
 
 def build_network(
@@ -107,12 +107,11 @@ def bare_network(name: str) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # googlenet and inception_v3 warn about weight initialisation
         network = models.get_model(name, weights=None)
-    if getattr(network, "aux_logits", False):  # the auxiliary heads of googlenet and inception_v3
+    if isinstance(network, models.GoogLeNet | models.Inception3):
         network.aux_logits = False
-        network.aux1 = network.aux2 = network.AuxLogits = None
-    # googlenet and inception_v3 expect another normalisation and convert to it themselves.
-    if hasattr(network, "transform_input"):
-        network.transform_input = True
+        for auxiliary_head in ("aux1", "aux2", "AuxLogits"):
+            network.register_module(auxiliary_head, None)
+        network.transform_input = True  # they expect another normalisation, and convert to it themselves
     return network
 
 
@@ -129,7 +128,8 @@ def replace_output(network: nn.Module, classes: int, head_width: int | None, dro
     if isinstance(network, models.SqueezeNet):  # its classifier is a convolution followed by pooling
         replacement = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), Head(512, classes, head_width, dropout))
     else:
-        replacement = Head(network.get_submodule(name).in_features, classes, head_width, dropout)
+        output = cast(nn.Linear, network.get_submodule(name))
+        replacement = Head(output.in_features, classes, head_width, dropout)
     network.set_submodule(name, replacement)
 
 

@@ -1,5 +1,7 @@
 """Fit a linear head to the pretrained network's features, so that training starts from a good classifier."""
 
+from typing import cast
+
 from pipeline.networks.building import head_of
 from pipeline.networks.dataset import Augment, PackedSplit
 from pipeline.networks.predicting import predict_features
@@ -24,7 +26,7 @@ def fit_head(network: nn.Module, train: PackedSplit, augment: Augment | None, dt
     views = [None, *[augment] * AUGMENTED_VIEWS] if augment else [None]
     features = torch.cat([predict_features(network, photos, dtype, title, view) for view in views])
     labels = photos.labels.cpu().repeat(len(views))
-    linear = head_of(network)[-1]
+    linear = cast(nn.Linear, head_of(network)[-1])
     device = train.device if train.device.type == "cuda" else torch.device("cpu")  # where float64 is fast
     features, labels = features.to(device, torch.float64), labels.to(device)
     weight, bias = _regress(features, labels, linear.out_features)

@@ -33,10 +33,11 @@ def fold_frozen_batchnorm(network: nn.Module) -> nn.Module:
         before = node.args[0] if node.op == "call_module" else None
         if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) > 1:
             continue
-        convolution, batchnorm = layers[before.target], layers[node.target]
+        name = str(before.target)
+        convolution, batchnorm = layers[name], layers[node.target]
         is_pair = isinstance(convolution, nn.Conv2d) and isinstance(batchnorm, nn.BatchNorm2d)
         if is_pair and _is_fixed(convolution) and _is_fixed(batchnorm):
-            folded.set_submodule(before.target, fuse_conv_bn_eval(convolution.eval(), batchnorm))
+            folded.set_submodule(name, fuse_conv_bn_eval(convolution.eval(), batchnorm))
             node.replace_all_uses_with(before)
             folded.graph.erase_node(node)
     folded.delete_all_unused_submodules()
@@ -55,5 +56,5 @@ def _trace(network: nn.Module) -> fx.GraphModule:
 
 
 class _HeadAsLeaf(fx.Tracer):
-    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, Head) or super().is_leaf_module(module, name)  # autocast cannot be traced
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, Head) or super().is_leaf_module(m, module_qualified_name)  # autocast cannot be traced

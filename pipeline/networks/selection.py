@@ -76,6 +76,7 @@ def describe_scores(scores: dict) -> str:
 def explain_choice(curve: list[dict], mean: dict | None, classes: int, params: Train, lr: float) -> str:
     """Say what was kept, with its scores and, unless it is the last epoch, the reason and perhaps a param to try."""
     best, last = best_scores(curve, params, mean), curve[-1]
+    assert best is not None  # the last epoch is a candidate
     scores = describe_scores(best)
     if best["validation_calibrated_loss"] > USELESS * math.log(classes):
         scores += ", no better than guessing"

@@ -1,6 +1,5 @@
 """The training step: forward, loss, backward, optimizer and learning rate; as a graph on a CUDA GPU."""
 
-import math
 import sys
 import warnings
 from collections.abc import Sequence
@@ -41,7 +40,8 @@ class TrainingStep:
         self._device = next(network.parameters()).device
         self._total_loss = torch.zeros((), device=self._device)  # a graph adds to this tensor in each replay
         self.as_graph, self._warm_up_steps = as_graph, WARM_UP_STEPS
-        self._warm_up_stream = torch.cuda.Stream() if as_graph else None
+        if as_graph:
+            self._warm_up_stream = torch.cuda.Stream()
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, images: Tensor, labels: Tensor) -> None:
@@ -74,7 +74,7 @@ class TrainingStep:
     def _warm_up(self, images: Tensor, labels: Tensor) -> None:
         """Compute on another stream, as a capture does: autograd remembers the stream on which it made a gradient."""
         current = torch.cuda.current_stream()
-        self._warm_up_stream.wait_stream(current)  # pyrefly: ignore[missing-attribute]
+        self._warm_up_stream.wait_stream(current)
         with torch.cuda.stream(self._warm_up_stream), warnings.catch_warnings(action="ignore"):
             self._compute(images, labels)  # PyTorch warns that a `capturable` optimizer is slower without a graph
         current.wait_stream(self._warm_up_stream)
@@ -138,5 +138,5 @@ def make_scheduler(params: Train, optimizer: torch.optim.Optimizer, steps: int) 
         peaks = [float(group["lr"]) for group in optimizer.param_groups]
         # + 1 because total_steps counts learning rates: one before the first step, and one after each step.
         return OneCycleLR(optimizer, peaks, total_steps=params.epochs * steps + 1, cycle_momentum=False)
-    # If lr_step_size is null the step size is infinite, so the learning rate never changes.
-    return StepLR(optimizer, (params.lr_step_size or math.inf) * steps, params.lr_gamma)
+    # If lr_step_size is null, the first change would come after the last epoch.
+    return StepLR(optimizer, (params.lr_step_size or params.epochs + 1) * steps, params.lr_gamma)

@@ -121,7 +121,8 @@ def _downloaded(name: str, weights: str) -> Path:
         )
     url = known[weights].url
     path = folder / Path(urlparse(url).path).name
-    return _download(name, url, path, torch.hub.HASH_REGEX.search(path.name)[1])
+    (digits,) = torch.hub.HASH_REGEX.findall(path.name)
+    return _download(name, url, path, digits)
 
 
 def _hash_of_timm(name: str, url: str, path: Path) -> str:

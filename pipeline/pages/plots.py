@@ -58,7 +58,7 @@ def svg(plot: Plot, name: str) -> str:
     text = re.sub(r"font-family: [^;\"]*", "font-family: inherit", text)
     for colour, page_colour in PAGE_COLOURS.items():
         text = text.replace(colour, page_colour)
-    viewbox = re.search(r'viewBox="[^"]*"', text)[0]
+    viewbox = re.findall(r'viewBox="[^"]*"', text)[0]
     return re.sub(r"<svg[^>]*>", f'<svg {viewbox} aria-hidden="true">', re.sub(r"\s*\n\s*", "\n", text), count=1)
 
 

@@ -80,7 +80,7 @@ def show(row: int, comparison: Comparison, images: dict[int, str]) -> dict:
     runs = [run for recipe in (comparison.before, comparison.after) for run in recipe.runs]
     answers = {run.name: run.answers[comparison.network] for run in runs}
     return {
-        **runs[0].photos.loc[row, ["photo", "label"]],
+        **runs[0].photos[["photo", "label"]].loc[row],
         "image": images.get(row),
         "probabilities": {
             name: dict(zip(answer.classes, answer.probabilities[row].tolist(), strict=True))

@@ -16,6 +16,7 @@ from pipeline.runs.reading import params_of, read_here, read_lock, require_consi
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.repo.experiments.serialize import ExpState
+from dvc.repo.metrics.show import FileResult
 from scmrepo.exceptions import SCMError
 
 HEAD = "HEAD"
@@ -81,7 +82,7 @@ def named_states(states: list[ExpState], head: str) -> Iterator[tuple[str, ExpSt
     yield from ((WORKSPACE, state, True) for state in states if state.rev == WORKSPACE)
 
 
-def content(files: dict[str, dict], path: Path) -> dict:
+def content(files: dict[str, FileResult], path: Path) -> dict:
     """The content of a file of metrics; empty if it does not exist."""
     return files.get(path.as_posix(), {}).get("data") or {}
 
@@ -103,7 +104,7 @@ def params_and_outputs(name: str, revision: str, repository: Repo) -> tuple[dict
 
 
 def read_experiment(
-    name: str, params: dict[str, Any], metrics: dict[str, dict], outputs: dict[str, str], repository: Repo
+    name: str, params: dict[str, Any], metrics: dict[str, FileResult], outputs: dict[str, str], repository: Repo
 ) -> Experiment:
     """Read an experiment. Its validation photos come from DVC's cache; if they are not there, `photos` is empty."""
     networks = [key.split(".")[1] for key in params if key.startswith("networks.")]

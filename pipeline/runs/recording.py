@@ -77,7 +77,7 @@ def describe_weights(name: str, weights: str) -> dict[str, str]:
 
 def count_correct(runs: dict[str, Run]) -> dict[str, dict]:
     """By network, and for the ensemble if there are several networks: correct answers and log loss on each split."""
-    scores = {}
+    scores: dict[str, dict[str, Any]] = {}
     for name in runs["test"].answers:
         if name == ENSEMBLE and len(runs["test"].answers) == 2:
             continue  # of a single network

@@ -38,7 +38,7 @@ def find_best_member(validation: Predictions) -> str:
         name: (predicted_labels(probabilities) == validation.labels).sum()
         for name, probabilities in validation.probabilities.items()
     }
-    return max(correct, key=correct.get)
+    return max(correct, key=correct.__getitem__)
 
 
 def describe_combination(combination: Combination, members: list[str], classes: list[str]) -> dict:

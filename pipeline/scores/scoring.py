@@ -92,7 +92,7 @@ def accuracy_sd_over_seeds(accuracy: float, total: int) -> float:
     return math.sqrt((1 - accuracy) / (2 * total))
 
 
-def wilson_interval(share: np.ndarray, photos: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def wilson_interval(share: float | np.ndarray, photos: float | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The lower and upper ends of the 95 % intervals of shares of `photos` (Wilson's score interval).
 
     Both arguments are scalars or float arrays of one shape, as are the results.
