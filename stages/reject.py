@@ -1,4 +1,4 @@
-"""Fit what rejects photos that show none of the classes. Does nothing while reject.false_rejection_rate is null.
+"""Set the threshold for rejecting photos that show none of the classes; off if reject.false_rejection_rate is null.
 
 Reads data/prepared/ and the pretrained weights of the first network; writes models/rejection.safetensors (what
 inference needs) and metrics/rejection.csv (one row per photo of validation and test: its similarity to the photos in

@@ -1,4 +1,4 @@
-"""Train one of torchvision's networks and keep its best epoch.
+"""Train one of torchvision's networks and keep the weights that are best on validation.
 
 Reads data/prepared/{train,validation}.safetensors; writes models/networks/NETWORK.safetensors,
 metrics/train/NETWORK.json and metrics/curves/NETWORK.csv. During training, models/networks/NETWORK.checkpoint holds the
