@@ -4,7 +4,7 @@ COMPILE = .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --g
 
 .PHONY: help install demo photos test test-fast lock verify serve submission audit export bench tables gpu-check
 
-help:  ## this list
+help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
 
 install: .venv/installed  ## the environment, in .venv; then: source .venv/bin/activate
@@ -45,7 +45,7 @@ bench: .venv/installed-for-bench  ## speed compared with the usual alternatives 
 tables: .venv/installed  ## the tables in README.md and docs/, from the recorded runs in results/
 	.venv/bin/python tools/tables.py
 
-gpu-check: .venv/installed  ## on a GPU: are results identical twice, and how close is the speed to the hardware limit
+gpu-check: .venv/installed  ## on a GPU: whether two runs give identical results, and the speed compared with the limit
 	.venv/bin/python bench/gpu_check.py $(GPU_CHECK)
 
 lock: .venv/installed-for-test  ## compile requirements*.txt from requirements*.in
