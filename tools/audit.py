@@ -1,8 +1,9 @@
 """Rank photos by how likely their label is wrong, using out-of-fold classifiers.
 
-Reads data/prepared/; writes metrics/audit.csv (one row per photo, the likeliest first) and metrics/audit.html (a page
-with the first 100). The trained models have learned the labels of train, including wrong ones. The audit therefore uses
-the pretrained weights to turn photos into features, and judges each photo by a logistic regression fitted on others.
+Reads data/prepared/; writes metrics/audit.csv (one row per photo, the most doubtful label first) and metrics/audit.html
+(a page with the first 100). The trained models have learned the labels of train, including wrong ones. The audit
+therefore uses the pretrained weights to turn photos into features, and judges each photo by a logistic regression
+fitted on others.
 """
 
 import sys

@@ -1,7 +1,7 @@
 """Apply a recipe, a named set of params, to params.yaml: first recipes/default.yaml, then the recipe's own file.
 
-So no value of an earlier recipe remains. Params that are in neither file, such as classes, photos, networks and seeds,
-stay as they are.
+This way, no value of an earlier recipe remains. Params that are in neither file, such as classes, photos, networks and
+seeds, stay as they are.
 """
 
 import sys

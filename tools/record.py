@@ -1,9 +1,9 @@
 """Record the finished run in this project as a file in results/, from which `make tables` makes the tables in the docs.
 
 The file says what the run was (commit, params, recipe, seeds; photos, splits and weights by their hashes), where it
-ran, how many photos each network and the ensemble classified correctly, and the hashes of the predictions. Its name
-comes from that of the photos, the recipe and the seed: results/cats-and-dogs-16000/best-seed1.json. Run it on the
-computer that ran `dvc repro`, before the code changes.
+ran, how many photos each network and the ensemble classified correctly, and the hashes of the predictions. It is named
+after the photos, the recipe and the seed: results/cats-and-dogs-16000/best-seed1.json. Run this on the computer that
+ran `dvc repro`, before the code changes.
 """
 
 import sys

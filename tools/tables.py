@@ -1,7 +1,7 @@
 """Make the tables in README.md and docs/ from the records in results/, between the comments that name them.
 
 Records are written by tools/record.py and bench/compare.py. With --check nothing is written; the exit status is 1 if a
-table is not what results/ says.
+table does not match results/.
 """
 
 import sys
@@ -23,11 +23,11 @@ def main() -> None:
     texts = {page: fill(page) for page in find_pages()}
     changed = [page for page, text in texts.items() if page.read_text(encoding="utf-8") != text]
     if is_check and changed:
-        raise UserError(f"{list_some(map(str, changed))}: a table is not what results/ says; run `make tables`")
+        raise UserError(f"{list_some(map(str, changed))}: a table does not match results/; run `make tables`")
     with atomic_write() as write_to:
         for page in changed:
             write_to(page).write_text(texts[page], encoding="utf-8")
-    print(f"wrote {list_some(map(str, changed))}" if changed else "the tables are what results/ says")
+    print(f"wrote {list_some(map(str, changed))}" if changed else "the tables match results/")
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--seed-run",
         metavar="RUN",
-        help="with --against: a run (revision, tag or experiment) that differs only in train.seed; more answers may "
-        "differ from the other computer's only if two seeds differ as much",
+        help="with --against: a run (revision, tag or experiment) that differs only in train.seed; it is an error if "
+        "more answers differ from the other computer's than between the two seeds",
     )
     arguments = parser.parse_args()
     if arguments.seed_run and not arguments.against:

@@ -1,8 +1,8 @@
 """Packed splits: the photos of train, validation or test in one file, as `prepare` writes it and all others read it.
 
 It is a safetensors file with `pixels` uint8 [N, size, size, 3], `labels` uint16 [N], and in its metadata a description
-of the photos. The safetensors library can read it, but not write it photo by photo, and the library maps files so that
-they can be changed in memory, for which Linux requires as much memory as the file is large. A split can be larger. The
+of the photos. The safetensors library can read such a file, but cannot write it photo by photo. It also maps files as
+writable, for which Linux requires as much memory as the file is large, and a split can be larger than memory. The
 format (https://huggingface.co/docs/safetensors#format) is simple: the header's length, the header as JSON, the tensors.
 """
 

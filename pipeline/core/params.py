@@ -98,12 +98,12 @@ Networks = Annotated[dict[str, Network], Field(min_length=1)]
 
 
 def weights_file(weights: str) -> Path | None:
-    """The path if a network's `weights` is a file, else None (for torchvision's names and `none`)."""
+    """The path if a network's `weights` is a file, else None (for torchvision's and timm's names and `none`)."""
     return Path(weights).expanduser() if weights.endswith(WEIGHTS_SUFFIXES) else None
 
 
 def find_weights(name: str, weights: str) -> Path | None:
-    """As `weights_file`, of `networks.<name>.weights`. Raises UserError if there is no such file."""
+    """Like `weights_file`, for `networks.<name>.weights`. Raises UserError if there is no such file."""
     path = weights_file(weights)
     if path and not path.exists():
         raise UserError(f"networks.{name}.weights: {path} does not exist; check the path")

@@ -17,8 +17,8 @@ NETWORK_MODELS = MODELS / "networks"  # a file per network: see model
 COMBINATION = MODELS / "combination.json"
 REJECTION = MODELS / "rejection.safetensors"
 
-# Metrics are JSON: networks/NETWORK.json and ensemble.json. Tables are CSV: the folder says what is in them, and the
-# file of what they are: of a network, of all `networks`, or of the `ensemble`.
+# Metrics are JSON: networks/NETWORK.json and ensemble.json. Tables are CSV: the folder says what they contain, and the
+# file name what they are about: a network, all `networks`, or the `ensemble`.
 METRICS = Path("metrics")
 PREPARE_SUMMARY = METRICS / "prepare.json"
 NETWORK_METRICS = METRICS / "networks"  # a file per network: see network_metrics

@@ -44,9 +44,9 @@ def run_stage(main: Callable[[], None]) -> None:
     """Call `main()`, and turn errors that the user can fix into one line on stderr and exit status 1.
 
     The exit status is 130 after Ctrl-C, 141 if nobody reads the output any more, and 143 after SIGTERM; partial files
-    are deleted first. A stage that DVC started
-    also exits when DVC does, because it would otherwise keep writing while the next `dvc repro` runs, and it refuses to
-    run if its code has changed since `track_code` ran. Does not return: the process exits after `main()`.
+    are deleted first. A stage that DVC started also exits when DVC does, because it would otherwise keep writing while
+    the next `dvc repro` runs, and it refuses to run if its code has changed since `track_code` ran. Does not return:
+    the process exits after `main()`.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with _explained_errors():

@@ -14,7 +14,7 @@ TEXT = ("network", "split", "photo", "label", "class", "sha256", "excluded", "re
 
 
 def read_table(file: Path | BinaryIO, columns: Sequence[str], name: str = "") -> pd.DataFrame:
-    """A table, of which `columns` are needed. Empty cells of text are "".
+    """A table that must have `columns`. Empty cells of text are "".
 
     `name` is that of a file without a path, for errors. Raises UserError if the file does not exist, is not a table, or
     lacks a column.

@@ -73,6 +73,6 @@ def write_onnx(graph: ImageToProbabilities, classes: list[str], file: Path) -> N
     model = program.model_proto
     model.ir_version = IR_VERSION
     for node in model.graph.node:
-        del node.metadata_props[:]  # where in this computer's code it comes from
+        del node.metadata_props[:]  # paths and lines of this computer's code
     onnx.helper.set_model_props(model, {"classes": json.dumps(classes)})
     onnx.save(model, file)

@@ -51,7 +51,7 @@ class Prediction:
 
     @property
     def label(self) -> str:
-        """The class with the highest probability, the first of equals; empty for an unreadable photo."""
+        """The class with the highest probability, the first one in a tie; empty for an unreadable photo."""
         return max(self.ensemble, key=self.ensemble.__getitem__, default="")
 
     @property
@@ -64,10 +64,9 @@ class Ensemble:
     """The trained networks of params.yaml, combined as models/combination.json says.
 
     `networks` are ready to predict on `device`; `classes` are in the order of their outputs; `kept_epochs` are the
-    epochs that `train` kept, 0 for a fitted head and None in models of earlier versions; `description` is the first
-    model's, and all are for the same photos. Raises UserError if a
-    model or combination.json is missing, or if the models were not trained with the same classes, image size, resize
-    and split.
+    epochs that `train` kept: 0 for a fitted head, a text such as `0+6` for a mean, None in models of earlier versions;
+    `description` is the first model's, and all are for the same photos. Raises UserError if a model or combination.json
+    is missing, or if the models were not trained with the same classes, image size, resize and split.
     """
 
     def __init__(self, params: Params, device: torch.device, dtype: torch.dtype) -> None:
@@ -166,8 +165,8 @@ class Ensemble:
     ) -> Iterator[Prediction]:
         """Yield a prediction for each photo, in order; photos are decoded and scaled as in `prepare`.
 
-        With `keep_pixels=False` predictions have no `pixels`, which saves memory when there are many photos; only with
-        `explain` they have `heat_maps`, which takes several times as long. With `reject=False` none is `rejected`.
+        With `keep_pixels=False` predictions have no `pixels`, which saves memory when there are many photos. Only with
+        `explain` do they have `heat_maps`, which takes several times as long. With `reject=False` none is `rejected`.
         """
         reads = [photo.read for photo in photos]
         with (

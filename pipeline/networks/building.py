@@ -38,8 +38,8 @@ def build_network(
 ) -> nn.Module:
     """Build torchvision's network `name` with a new head instead of its last linear layer; `seed` sets its weights.
 
-    `weights` is `none` (random, also from `seed`), one of torchvision's names (downloaded once, hash checked), or a
-    .pth, .pt, .ckpt or .safetensors file named like torch.hub's, `<name>-<at least 8 digits of its SHA-256>.pth`.
+    `weights` is `none` (random, also from `seed`), one of torchvision's or timm's names (downloaded once, checked by
+    hash), or a .pth, .pt, .ckpt or .safetensors file named like torch.hub's, `<name>-<SHA-256, at least 8 digits>.pth`.
     Checkpoints of DataParallel and Lightning work too. Only the weights below the head are used.
     Raises UserError for an unknown name, and for weights that are missing, damaged or for a different network.
     """

@@ -1,6 +1,6 @@
 """Recognise photos that show none of the classes, by how similar they are to photos that do.
 
-A photo's similarity is the cosine between its features and those of the K-th most similar of some photos in train (Sun
+A photo's similarity is the cosine between its features and those of the fifth most similar of some photos in train (Sun
 et al., "Out-of-Distribution Detection with Deep Nearest Neighbors", ICML 2022). The features are those of the
 pretrained network: training on a few classes makes a network discard what separates them from everything else.
 docs/none-of-these.md compares this with other scores.
@@ -22,8 +22,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-MAX_REFERENCES = 2000
-NEIGHBOUR = 5
+MAX_REFERENCES = 2000  # photos in train
+NEIGHBOUR = 5  # the similarity is that to the fifth most similar one
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Rejection:
 
 
 def similarities(features: Tensor, references: Tensor) -> Tensor:
-    """The cosine between each of `features` [N, D] and the K-th most similar of `references` [M, D]: float32 [N]."""
+    """The cosine between each of `features` [N, D] and the NEIGHBOUR-th most similar of `references`: float32 [N]."""
     cosines = nn.functional.normalize(features) @ references.T
     return cosines.topk(min(NEIGHBOUR, len(references)), dim=1).values[:, -1]
 

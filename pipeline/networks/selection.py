@@ -2,8 +2,8 @@
 
 A learning curve is a list of the epochs so far, each a dict with `epoch` (0: the fitted head, before any step), `lr`
 (the head's learning rate at the epoch's start), `train_loss`, `validation_loss`, `validation_calibrated_loss` (all in
-nats), `validation_accuracy` and `temperature`. The mean of the fitted head's network and that of the last epoch has
-these scores, too; its `epoch` is a text such as `0+3`.
+nats), `validation_accuracy` and `temperature`. The mean of epoch 0 and the last epoch has such scores, too; its `epoch`
+is a text such as `0+3`.
 """
 
 import math
@@ -15,7 +15,7 @@ LEARNED, FORGOTTEN, USELESS, DIVERGED = 0.4, 0.5, 0.95, 2  # times the loss of g
 
 
 def best_scores(curve: list[dict], params: Train, mean: dict | None = None) -> dict | None:
-    """The scores with the lowest calibrated loss on validation; among equals, the ones with the lowest loss.
+    """The scores with the lowest calibrated loss on validation; in a tie, those with the lowest loss.
 
     With one_cycle only the fitted head, the last epoch and their mean are candidates, because in between the learning
     rate is high and scores are noisy. None if there is no candidate yet.
@@ -84,7 +84,7 @@ def explain_choice(curve: list[dict], mean: dict | None, classes: int, params: T
         return f"kept epoch {best['epoch']} of {params.epochs}: {scores}"
     if best is mean:
         return (
-            f"kept the mean of the fitted head's network and epoch {last['epoch']}: {scores}; its calibrated "
+            f"kept the mean of epochs 0 (the fitted head) and {last['epoch']}: {scores}; its calibrated "
             f"validation loss is the lowest ({curve[0]['validation_calibrated_loss']:.4f} with the fitted head, "
             f"{last['validation_calibrated_loss']:.4f} after epoch {last['epoch']})"
         )

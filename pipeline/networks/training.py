@@ -215,7 +215,7 @@ class Training:
 
     @property
     def kept(self) -> dict:
-        """The best scores, of an epoch or of the mean, of which a finished training run has some."""
+        """The best scores, of an epoch or of the mean. A finished training run always has some."""
         best = best_scores(self.curve, self.params, self.mean)
         assert best is not None
         return best

@@ -128,7 +128,7 @@ class Comparison:
         verdict = "Better" if self.accuracy.mean > 0 else "Worse"
         if self.p["accuracy"] < SIGNIFICANT:
             if self.same_recipe:
-                return f"{verdict}, but only by the chance of the seed: the recipe is the same."
+                return f"{verdict}, but only because of the seed: the recipe is the same."
             if not self.accuracy_over_seeds:
                 return f"{verdict} for these trained models; not tested over seeds." if self.pooled else f"{verdict}."
             if self.p["accuracy_over_seeds"] < SIGNIFICANT:
@@ -187,7 +187,7 @@ def describe_changes(first: Run, other: Run, keys: Iterable[str]) -> str:
 
 
 def pool(runs: list[Run]) -> list[Recipe]:
-    """Pool the runs that differ only in their seed; one with a seed that its recipe has already starts another one.
+    """Pool the runs that differ only in their seed; a second run with the same seed starts another recipe.
 
     Runs with different code are different recipes.
     """

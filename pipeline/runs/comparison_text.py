@@ -39,7 +39,7 @@ def say_missing(units: list[Recipe], comparisons: dict[str, list[Comparison]], s
 def legend(units: list[Recipe], pooled: Recipe | None) -> Iterator[str]:
     """A line for each recipe: its runs, and how it differs from the first one."""
     if pooled:
-        yield f"These runs differ only in {SEED}: what differs between them is the chance of the seed."
+        yield f"These runs differ only in {SEED}: any difference between them is due to the seed."
     width = max(len(unit.label) for unit in units)
     for unit in units:
         text = f"  {unit.label:<{width}}  {describe_recipe(unit, units[0])}"
@@ -92,7 +92,7 @@ def explain(units: list[Recipe]) -> list[str]:
     lines = [f"Differences are from {units[0].label}."]
     lines.append(
         "Over photos: the chance of which photos were chosen, for these trained models. It does not cover the seed: "
-        "the same recipe gives other answers with another seed."
+        "the same recipe gives different answers with a different seed."
         + ("" if several else f" To see how much, run each recipe with several values of {SEED} and name all the runs.")
     )
     if tested:

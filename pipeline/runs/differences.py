@@ -41,7 +41,7 @@ def _scaled_changes(before: np.ndarray, after: np.ndarray) -> np.ndarray:
 
 
 def accuracy_over_photos(before: np.ndarray, after: np.ndarray) -> Difference:
-    """The difference in accuracy, with the chance of which photos were chosen.
+    """The difference in accuracy; the interval covers the chance of which photos were chosen.
 
     The interval is Bonett and Price's: Wald's after adding a photo that was corrected and one that was broken
     ("Adjusted Wald Confidence Interval for a Difference of Binomial Proportions Based on Paired Data", Journal of
@@ -76,14 +76,14 @@ def sign_flip_p(before: np.ndarray, after: np.ndarray) -> float:
 
 
 def log_loss_over_photos(before: np.ndarray, after: np.ndarray) -> Difference:
-    """The difference in log loss, with the chance of which photos were chosen: the paired t-test and its interval."""
+    """The difference in log loss, over the chance of which photos were chosen: the paired t-test and its interval."""
     differences = after.mean(axis=0) - before.mean(axis=0)
     variance = differences.var(ddof=1) / len(differences)
     return _t_test(differences.mean(), variance, len(differences) - 1)
 
 
 def over_seeds(before: np.ndarray, after: np.ndarray) -> Difference | None:
-    """The difference in the runs' means, with the chance of the seeds: Welch's t-test and its interval.
+    """The difference in the runs' means, over the chance of the seeds: Welch's t-test and its interval.
 
     None if a recipe has only one run, or if no run differs from the others of its recipe.
     """
@@ -121,7 +121,7 @@ def photos_needed(before: np.ndarray, after: np.ndarray) -> int | None:
 
 
 def visible_difference(before: np.ndarray, after: np.ndarray) -> float:
-    """The difference in accuracy that this many photos, if this share of them changes, show with a power of 80 %."""
+    """The smallest difference in accuracy that these photos would show with a power of 80 %, if this share changes."""
     differences = changes(before, after)
     return float((QUANTILE + POWER_QUANTILE) * math.sqrt((differences**2).mean() / len(differences)))
 

@@ -57,10 +57,10 @@ def require_comparable(here: dict, record: dict, path: Path) -> None:
     keys = [key for key in dict.fromkeys([*here["params"], *record["params"]]) if key not in MAY_DIFFER]
     if changed := [key for key in keys if here["params"].get(key) != record["params"].get(key)]:
         values = [f"{key} is {here['params'].get(key)} here, {record['params'].get(key)} there" for key in changed]
-        raise UserError(f"{path} is for other params: {list_some(values)}")
+        raise UserError(f"{path} is for different params: {list_some(values)}")
     split = SPLIT_TABLE.as_posix()
     if here["outputs"].get(split) != record["outputs"].get(split):
-        raise UserError(f"{path} is for other photos: {split} differs; start from the same archive and corrections")
+        raise UserError(f"{path} is for different photos: {split} differs; start from the same archive and corrections")
 
 
 def require_within_seeds(differ: dict[str, dict[str, int]], seed_run: str | None) -> None:

@@ -111,7 +111,7 @@ def open_run(name: str) -> tuple[str, Callable[[Path], bytes]]:
     cache, remote = dvc_settings()
     if name == WORKSPACE:
         return "", read_here
-    # A revision has DVC's settings of its time; the current cache and remote may be different.
+    # The revision has DVC's settings of its time; use the current cache and remote, which may be different.
     files = DVCFileSystem(".", rev=name, remote=remote, config={"cache": {"dir": cache}})
     try:
         commit = files.repo.get_rev()[:7]
@@ -226,7 +226,7 @@ def require_consistent(name: str, stages: dict[str, dict], read: Callable[[Path]
 
 
 def read_kept_epochs(networks: Sequence[str], read: Callable[[Path], bytes]) -> dict[str, int | str]:
-    """The epochs that `train` kept, by network, without runs of earlier versions, which did not store it."""
+    """The epochs that `train` kept, by network; earlier versions did not store them."""
     found = {}
     for network in networks:
         with suppress(UserError):

@@ -64,7 +64,7 @@ def require_source() -> None:
 def copy_pipeline() -> None:
     """Copy the pipeline and its params, but no results, to SCRATCH; photos and weights are read in place.
 
-    Their paths become absolute, but links are not resolved, because the name of an archive or of weights matters.
+    Their paths become absolute, but links are not resolved, because the names of archives and weights matter.
     """
     shutil.rmtree(SCRATCH, ignore_errors=True)
     for folder in ("stages", "pipeline", "requirements"):

@@ -27,14 +27,14 @@ CODE = ("stages", "pipeline", "recipes", "requirements", "requirements.txt")
 def require_committed() -> str:
     """The commit whose code is here. Raises UserError if the code has changed since, or outside git."""
     if not (commit := find_commit().removesuffix("+")):
-        raise UserError("there is no commit of git here; expected one, so that others can find the code of the run")
+        raise UserError("there is no git commit here; expected one, so that others can find the code of the run")
     if changed := changed_files("--", *CODE):
         raise UserError(f"{list_some(changed)}: not committed; commit the code, then run `dvc repro` and this again")
     return commit
 
 
 def code_id(run: Run) -> str:
-    """A fingerprint of the modules that the run's stages ran, and of the versions of their packages."""
+    """A fingerprint of the modules that the run's stages used, and of the versions of their packages."""
     return hashlib.sha256(json.dumps(run.code, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -68,7 +68,7 @@ def describe_photos(params: Params) -> dict:
 
 
 def describe_weights(name: str, weights: str) -> dict[str, str]:
-    """The file of a network's pretrained weights, with its hash unless the name has it, as torchvision's and timm's."""
+    """The file of a network's pretrained weights; with its hash, unless torchvision's or timm's name has it."""
     if path := find_weights(name, weights):
         return {"file": path.name, "sha256": hash_of(path)}
     torchvisions = models.get_model_weights(name).__members__
@@ -93,8 +93,8 @@ def count_correct(runs: dict[str, Run]) -> dict[str, dict]:
 
 
 def describe_computer(params: Params) -> dict[str, Any]:
-    """The hardware and the versions here, with the threads that `train` says it used (on a CPU)."""
+    """The hardware and versions here, with the number of threads that `train` recorded (on a CPU)."""
     trained = read_json(train_scores(next(iter(params.networks))))
     computer = made_with(params) | {key: trained[key] for key in ("threads",) if key in trained}
-    del computer["platform"]  # the name of a kernel helps nobody to repeat a run
+    del computer["platform"]  # nobody needs the kernel's version to repeat a run
     return computer

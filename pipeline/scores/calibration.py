@@ -1,7 +1,7 @@
-"""Calibration: make probabilities mean what they say, and measure how far they are from it.
+"""Calibration: fit a temperature so that confidence matches accuracy, and measure how far apart the two are.
 
 Logits are float64 [N, classes], labels int [N]. Dividing all logits by one number, the temperature, changes how
-confident a network is, and none of its answers. Guo et al., "On Calibration of Modern Neural Networks", 2017,
+confident a network is, but none of its answers. Guo et al., "On Calibration of Modern Neural Networks", 2017,
 https://arxiv.org/abs/1706.04599
 """
 
@@ -44,9 +44,9 @@ def calibrated_loss(logits: np.ndarray, labels: np.ndarray) -> float:
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """The temperature that calibrates `logits`, fitted to photos that the network was not trained on.
 
-    The most probable one if its logarithm is normally distributed beforehand, around 0 and with PRIOR_SD. That matters
-    only with few mistakes: without any, the log loss alone would ask for infinite confidence. The log loss on these
-    photos is never higher than without a temperature.
+    The most probable one, with a normal prior on its logarithm, around 0 and with a standard deviation of PRIOR_SD. The
+    prior matters only if there are few mistakes: without any, the log loss alone would lead to infinite confidence. The
+    log loss on these photos is never higher than without a temperature.
     """
     logits = np.asarray(logits, dtype=float)
 

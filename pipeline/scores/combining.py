@@ -23,7 +23,7 @@ softmax_of_rows = partial(softmax, axis=-1)
 
 
 def votes(logits: np.ndarray) -> np.ndarray:
-    """1.0 for the highest logit of each row (the first of equals), 0.0 for the others: [N, classes]."""
+    """1.0 for the highest logit of each row (the first one in a tie), 0.0 for the others: [N, classes]."""
     return np.eye(logits.shape[-1])[logits.argmax(axis=-1)]
 
 
@@ -63,7 +63,7 @@ class Combination:
             return scaled / scaled.sum(-1)[..., None]
         if self.method == "majority_vote":
             # The share of votes for each class. The mean probabilities count as one more vote, which breaks ties but
-            # never overrules a majority. Good for accuracy; the log loss is that of vote shares, not of probabilities.
+            # never overrules a majority. Good for accuracy, less for log loss: shares of votes are not probabilities.
             return (sum(map(votes, logits)) + mean_probabilities) / (len(logits) + 1)
         raise ValueError(f"unknown ensemble method {self.method!r}")
 

@@ -33,7 +33,7 @@ def uncalibrated(combination: Combination, predictions: Predictions) -> np.ndarr
 
 
 def find_best_member(validation: Predictions) -> str:
-    """The network with the highest accuracy on validation; the first one if there are several."""
+    """The network with the highest accuracy on validation, the first one in a tie."""
     correct = {
         name: (predicted_labels(probabilities) == validation.labels).sum()
         for name, probabilities in validation.probabilities.items()

@@ -28,7 +28,7 @@ def logits_table(name: str, photos: pd.DataFrame, classes: list[str], logits: Ma
 def score_networks(
     validation: Predictions, test: Predictions, temperatures: Mapping[str, float]
 ) -> dict[str, dict[str, dict]]:
-    """The scores of each network on both splits. Its logits were divided by its temperature to calibrate them."""
+    """The scores of each network on both splits; times its temperature, its logits are those before calibration."""
     splits = {"validation": validation, "test": test}
     return {
         name: {

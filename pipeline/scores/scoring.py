@@ -17,17 +17,16 @@ QUANTILE = ndtri(0.975)  # of the normal distribution, for 95 % intervals
 
 
 def predicted_labels(probabilities: np.ndarray) -> np.ndarray:
-    """The label with the highest probability in each row, the first of equals: int [N]."""
+    """The label with the highest probability in each row, the first one in a tie: int [N]."""
     return np.asarray(probabilities).argmax(axis=1)
 
 
 def score(probabilities: np.ndarray, labels: np.ndarray, uncalibrated: np.ndarray | None = None) -> dict:
     """Score predictions; `labels` must contain every class.
 
-    `uncalibrated` has the probabilities before they were calibrated, unless they never were.
-
-    Includes the 95 % intervals of accuracy, balanced accuracy and calibration error; log loss is in nats. ROC AUC,
-    balanced accuracy (the recall) and F1 are unweighted means over the classes.
+    `uncalibrated` has the probabilities before calibration; None if there was none. Includes the 95 % intervals of
+    accuracy, balanced accuracy and calibration error; log loss is in nats. ROC AUC, balanced accuracy (mean recall) and
+    F1 are unweighted means over the classes.
     """
     from sklearn.metrics import log_loss, roc_auc_score  # here, because it is slow: stages print a line first
 
@@ -82,12 +81,12 @@ def accuracy_interval(correct: int, total: int) -> dict[str, float]:
 
 
 def accuracy_sd_over_seeds(accuracy: float, total: int) -> float:
-    """How much the accuracy on the same photos varies if a network is trained again with other seeds: its SD.
+    """The SD of the accuracy on the same photos, expected if a network is trained again with other seeds.
 
-    Expected for two classes if the seeds are calibrated together: a photo that a share p of them call a cat is a cat
-    with probability p, so its expected error is 2p(1 - p), and the variance over seeds of whether it is correct is
-    p(1 - p), half of that. With more classes it is less. Jordan, "On the Variance of Neural Network Training
-    with respect to Test Sets and Distributions", 2024, https://arxiv.org/abs/2304.01910
+    For two classes, if the seeds are calibrated together: a photo that a share p of them call a cat is a cat with
+    probability p, so its expected error is 2p(1 - p), and the variance over seeds of whether it is correct is p(1 - p),
+    half of that. With more classes it is less. Jordan, "On the Variance of Neural Network Training with respect to Test
+    Sets and Distributions", 2024, https://arxiv.org/abs/2304.01910
     """
     return math.sqrt((1 - accuracy) / (2 * total))
 

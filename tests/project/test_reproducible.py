@@ -287,11 +287,12 @@ def test_verify_refuses_a_record_of_other_params_or_photos(finished: Repository,
     empty = {"commit": "", "made_with": {}, "outputs": {}, "answers": {}}
     record.write_text(json.dumps(empty | {"params": params | {"lr": 0.1, "device": "cuda"}}))
     assert error_line(finished.run("verify.py", "--against", str(record))) == (
-        f"{record} is for other params: lr is 0.001 here, 0.1 there"
+        f"{record} is for different params: lr is 0.001 here, 0.1 there"
     )
     record.write_text(
         json.dumps(empty | {"params": params | {"prepare.source": "train.zip", "prepare.labels": "labels.csv"}})
     )
     assert error_line(finished.run("verify.py", "--against", str(record))) == (
-        f"{record} is for other photos: data/prepared/split.csv differs; start from the same archive and corrections"
+        f"{record} is for different photos: data/prepared/split.csv differs; start from the same archive and "
+        "corrections"
     )

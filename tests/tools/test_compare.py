@@ -449,7 +449,7 @@ def test_compare_pools_runs_that_differ_only_in_their_seed(stored: Repository, p
 
 def test_compare_of_seeds_of_one_recipe_shows_their_spread(stored: Repository, printed_by: Compare) -> None:
     printed = printed_by(stored, "HEAD", "seed-2", "seed-3")
-    assert "These runs differ only in train.seed: what differs between them is the chance of the seed.\n" in printed
+    assert "These runs differ only in train.seed: any difference between them is due to the seed.\n" in printed
     assert "; train.seed 2 instead of 1\n" in printed
     lines = block(printed, "resnet18")
     assert lines[0].startswith("all 3 seeds: accuracy 0.8983 (SD 0.0029, 0.8950 to 0.9000), log loss ")

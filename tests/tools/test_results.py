@@ -156,7 +156,7 @@ def test_record_refuses_what_others_could_not_trace(run: Repository) -> None:
     run.write_params()
     assert error_line(run.run("record.py", "cats")) == "the results are out of date; run `dvc repro` first"
     shutil.rmtree(run.root / ".git")
-    assert error_line(run.run("record.py", "cats")).startswith("there is no commit of git here; ")
+    assert error_line(run.run("record.py", "cats")).startswith("there is no git commit here; ")
     assert not (run.root / "results").exists()
 
 
@@ -332,11 +332,11 @@ def test_tables_checks_without_writing_and_changes_nothing_else(pages: Pages) ->
     assert page.read_text().count("No run is recorded yet.") == 2
     pages.add("a/1.json", record())
     before = page.read_bytes()
-    line = "README.md: a table is not what results/ says; run `make tables`"
+    line = "README.md: a table does not match results/; run `make tables`"
     assert error_line(pages.run("tables.py", "--check")) == line
     assert page.read_bytes() == before
     assert pages.succeed("tables.py") == "wrote README.md\n"
-    assert pages.succeed("tables.py", "--check") == "the tables are what results/ says\n"
+    assert pages.succeed("tables.py", "--check") == "the tables match results/\n"
     assert page.read_text().startswith("# Figures\n\n<!-- table: accuracy -->\n| photos | in train |")
     assert page.read_text().endswith("<!-- end of table -->\nThe end\n")
 
