@@ -17,9 +17,9 @@ def heat_maps(network: nn.Module, images: Tensor, targets: Tensor) -> Tensor | N
     """Grad-CAM for a class of each image, usually the predicted one: uint8 [N, height, width], on the CPU.
 
     `images` are normalised, float32 [N, 3, size, size]; `targets` are the classes, int [N]. A map has the resolution of
-    the network's last feature map (7 x 7 for ResNet at 224 pixels); 255 is the area that supports the class most. All
-    of it is 0 if no area does.
-    None for a network without such a feature map (ViT). Leaves `network`, which must not be folded, in eval mode.
+    the network's last feature map (7 x 7 for ResNet at 224 pixels); 255 is the area that supports the class most; if no
+    area does, all of it is 0. None for a network without such a feature map (ViT). Leaves `network`, which must not be
+    folded, in eval mode.
 
     Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization", ICCV 2017,
     equations 1 and 2.

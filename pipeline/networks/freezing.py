@@ -44,7 +44,7 @@ def _last_half(network: nn.Module, backbone: list[nn.Parameter]) -> list[nn.Para
 def set_training(network: nn.Module, layers: str, batchnorm_statistics: str) -> None:
     """Set training mode, except in frozen layers: their BatchNorm statistics stay fixed and their dropout is off.
 
-    With `batchnorm_statistics` `fixed` those of all layers do.
+    If `batchnorm_statistics` is `fixed`, those of all layers stay fixed.
     """
     network.train(layers != "head")
     for module in network.modules():
