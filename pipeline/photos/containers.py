@@ -1,4 +1,4 @@
-"""Find the photos in whatever holds them: folders and archives, and archives in these.
+"""Find the photos in folders and archives, and in archives inside them.
 
 What a file is, its content tells, not its name.
 """

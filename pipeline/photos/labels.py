@@ -1,4 +1,4 @@
-"""Tell the label of each photo: from the table, its container, its folders or its file name."""
+"""Find the label of each photo: from the table, its container, its folders or its file name."""
 
 import re
 import unicodedata

@@ -1,4 +1,4 @@
-"""Find photos in whatever holds them, and read their bytes."""
+"""Find photos in a folder or archive, and read their bytes."""
 
 import posixpath
 from contextlib import ExitStack

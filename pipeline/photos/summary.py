@@ -1,4 +1,4 @@
-"""What became of the photos: a table with a row for each, their numbers, and what a user should know."""
+"""What `prepare` did with the photos: a table with a row for each, their numbers, and what a user should know."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ def split_table(photos: list[Photo], classes: Sequence[str]) -> pd.DataFrame:
 
 
 def summarise(photos: list[Photo], classes: Sequence[str], source: PhotoSource) -> dict:
-    """Count the photos by split and class, what was noticed, the excluded ones by reason, and other files."""
+    """Count the photos by split and class, relabelled and misnamed ones, copies, exclusions by reason, other files."""
     splits = Counter(photo.split for photo in photos)
     labels = Counter(photo.label for photo in photos if photo.split)
     reasons = Counter(photo.excluded for photo in photos if photo.excluded)
