@@ -28,7 +28,7 @@ HEADER_BYTES = 1024  # besides the classes; padded with spaces
 
 
 def describe(classes: Sequence[str], image_size: int, resize: str, split_id: str) -> dict:
-    """The description of a split's photos. `split_id` tells apart which photos are in which split."""
+    """The description of a split's photos. `split_id` is a fingerprint of which photos are in which split."""
     return {"classes": classes, "image_size": image_size, "resize": resize, "split_id": split_id}
 
 

@@ -25,7 +25,7 @@ from pipeline.core.errors import UserError
 from pipeline.photos.decoding import UnreadablePhoto
 
 LARGEST_FILE = 2**28  # bytes; files in a small zip may unpack to more than fits into memory
-START = 512  # bytes at the beginning of a file that tell what it is
+START = 512  # bytes at the beginning of a file, enough to see what it is
 ENCRYPTED, UTF_8 = 1, 0x800  # in a zip entry's flags
 DEFLATE64 = 9  # the compression method that Windows Explorer uses for large files
 UNICODE_PATH = 0x7075  # Info-ZIP's extra field of a zip entry, with its name in UTF-8

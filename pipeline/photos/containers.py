@@ -1,6 +1,6 @@
 """Find the photos in folders and archives, and in archives inside them.
 
-What a file is, its content tells, not its name.
+A file's content decides what it is, not its name.
 """
 
 import re
