@@ -308,7 +308,7 @@ def replaced(pattern: str, text: str) -> str:
         (r"data/raw/train.zip", "1_000", "1_000 as 1000; put it in quotes, or write 1000"),
         (r"(?<=^lr: )\S+", "1:30.5", "1:30.5 as 90.5; put it in quotes, or write 90.5"),
         (r"(?<=train: )16000", "010", "010 as 8; put it in quotes, or write 8"),
-        (r"(?<=epochs: )3", "0x10", "0x10 as 16; put it in quotes, or write 16"),
+        (r"(?<=epochs: )6", "0x10", "0x10 as 16; put it in quotes, or write 16"),
     ],
 )
 def test_read_params_refuses_what_yaml_changes(pattern: str, written: str, said: str, tmp_path: Path) -> None:
