@@ -237,7 +237,8 @@ def network_table() -> str:
     lines = [
         ["photos", "in train", "recipe", "network", "seeds", "correct on test", "log loss", "accuracy on validation"]
     ]
-    lines[0] += ["kept epoch", "training, s", *columns]
+    is_timed = any(row.training_time(name) for row in rows for name in row.networks)
+    lines[0] += ["kept epoch", *(["training, s"] if is_timed else []), *columns]
     for number, row in enumerate(rows):
         for name in row.networks:
             correct = ", ".join(f"{count:,}" for count in row.scores(name, "test", "correct"))
@@ -248,7 +249,8 @@ def network_table() -> str:
                     f"{correct} of {span(row.scores(name, 'test', 'photos'))}",
                     mean(row.scores(name, "test", "log_loss"), "{:.4f}"),
                     row.accuracy(name, "validation"),
-                    *(kept, row.training_time(name)),
+                    kept,
+                    *([row.training_time(name)] if is_timed else []),
                     *(texts[number] for texts in columns.values()),
                 ]
             )
