@@ -73,13 +73,13 @@ def main() -> None:
 
     # Slow imports, so not before: mistakes in the inputs should be reported at once.
     from pipeline.core.class_sizes import are_unequal
-    from pipeline.core.split_table import read_split_table
+    from pipeline.core.split_table import count_classes, read_split_table
     from pipeline.networks.compute import dtype_name, set_up
     from pipeline.networks.dataset import open_split
     from pipeline.networks.explaining import explain
     from pipeline.networks.models import load_trained
     from pipeline.networks.predicting import predict_logits, ready_to_predict, warm_up
-    from pipeline.scores.evaluating import logits_table, print_few, score_networks
+    from pipeline.scores.evaluating import logits_table, print_few, print_unequal, score_networks
     from pipeline.scores.hardest import hardest_with_any_method
     from pipeline.scores.predictions import select_split
     from pipeline.scores.scoring import (
@@ -131,6 +131,8 @@ def main() -> None:
     for path in NETWORK_METRICS.glob("*.json"):
         if path.stem not in scores:
             path.unlink()  # left over from a removed network
+    balanced = {name for name, description in descriptions.items() if "class_weights" in description}
+    print_unequal(count_classes(photos, "train"), class_scores, balanced)
     unequal = are_unequal(test.photos_by_class.values())
     print(scores_table({name: by_split["test"] for name, by_split in scores.items()}, unequal))
     print_few(test, class_scores)

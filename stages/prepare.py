@@ -14,7 +14,7 @@ import time
 from pipeline.core import SPLITS
 from pipeline.core.command_line import read_arguments
 from pipeline.core.files import atomic_write, write_json
-from pipeline.core.params import Classes, Section
+from pipeline.core.params import AUTO, Classes, Section
 from pipeline.core.paths import CONTACT_SHEET, PREPARE_SUMMARY, SPLIT_TABLE, packed_split
 from pipeline.core.process import run_stage
 from pipeline.core.read_params import read_params
@@ -42,19 +42,12 @@ def main() -> None:
     from pipeline.photos.contact_sheet import write_contact_sheet
     from pipeline.photos.corrections import correct
     from pipeline.photos.decoding import silence_pillow
+    from pipeline.photos.enough import leave_out_rare, require_enough, require_sizes
     from pipeline.photos.hashing import hash_photos
     from pipeline.photos.labels import label_photos
     from pipeline.photos.packing import write_splits
     from pipeline.photos.source import PhotoSource
-    from pipeline.photos.splits import (
-        Plan,
-        exclude_unlabelled,
-        fill_splits,
-        require_enough,
-        require_sizes,
-        shuffle_groups,
-        split_id,
-    )
+    from pipeline.photos.splits import Plan, exclude_unlabelled, fill_splits, shuffle_groups, split_id
     from pipeline.photos.summary import print_notes, print_summary, split_table, summarise
     from pipeline.photos.table import apply_table
 
@@ -66,6 +59,7 @@ def main() -> None:
             print(f"note: {note}")
         photos = source.photos()
         apply_table(photos, Path(prepare.labels))
+        is_listed = params.classes != AUTO
         classes, notes = label_photos(photos, params.classes, prepare.split)
         correct(photos, classes)
         require_enough(photos, classes, source, prepare)
@@ -74,17 +68,19 @@ def main() -> None:
         groups = shuffle_groups(photos, prepare.seed)
         with atomic_write() as write_to:
             files = {split: write_to(packed_split(split)) for split in SPLITS}
-            is_complete = False
+            is_complete, left_out = False, tuple[str, ...]()
             while not is_complete:  # a photo that could be hashed but not decoded is replaced by another one
+                groups, classes, rare = leave_out_rare(photos, groups, classes, is_listed, prepare)
+                left_out = rare + left_out  # their labels come after those of the classes
                 splits = fill_splits(photos, groups, Plan(prepare.split, photos, groups, classes))
-                require_sizes(photos, classes, prepare)
+                require_sizes(photos, groups, classes, is_listed, prepare)
                 description = describe(classes, prepare.image_size, prepare.resize, split_id(photos))
                 is_complete = write_splits(files, splits, description, source)
-            split_table(photos, classes).to_csv(write_to(SPLIT_TABLE), index=False)
+            split_table(photos, classes + left_out).to_csv(write_to(SPLIT_TABLE), index=False)
             write_contact_sheet(write_to(CONTACT_SHEET), files)
             summary = summarise(photos, classes, source)
             write_json(write_to(PREPARE_SUMMARY), summary)
-    print_notes(notes, photos, classes, prepare)
+    print_notes(notes, photos, classes, left_out, prepare)
     print_summary(summary, seconds=time.perf_counter() - start)
 
 

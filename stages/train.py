@@ -87,6 +87,8 @@ def main() -> None:
         classes = len(train.description["classes"])
         choice = explain_choice(training.curve, training.mean, classes, params.train, params.lr)
         processes.report(f"{name}: {choice}")
+        if unequal := training.describe_unequal():
+            processes.report(f"{name} on validation: {unequal}")
 
 
 def check_batch_size(batch_size: int, photos: int, processes: int) -> None:

@@ -1,4 +1,7 @@
-"""Which classes have too few test photos for a meaningful recall, and whether classes are unequal in size."""
+"""Which classes have too few test photos for a meaningful recall, and whether classes are unequal in size.
+
+Numbers of photos and recalls are mappings with an entry for each class.
+"""
 
 from collections.abc import Iterable, Mapping
 
@@ -10,6 +13,9 @@ FEW_TEST_PHOTOS = 10
 # The share of the photos that would need another class for all classes to be equal. Accuracy and balanced accuracy
 # differ by at most this share of the difference between the best and the worst class's recall.
 UNEQUAL_SHARE = 0.05
+# Classes are very unequal if the largest has more than this many times the photos of the rarest: with two classes, if
+# one has less than 20 % of the photos.
+VERY_UNEQUAL = 4
 
 
 def few_to_test_on(photos: Mapping[str, int]) -> dict[str, int]:
@@ -34,3 +40,32 @@ def are_unequal(photos: Iterable[int]) -> bool:
     mean = sum(photos) / len(photos)
     surplus = sum(count - mean for count in photos if count > mean)
     return max(photos) - min(photos) > 1 and surplus > UNEQUAL_SHARE * sum(photos)
+
+
+def rarest_class(photos: Mapping[str, int]) -> str | None:
+    """The class with the fewest photos, the first by name of equals, if the classes are very unequal; else None."""
+    rarest = min(photos, key=lambda name: (photos[name], name))
+    return rarest if max(photos.values()) > VERY_UNEQUAL * photos[rarest] else None
+
+
+def needs_weights(trained_on: Mapping[str, int], recall: Mapping[str, float]) -> bool:
+    """Whether train.class_weights=balanced may help: the rarest class is recognised less often than the average one."""
+    rarest = rarest_class(trained_on)
+    return rarest is not None and recall[rarest] < sum(recall.values()) / len(recall)
+
+
+def describe_unequal(
+    trained_on: Mapping[str, int], photos: Mapping[str, int], recall: Mapping[str, float], balanced: bool
+) -> str:
+    """What matters if the classes in train are very unequal, for people; empty if they are not.
+
+    `photos` are those that the recall was measured on; `balanced` says whether class weights were.
+    """
+    if not (rarest := rarest_class(trained_on)):
+        return ""
+    correct = round(recall[rarest] * photos[rarest])
+    advice = "; try train.class_weights=balanced" if not balanced and needs_weights(trained_on, recall) else ""
+    return (
+        f"balanced accuracy {sum(recall.values()) / len(recall):.4f}, recall of the rarest class, {rarest}, "
+        f"{recall[rarest]:.4f} ({correct} of {photos[rarest]}){advice}"
+    )

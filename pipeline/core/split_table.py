@@ -18,6 +18,11 @@ def read_split_table(file: Path | BinaryIO = SPLIT_TABLE, name: str = "") -> pd.
     return read_table(file, ["photo", "label", "split", "sha256"], name)
 
 
+def count_classes(table: pd.DataFrame, split: str) -> dict[str, int]:
+    """The number of photos of each class in a split."""
+    return table.loc[table["split"] == split, "label"].value_counts().to_dict()
+
+
 def describe_classes(table: pd.DataFrame) -> str:
     """Say how many photos of each class the splits hold, for people."""
     held = table[table["split"] != ""]

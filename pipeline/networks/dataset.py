@@ -71,6 +71,19 @@ class PackedSplit:
         """The photos in `rows`; a slice does not copy them."""
         return PackedSplit(self.pixels[rows], self.labels[rows], self.description, self.is_large)
 
+    def photos_by_class(self) -> dict[str, int]:
+        """The number of photos of each class."""
+        classes = self.description["classes"]
+        return dict(zip(classes, torch.bincount(self.labels.cpu(), minlength=len(classes)).tolist(), strict=True))
+
+    def balanced_weights(self) -> Tensor:
+        """The weight of each class's photos with which all classes count equally, float32 [classes], on the device.
+
+        It is N / (classes * photos of the class), so the mean weight of the photos is 1.
+        """
+        photos = torch.tensor([*self.photos_by_class().values()])
+        return (len(self) / (len(photos) * photos.clamp(min=1))).to(self.device)
+
     def sample(self, count: int) -> "PackedSplit":
         """The first `count` photos, and the first one of each class that is not among them."""
         labels = self.labels.cpu()

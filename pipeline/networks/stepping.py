@@ -31,12 +31,16 @@ class TrainingStep:
         optimizer: torch.optim.Optimizer,
         scheduler: LRScheduler,
         label_smoothing: float,
+        class_weights: Tensor | None,
         dtype: torch.dtype,
         as_graph: bool,
     ) -> None:
+        """`class_weights` float32 [classes], on the network's device, are those of the photos in the loss."""
         self.optimizer, self.scheduler = optimizer, scheduler
         self._network, self._dtype = network, dtype
-        self._criterion = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+        reduction = "mean" if class_weights is None else "none"
+        self._criterion = nn.CrossEntropyLoss(label_smoothing=label_smoothing, reduction=reduction)
+        self._class_weights = class_weights
         self._device = next(network.parameters()).device
         self._total_loss = torch.zeros((), device=self._device)  # a graph adds to this tensor in each replay
         self.as_graph, self._warm_up_steps = as_graph, WARM_UP_STEPS
@@ -66,6 +70,8 @@ class TrainingStep:
         with autocast(self._device, self._dtype):
             logits = self._network(images)
         loss = self._criterion(logits, labels)
+        if self._class_weights is not None:  # not CrossEntropyLoss's, which divide by the sum of the batch's weights
+            loss = (loss * self._class_weights[labels]).mean()
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()

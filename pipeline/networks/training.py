@@ -3,6 +3,7 @@
 import math
 import time
 
+from pipeline.core.class_sizes import describe_unequal
 from pipeline.core.errors import UserError
 from pipeline.core.sections.train import Train
 from pipeline.networks.augmentation import Augmentation
@@ -18,11 +19,13 @@ from pipeline.networks.selection import best_scores, describe_scores, find_troub
 from pipeline.networks.stepping import TrainingStep, keep_rate_tensors, make_optimizer, make_scheduler
 from pipeline.scores.calibration import calibrated_loss, fit_temperature, log_loss
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+KEPT_IN_STATE = ("curve", "best_weights", "best_recall", "head_weights")
 LOSS_CHECK_INTERVAL = 20  # steps on a CPU, and ...
 LOSS_CHECK_INTERVAL_ON_GPU = 200  # ... on a GPU, which is idle while its loss is read
 
@@ -30,9 +33,10 @@ LOSS_CHECK_INTERVAL_ON_GPU = 200  # ... on a GPU, which is idle while its loss i
 class Training:
     """A training run of one network: its inputs, and the state it keeps from epoch to epoch.
 
-    `curve` holds the scores of each epoch so far, `best_weights` the state_dict of the best one, and `head_weights`
-    that of the network with the fitted head, before training. Raises UserError if the network does not exist, its
-    weights cannot be used, or it cannot take the images' sizes.
+    `curve` holds the scores of each epoch so far, `best_weights` the state_dict of the best one, `best_recall` its
+    recall of each class on validation, and `head_weights` the state_dict of the network with the fitted head, before
+    training. Raises UserError if the network does not exist, its weights cannot be used, or it cannot take the images'
+    sizes.
     """
 
     def __init__(
@@ -55,10 +59,17 @@ class Training:
         self.optimizer = make_optimizer(self.network, name, lr, params, self.as_graph)
         self.steps = len(train) // params.batch_size  # in an epoch; the last partial batch is dropped
         self.scheduler = make_scheduler(params, self.optimizer, self.steps)
+        self.class_weights: Tensor | None = None
+        self.validation_weights: np.ndarray | None = None  # of each photo
+        if params.class_weights == "balanced":
+            self.class_weights = train.balanced_weights()
+            self.validation_weights = validation.balanced_weights()[validation.labels].double().cpu().numpy()
         self.augment = make_augmentation(params, train.description["image_size"], params.image_size)
         self.curve: list[dict] = []
         self.mean: dict | None = None  # the scores of the mean of epoch 0 and the last one
+        self.recall: list[float] = []  # of each class, at the last validation
         self.best_weights: dict[str, Tensor] = {}
+        self.best_recall: list[float] = []
         self.head_weights: dict[str, Tensor] = {}
 
     def start(self, state: dict | None) -> None:
@@ -84,7 +95,8 @@ class Training:
         """Fit the head to photos and their augmented views, both of the prepared size, as in inference."""
         torch.manual_seed(self.params.seed * 1000)
         augment = make_augmentation(self.params, self.train.description["image_size"])
-        return fit_head(self.network, self.train, augment, self.dtype, f"{self.name} features")
+        balanced = self.class_weights is not None
+        return fit_head(self.network, self.train, augment, balanced, self.dtype, f"{self.name} features")
 
     def make_step(self) -> TrainingStep:
         """The step that trains on a batch, in all processes, which get the first one's weights for the network."""
@@ -93,9 +105,8 @@ class Training:
             network = fold_frozen_batchnorm(self.network)
         else:
             network = self.processes.parallel(self.network, self.train.device)
-        return TrainingStep(
-            network, self.optimizer, self.scheduler, self.params.label_smoothing, self.dtype, self.as_graph
-        )
+        smoothing, weights = self.params.label_smoothing, self.class_weights
+        return TrainingStep(network, self.optimizer, self.scheduler, smoothing, weights, self.dtype, self.as_graph)
 
     def run_epoch(self, epoch: int) -> str:
         """Train one epoch and finish it; return its result as text."""
@@ -118,7 +129,7 @@ class Training:
         scores = {"epoch": epoch, "lr": lr, "train_loss": round(loss, 6), **self.validate()}
         self.curve.append(scores)
         if best_scores(self.curve, self.params) is scores:
-            self.best_weights = self.copy_weights()
+            self.keep()
         if epoch == 0:
             self.head_weights = self.best_weights
         seconds = time.perf_counter() - start
@@ -144,12 +155,13 @@ class Training:
         self.network.load_state_dict(mean)
         self.mean = {**self.curve[-1], "epoch": f"0+{self.last_epoch}", **self.validate()}
         if best_scores(self.curve, self.params, self.mean) is self.mean:
-            self.best_weights = self.copy_weights()
+            self.keep()
         self.processes.report(f"{self.name} mean of epochs 0 and {self.last_epoch}: {describe_scores(self.mean)}")
 
-    def copy_weights(self) -> dict[str, Tensor]:
-        """A copy of the network's state_dict."""
-        return {key: tensor.clone() for key, tensor in self.network.state_dict().items()}
+    def keep(self) -> None:
+        """Keep the network's weights and its recall as the best ones."""
+        self.best_weights = {key: tensor.clone() for key, tensor in self.network.state_dict().items()}
+        self.best_recall = self.recall
 
     @property
     def last_epoch(self) -> int:
@@ -184,34 +196,38 @@ class Training:
         """Return the network's losses and accuracy on validation, over all processes' shards, as columns of the curve.
 
         `validation_loss` is the log loss and `validation_calibrated_loss` that of `calibrated_loss`, both in nats, and
-        `temperature` is the one that calibrates the network. Leaves the network in eval mode. Raises UserError if the
-        loss is not finite.
+        `temperature` is the one that calibrates the network. With balanced class weights both losses count all classes
+        of validation equally, as the train loss does, so that the model that is kept is the best by that measure. Sets
+        `recall`. Leaves the network in eval mode. Raises UserError if the loss is not finite.
         """
         title = f"{self.name} validation"
         shard = self.validation.part(slice(self.processes.rank, None, self.processes.count))
         logits = predict_logits(fold_batchnorm(self.network), shard, self.dtype, title)
         logits, labels = self.processes.all_gather(logits).double().numpy(), self.validation.labels.cpu().numpy()
-        loss = require_finite(log_loss(logits, labels), title)
-        accuracy = float((logits.argmax(axis=1) == labels).mean())
+        weights = self.validation_weights
+        loss = require_finite(log_loss(logits, labels, weights), title)
+        is_correct = logits.argmax(axis=1) == labels
+        photos, correct = (np.bincount(of, minlength=logits.shape[1]) for of in (labels, labels[is_correct]))
+        self.recall = (correct / np.maximum(photos, 1)).tolist()
+        accuracy = float(is_correct.mean())
         return {
             "validation_loss": round(loss, 6),
-            "validation_calibrated_loss": round(calibrated_loss(logits, labels), 6),
+            "validation_calibrated_loss": round(calibrated_loss(logits, labels, weights), 6),
             "validation_accuracy": round(accuracy, 6),
             "temperature": fit_temperature(logits, labels),
         }
 
     def state_dict(self) -> dict:
         parts = {key: getattr(self, key).state_dict() for key in ("network", "optimizer", "scheduler")}
-        return {**parts, "curve": self.curve, "best_weights": self.best_weights, "head_weights": self.head_weights}
+        return parts | {key: getattr(self, key) for key in KEPT_IN_STATE}
 
     def load_state_dict(self, state: dict) -> None:
         rates = [group["lr"] for group in self.optimizer.param_groups]
         for key in ("network", "optimizer", "scheduler"):
             getattr(self, key).load_state_dict(state[key])
         keep_rate_tensors(self.optimizer, rates)
-        self.curve, self.best_weights, self.head_weights = (
-            state[key] for key in ("curve", "best_weights", "head_weights")
-        )
+        for key in KEPT_IN_STATE:
+            setattr(self, key, state[key])
 
     @property
     def kept(self) -> dict:
@@ -234,6 +250,12 @@ class Training:
         scores = {"kept_epoch" if key == "epoch" else key: value for key, value in self.kept.items() if key != "lr"}
         return scores | ({"threads": torch.get_num_threads()} if self.train.device.type == "cpu" else {})
 
+    def describe_unequal(self) -> str:
+        """What matters if the classes are very unequal: the kept model's balanced accuracy, and the rarest class."""
+        trained_on, photos = self.train.photos_by_class(), self.validation.photos_by_class()
+        recall = dict(zip(photos, self.best_recall, strict=True))
+        return describe_unequal(trained_on, photos, recall, balanced=self.class_weights is not None)
+
     def kept_model(self) -> tuple[dict[str, Tensor], dict]:
         """The best weights, calibrated, on the CPU, and the description that `save_model` stores with them.
 
@@ -246,6 +268,7 @@ class Training:
             "temperature": self.kept["temperature"],
             "head_width": self.params.head_width,
             "dropout": self.params.dropout,
+            **({"class_weights": self.params.class_weights} if self.class_weights is not None else {}),
             **self.train.description,
         }
         weights = divide_logits(self.network, self.best_weights, self.kept["temperature"])

@@ -1,12 +1,12 @@
 """The report as HTML: one page that opens offline."""
 
 from pipeline.core.all_params import Params, without_folders
-from pipeline.core.class_sizes import are_unequal, describe_few
+from pipeline.core.class_sizes import are_unequal, describe_few, needs_weights, rarest_class
 from pipeline.core.files import read_json, require_file
 from pipeline.core.packed import read_packed
 from pipeline.core.params import flatten
 from pipeline.core.paths import CONTACT_SHEET, PREPARE_SUMMARY, packed_split
-from pipeline.core.split_table import describe_classes
+from pipeline.core.split_table import count_classes, describe_classes
 from pipeline.pages import plots
 from pipeline.pages.graph import stage_levels
 from pipeline.pages.rendering import heat_uri, jpeg_uri, render, thumbnail
@@ -50,12 +50,17 @@ def render_page(params: Params, results: Results, plot_groups: PlotGroups) -> st
 
 def describe_scores(results: Results) -> dict:
     """What the page says of scores, in total and by class."""
-    photos_by_class = {row["class"]: row["photos"] for row in results.class_scores[results.main]}
+    by_class = {row["class"]: row for row in results.class_scores[results.main]}
+    photos_by_class = {name: row["photos"] for name, row in by_class.items()}
+    trained_on = count_classes(results.split_table, "train")
+    rarest = rarest_class(trained_on)
     return {
         "scores": results.scores,
         "validation": results.validation,
         "class_scores": results.class_scores,
         "unequal": are_unequal(photos_by_class.values()),
+        "rarest": {**by_class[rarest], "trained_on": trained_on[rarest]} if rarest else None,
+        "needs_weights": needs_weights(trained_on, {name: row["recall"] for name, row in by_class.items()}),
         "few_photos": describe_few(photos_by_class),
         "combination": results.combination,
         "agreement": count_agreement(results),

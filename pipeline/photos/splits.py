@@ -4,20 +4,18 @@ Copies of a photo are always in the same split, and validation and test use one 
 """
 
 import hashlib
-import math
-import sys
 from collections import Counter
 from collections.abc import Sequence
 
 from pipeline.core import SPLITS
 from pipeline.core.class_names import normal_form
 from pipeline.core.errors import UserError, list_some
-from pipeline.core.params import AUTO, ROUNDING
-from pipeline.core.sections.prepare import Prepare, Split
+from pipeline.core.params import ROUNDING
+from pipeline.core.sections.prepare import Split
 from pipeline.photos.copies import group_copies
 from pipeline.photos.labels import folder_of, split_named
 from pipeline.photos.packing import SplitOrder
-from pipeline.photos.source import Photo, PhotoSource, describe_skipped
+from pipeline.photos.source import Photo
 
 FILL_ORDER = ("test", "validation", "train")  # if there are too few photos, train gets fewer ...
 MIN_TRAIN_SHARE = 0.99  # ... but at least this share of what was asked for
@@ -29,36 +27,6 @@ NOT_NEEDED = "not needed"
 NO_ROOM = frozenset({COPY, LEFT_OVER, NOT_NEEDED})  # reasons that no longer hold if other photos are excluded
 
 Group = list[Photo]  # copies of one photo
-
-
-def require_enough(photos: list[Photo], classes: Sequence[str], source: PhotoSource, prepare: Prepare) -> None:
-    """Raise UserError right away if there are too few photos even if every one of them can be read."""
-    found = Counter(photo.label for photo in photos if photo.label is not None and not photo.excluded)
-    asked = {name: size for name, size in prepare.split if isinstance(size, int)}
-    spared = (1 - MIN_TRAIN_SHARE) * asked.get("train", 0)
-    least = math.ceil(sum(asked.values()) - spared)
-    missing = [name for label, name in enumerate(classes) if not found[label]]
-    if not missing and found.total() >= least:
-        return
-    skipped = f"; skipped: {describe_skipped(source.skipped)}" if source.skipped else ""
-    if not found:
-        advice = (
-            f"name the folders {list_some(classes)}, or set classes in params.yaml to your own or to {AUTO} "
-            "(docs/photos.md)"
-        )
-    elif missing:
-        advice = f"add photos of {list_some(missing)}, or change classes in params.yaml"
-    else:
-        advice = f"prepare.split in params.yaml needs at least {least}; lower it, set shares such as 0.2, or add photos"
-    raise UserError(f"{prepare.source}: found {describe_found(photos, classes)}{skipped}; {advice}")
-
-
-def describe_found(photos: list[Photo], classes: Sequence[str]) -> str:
-    """`12 cat, 14 dog, and 3 photos without a class, such as x.jpg`, for messages."""
-    found = Counter(photo.label for photo in photos if photo.label is not None)
-    unlabelled = [photo.path for photo in photos if photo.label is None]
-    text = list_some([f"{found[label]} {name}" for label, name in enumerate(classes)])
-    return text + (f", and {len(unlabelled)} photos without a class, such as {unlabelled[0]}" if unlabelled else "")
 
 
 def exclude_unlabelled(photos: list[Photo]) -> None:
@@ -102,7 +70,7 @@ class Plan:
         self._names = {name: value for name, value in split if isinstance(value, str)}
         for name, value in self._names.items():
             if not any(is_named(photo, value) for group in groups for photo in group):
-                raise UserError(_describe_wrong_name(name, value, groups, classes))
+                raise UserError(_describe_wrong_name(name, value, groups))
         readable = Counter(photo.found_label for photo in photos if photo.readable and self._is_available([photo]))
         usable = Counter(group[0].label for group in groups if self._is_available(group))
         in_source, in_groups = ([count[label] for label in range(len(classes))] for count in (readable, usable))
@@ -251,36 +219,6 @@ def fill_splits(photos: list[Photo], groups: list[Group], plan: Plan) -> dict[st
     return {split: orders[split].photos for split in SPLITS}
 
 
-def require_sizes(photos: list[Photo], classes: Sequence[str], prepare: Prepare) -> None:
-    """Raise UserError if a split is too small or lacks a class; warn if train is slightly smaller than asked for.
-
-    Both messages give the counts.
-    """
-    got = {split: Counter(photo.label for photo in photos if photo.split == split) for split in SPLITS}
-    asked = {split: size for split, size in prepare.split if isinstance(size, int)}
-    short = {split: got[split].total() for split in asked if got[split].total() < asked[split]}
-    lacking = {split: [name for label, name in enumerate(classes) if not got[split][label]] for split in SPLITS}
-    if not short and not any(lacking.values()):
-        return
-    reasons = Counter(photo.excluded for photo in photos if photo.excluded)
-    excluded = "".join(f"; {count} excluded: {reason}" for reason, count in sorted(reasons.items()))
-    text = f"{prepare.source}: of {len(photos)} photos, " + ", ".join(
-        f"{split} got {got[split].total()}" + (f" of {asked[split]}" if split in asked else "") for split in SPLITS
-    )
-    found = f"found {describe_found(photos, classes)}"
-    slightly = short.keys() <= {"train"} and short.get("train", 0) >= MIN_TRAIN_SHARE * asked.get("train", 0)
-    if not slightly:
-        unreadable = not all(photo.readable for photo in photos)
-        advice = "fix the excluded photos or lower" if unreadable else "add photos or lower"
-        raise UserError(f"too few photos: {text}{excluded}; {found}; {advice} prepare.split")
-    if split := next((split for split in SPLITS if lacking[split]), None):
-        raise UserError(
-            f"too few photos: {text}; {split} has none of {list_some(lacking[split])}{excluded}; {found}; add photos, "
-            "change prepare.split or remove the class from classes"
-        )
-    print(f"warning: {text}{excluded}", file=sys.stderr)
-
-
 def describe_ignored_splits(photos: list[Photo], split: Split) -> str:
     """A note if the source comes in splits, by folders or the table, but prepare.split names none; else empty."""
     if any(isinstance(value, str) for _, value in split):
@@ -316,15 +254,15 @@ def _given_splits(photo: Photo) -> list[str]:
     return [name for depth, name in enumerate(folder_of(photo)) if depth != photo.class_depth]
 
 
-def _describe_wrong_name(split: str, value: str, groups: list[Group], classes: Sequence[str]) -> str:
+def _describe_wrong_name(split: str, value: str, groups: list[Group]) -> str:
     """Say why a name in prepare.split does not name a split, and what would."""
     photos = [photo for group in groups for photo in group]
     names = {name for photo in photos for name in _given_splits(photo)}
     there = f"there are {list_some(sorted(names), most=12) or 'no folders'}"
     for photo in photos:
-        depth, label = photo.class_depth, photo.found_label
-        if depth is not None and label is not None and normal_form(folder_of(photo)[depth]) == normal_form(value):
-            there = f"the folder {value} is the class {classes[label]}"
+        name = "" if photo.class_depth is None else folder_of(photo)[photo.class_depth]
+        if normal_form(name) == normal_form(value):
+            there = f"the folder {value} is the class {name}"
     return (
         f"params.yaml: prepare.split.{split} is {value!r}; expected a number, a share such as 0.2, or the name of a "
         f"folder or of a split in the table; {there}"

@@ -7,6 +7,7 @@ from pipeline.core import SPLITS
 from pipeline.core.class_sizes import describe_few
 from pipeline.core.errors import list_some
 from pipeline.core.sections.prepare import Prepare
+from pipeline.photos.enough import LIMIT, TOO_RARE, describe_counts
 from pipeline.photos.source import NAMED, Photo, PhotoSource, describe_skipped
 from pipeline.photos.splits import describe_ignored_splits
 
@@ -47,14 +48,20 @@ def summarise(photos: list[Photo], classes: Sequence[str], source: PhotoSource) 
     }
 
 
-def print_notes(notes: list[str], photos: list[Photo], classes: Sequence[str], prepare: Prepare) -> None:
+def print_notes(
+    notes: list[str], photos: list[Photo], classes: tuple[str, ...], left_out: tuple[str, ...], prepare: Prepare
+) -> None:
     """Print what may be unexpected.
 
-    These are classes that `auto` merged or took from a folder named like a split (`notes`), file names that contradict
-    their folders, given splits that are not used, and classes with few test photos.
+    These are classes that `auto` merged or took from a folder named like a split (`notes`), classes that are left out,
+    file names that contradict their folders, given splits that are not used, and classes with few test photos.
     """
     for note in notes:
         print(note)
+    if left_out:
+        rare = Counter(photo.class_index for photo in photos if photo.excluded == TOO_RARE)
+        named = describe_counts(rare, rare, classes + left_out)
+        print(f"note: classes with fewer than {prepare.min_photos_per_class} photos are left out ({LIMIT}): {named}")
     if misnamed := [photo.path for photo in photos if photo.misnamed]:
         examples = ", ".join(misnamed[:NAMED]) + (", ..." if len(misnamed) > NAMED else "")
         print(f"note: {len(misnamed)} photos are named for another class than their folder, which decides: {examples}")

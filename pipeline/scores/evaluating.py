@@ -1,8 +1,8 @@
 """The networks' predictions as a table, and their scores."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
-from pipeline.core.class_sizes import describe_few, few_to_test_on
+from pipeline.core.class_sizes import describe_few, describe_unequal, few_to_test_on
 from pipeline.core.paths import NETWORK_CLASS_SCORES
 from pipeline.scores.predictions import Predictions, logit_columns
 from pipeline.scores.scoring import score
@@ -37,6 +37,15 @@ def score_networks(
         }
         for name in test.logits
     }
+
+
+def print_unequal(trained_on: Mapping[str, int], class_scores: dict[str, pd.DataFrame], balanced: Set[str]) -> None:
+    """If the classes in train are very unequal, print what matters then; `balanced` networks have class weights."""
+    for network, rows in class_scores.items():
+        by_class = rows.set_index("class")
+        photos, recall = by_class["photos"].to_dict(), by_class["recall"].to_dict()
+        if text := describe_unequal(trained_on, photos, recall, network in balanced):
+            print(f"{network} on test: {text}")
 
 
 def print_few(test: Predictions, class_scores: dict[str, pd.DataFrame]) -> None:

@@ -42,6 +42,15 @@ def test_the_calibrated_loss_is_the_lowest_of_all_temperatures() -> None:
     assert calibrated_loss(10 * np.eye(4), np.arange(4)) == 0
 
 
+def test_a_weight_counts_a_photo_as_often_as_it_says() -> None:
+    logits, labels = calibrated(300, 3, seed=1)
+    weights = np.array([1, 2, 5])[labels]
+    repeated = [of.repeat(weights, axis=0) for of in (2 * logits, labels)]
+    for loss in (log_loss, calibrated_loss):
+        assert loss(2 * logits, labels, weights) == pytest.approx(loss(*repeated), abs=1e-9)
+        assert abs(loss(2 * logits, labels, weights) - loss(2 * logits, labels)) > 0.005
+
+
 def test_fit_temperature_never_raises_the_log_loss_it_is_fitted_to() -> None:
     for seed in range(200):
         logits, labels = calibrated(2 + seed % 20, 2 + seed % 3, seed)

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+LIMIT = "prepare.min_photos_per_class"
 FLOWERS = {"daisy": 10, "rose": 25, "tulip": 15}
 
 
@@ -82,11 +83,64 @@ def test_prepare_keeps_every_class_in_every_split_even_a_rare_one(flowers: Proje
 
 
 def test_prepare_names_a_class_that_is_too_rare_for_every_split(flowers: Project) -> None:
-    flowers.photos(class_folders({"common": 60, "rare": 2}))
+    flowers.photos(class_folders({"common": 60, "rare": 2, "single": 1}))
     flowers.write_params()
-    text = error_line(flowers.run("prepare.py"))
-    assert text.startswith("too few photos: data/raw/train.zip: of 62 photos, train got ")
-    assert "; train has none of rare; found 60 common, 2 rare; add photos, change prepare.split or remove " in text
+    beginning = (
+        "data/raw/train.zip: every split needs photos of each class, but there are too few of single (1, none in train "
+        "and validation), rare (2, none in train); add photos of them, change prepare.split, or "
+    )
+    assert error_line(flowers.run("prepare.py")) == f"{beginning}leave them out with {LIMIT}=3"
+    flowers.params["classes"] = ["common", "rare", "single"]
+    flowers.write_params()
+    assert error_line(flowers.run("prepare.py")) == f"{beginning}remove them from classes"
+
+
+def test_prepare_leaves_out_classes_with_fewer_photos_than_asked_for(flowers: Project) -> None:
+    photos = class_folders({"common": 20, "an edge": 5, "usual": 10, "rare": 4, "single": 1})
+    copies = {f"photos/rare/copy {number}.png": photos["photos/rare/0.png"] for number in range(3)}
+    flowers.photos(photos | copies)  # which make 7 files of rare, but no more photos
+    flowers.correct("rare/1.png: usual")
+    flowers.params["prepare"]["min_photos_per_class"] = 5
+    note, *_, last = flowers.prepare().stdout.splitlines()
+    assert note == f"note: classes with fewer than 5 photos are left out ({LIMIT}): single (1), rare (6)"
+    reason = f"its class has fewer photos than {LIMIT}"
+    assert f"(5 an edge, 20 common, 11 usual); 1 relabelled; 3 copies; 7 excluded: {reason}; " in last
+    assert flowers.read_json("metrics/prepare.json")["excluded"] == {reason: 7}
+    assert flowers.read_json("metrics/prepare.json")["classes"] == {"an edge": 5, "common": 20, "usual": 11}
+    for split in SPLITS:
+        _, labels, description = flowers.packed(split)
+        assert description["classes"] == ["an edge", "common", "usual"]
+        rows = [row["label"] for row in flowers.split_table() if row["split"] == split]
+        assert [description["classes"][label] for label in labels] == rows
+    assert {(row["label"], row["excluded"]) for row in flowers.split_table() if not row["split"]} == {
+        ("rare", reason),
+        ("single", reason),
+    }
+    assert flowers.row_of("rare/1.png")["label"] == "usual"
+
+
+@pytest.mark.parametrize(
+    ("classes", "least", "expected"),
+    [
+        (
+            ["daisy", "rose", "tulip"],
+            16,
+            "there are fewer of daisy (10), tulip (15); remove these from classes in params.yaml, add photos, or lower",
+        ),
+        (
+            "auto",
+            16,
+            "there are fewer of daisy (10), tulip (15); at least 2 classes must remain; lower it, or add photos",
+        ),
+    ],
+)
+def test_prepare_refuses_to_leave_out_a_class_of_a_list_or_all_but_one(
+    classes: str | list[str], least: int, expected: str, flowers: Project
+) -> None:
+    flowers.params["classes"] = classes
+    flowers.params["prepare"]["min_photos_per_class"] = least
+    flowers.write_params()
+    assert error_line(flowers.run("prepare.py")).startswith(f"{LIMIT} is {least}, but {expected}")
 
 
 def test_prepare_uses_every_good_photo_if_shares_are_asked_for(flowers: Project) -> None:

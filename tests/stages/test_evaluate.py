@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-from pipeline.core.class_sizes import are_unequal, describe_few
+from pipeline.core.class_sizes import are_unequal, describe_few, describe_unequal
 from pipeline.scores.curves import reliability_table, roc_table
 from pipeline.scores.scoring import balanced_accuracy_interval, score, score_classes
 from tests.support.photos import encode
@@ -252,6 +252,23 @@ def test_evaluate_names_classes_with_few_test_photos_and_shows_their_recall(proj
 )
 def test_classes_are_unequal_if_that_can_show_in_the_accuracy(photos: list[int], unequal: bool) -> None:
     assert are_unequal(photos) == unequal
+
+
+@pytest.mark.parametrize(
+    ("photos", "recall", "is_balanced", "expected"),
+    [
+        ([40, 10], [1.0, 0.5], False, ""),
+        ([41, 10], [1.0, 0.5], False, "balanced accuracy 0.7500, recall of the rarest class, b, 0.5000 (4 of 8); try "),
+        ([41, 10], [1.0, 0.5], True, "balanced accuracy 0.7500, recall of the rarest class, b, 0.5000 (4 of 8)"),
+        ([41, 10], [0.8, 1.0], False, "balanced accuracy 0.9000, recall of the rarest class, b, 1.0000 (8 of 8)"),
+    ],
+)
+def test_class_weights_are_advised_only_where_they_may_help(
+    photos: list[int], recall: list[float], is_balanced: bool, expected: str
+) -> None:
+    in_train, of_class = dict(zip("ab", photos, strict=True)), dict(zip("ab", recall, strict=True))
+    text = describe_unequal(in_train, {"a": 20, "b": 8}, of_class, is_balanced)
+    assert text == (f"{expected}train.class_weights=balanced" if expected.endswith("try ") else expected)
 
 
 def test_classes_with_few_test_photos_are_named_the_fewest_first() -> None:

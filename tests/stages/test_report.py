@@ -325,6 +325,9 @@ def test_report_of_one_network_shows_it_once_and_names_rare_classes(rare: Projec
         f"recall of the classes, is {scores['resnet18.balanced_accuracy']} (95 % interval "
         f"{scores['resnet18.balanced_accuracy_low']} to {scores['resnet18.balanced_accuracy_high']})."
     ) in header
+    in_train = sum(row["split"] == "train" and row["label"] == "cow" for row in rare.split_table())
+    recall = f"The rarest class in train, cow ({in_train} photos), has a recall of {scores['resnet18.cow.recall']} "
+    assert recall in header
     assert "There are fewer than 10 test photos of cow (4); their recall says little" in header
 
 

@@ -5,17 +5,21 @@ import re
 import train
 from pipeline.core.all_params import Params
 from pipeline.core.read_params import read_params
-from pipeline.networks import compute, training
-from pipeline.networks.building import build_network
+from pipeline.networks import compute, fitting, training
+from pipeline.networks.building import Head, build_network
 from pipeline.networks.dataset import PackedSplit
 from pipeline.networks.selection import explain_choice, find_trouble
+from pipeline.networks.stepping import TrainingStep
 from pipeline.scores.calibration import log_loss
+from tests.support.photos import encode
 from tests.support.projects import REPOSITORY, Project, error_line
 from tests.support.weight_files import write_weights
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 
@@ -273,6 +277,84 @@ def test_train_does_not_prefer_a_network_because_it_is_more_confident(
     assert lines[-1].startswith(
         "resnet18: kept epoch 1 of 1: validation loss 0.5130 (0.0000 calibrated), validation accuracy 1.000000"
     )
+
+
+@pytest.mark.slow
+def test_train_with_balanced_class_weights_recognises_more_of_a_rare_class(project: Project) -> None:
+    """Every photo is evenly grey; most dogs, of which there are few, are a little brighter than most cats."""
+    random = np.random.default_rng(1)
+    shades = [
+        *(("cat", shade) for shade in random.normal(100, 12, 240)),
+        *(("dog", s) for s in random.normal(115, 12, 48)),
+    ]
+    noise = random.normal(0, 4, (len(shades), 32, 32, 3))
+    project.photos(
+        {
+            f"{label}/{number}.png": encode(Image.fromarray((pixels - pixels.mean() + shade).astype("uint8")), "PNG")
+            for number, ((label, shade), pixels) in enumerate(zip(shades, noise, strict=True))
+        },
+        "photos",
+    )
+    project.params |= {"lr": 1e-5, "networks": {"resnet18": {"weights": write_weights(project.root, "resnet18").name}}}
+    project.params["train"] |= {"head_init": "fitted", "head_width": None, "layers": "head", "batch_size": 8}
+    project.split(train=96, validation=96, test=96)
+    project.prepare()
+    recall = {}
+    for weights in ("none", "balanced"):
+        project.params["train"]["class_weights"] = weights
+        *_, trained = project.succeed("train.py", "resnet18").splitlines()
+        [tested] = (line for line in project.succeed("evaluate.py").splitlines() if line.startswith("resnet18 on test"))
+        for split, line in ("validation", trained), ("test", tested):
+            text = (
+                rf"resnet18 on {split}: balanced accuracy (0\.\d{{4}}|1\.0000), recall of the rarest class, dog, "
+                r"(0\.\d{4}|1\.0000) \(\d+ of 16\)(; try train\.class_weights=balanced)?"
+            )
+            found = re.fullmatch(text, line)
+            assert found, line
+            assert bool(found[3]) == (weights == "none")
+            recall[weights, split] = float(found[2])
+    assert (
+        recall["balanced", "validation"] + recall["balanced", "test"]
+        >= recall["none", "validation"] + recall["none", "test"] + 0.4
+    )
+
+
+def test_a_weight_in_the_fitted_head_counts_a_photo_as_often_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Class 1 has half as many photos as class 0."""
+    random = torch.Generator().manual_seed(1)
+    rare = torch.randn(20, 6, generator=random) + 0.5
+    common = torch.cat([rare, rare])[:, torch.randperm(6, generator=random)] - 1
+    monkeypatch.setattr(fitting, "predict_features", lambda _, packed, *__: packed.content)
+
+    def fitted(repeats: int, balanced: bool) -> torch.Tensor:
+        labels = torch.tensor([0] * len(common) + [1] * len(rare) * repeats)
+        packed = PackedSplit(torch.cat([common, *[rare] * repeats]), labels, {"classes": ["common", "rare"]})
+        network = torch.nn.Sequential(Head(6, 2, None, 0.0))
+        fitting.fit_head(network, packed, None, balanced, torch.float32, "")
+        return network(common).detach()
+
+    weighted = fitted(repeats=1, balanced=True)
+    assert torch.allclose(weighted, fitted(repeats=2, balanced=False), atol=0.05)
+    assert not torch.allclose(weighted, fitted(repeats=1, balanced=False), atol=0.2)
+
+
+def test_a_class_weight_counts_a_photo_as_often_as_it_says_in_a_step() -> None:
+    images, labels = torch.randn(6, 4, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 0, 0, 1, 1, 1])
+    packed = PackedSplit(images, torch.tensor([0, 0, 0, 1]), {"classes": ["common", "rare"]})
+    assert packed.balanced_weights().tolist() == pytest.approx([2 / 3, 2])
+
+    def after_a_step(rows: list[int], class_weights: torch.Tensor | None) -> torch.Tensor:
+        torch.manual_seed(1)
+        network = torch.nn.Linear(4, 2)
+        optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+        step = TrainingStep(network, optimizer, scheduler, 0.1, class_weights, torch.float32, as_graph=False)
+        step(images[rows], labels[rows])
+        return network.weight.detach()
+
+    weighted = after_a_step([0, 1, 2, 3], packed.balanced_weights())
+    assert torch.allclose(weighted, after_a_step([0, 1, 2, 3, 3, 3], None), atol=1e-6)
+    assert not torch.allclose(weighted, after_a_step([0, 1, 2, 3], None), atol=1e-2)
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pipeline.core.params import MAX_SIZE, MIN_SIZE, Integer, Section, Seed, SplitSize, Text
+from pipeline.core.params import MAX_SIZE, MIN_SIZE, Count, Integer, Section, Seed, SplitSize, Text
 
 from pydantic import Field
 
@@ -21,4 +21,5 @@ class Prepare(Section):
     image_size: Annotated[Integer, Field(ge=MIN_SIZE, le=MAX_SIZE)]
     resize: Literal["stretch", "center_crop"]
     split: Split
+    min_photos_per_class: Count | None
     seed: Seed

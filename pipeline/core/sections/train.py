@@ -20,6 +20,7 @@ class Train(Section):
     lr_schedule: Literal["step", "one_cycle"]
     lr_step_size: Annotated[Integer, Field(ge=1)] | None
     lr_gamma: Share
+    class_weights: Literal["none", "balanced"]
     label_smoothing: Annotated[Number, Field(ge=0, le=0.9)]
     augment: Literal["none", "flip", "crop_and_flip"]
     crop_scale: Share
