@@ -55,7 +55,8 @@ from pipeline.networks.freezing import set_trainable, set_training
 from pipeline.photos.decoding import UnreadablePhoto
 from pipeline.photos.labels import label_photos
 from pipeline.photos.source import PhotoSource
-from pipeline.runs.fingerprint import find_commit, made_with
+from pipeline.runs.fingerprint import made_with
+from pipeline.runs.git import find_commit
 from pipeline.tables import FASTAI, LIMIT, NOTEBOOK, OURS, TORCHVISION, describe_benchmark, speed_lines
 from run import commit, copy_pipeline, git, make_folder
 from watching import seconds_to, watched

@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `pipeline` can be imported
 
 from pipeline.core.command_line import read_arguments
-from pipeline.core.errors import UserError
+from pipeline.core.errors import UserError, list_some
 from pipeline.core.process import run_stage
 
 
@@ -39,8 +39,12 @@ def main() -> None:
         print("A kept epoch such as 0+3 is the mean of the fitted head and epoch 3.")
     if len(groups) > 1:
         print("Scores on different validation photos cannot be compared.")
-    for reason in unfinished:
-        print(f"Left out: {reason}")
+    names: dict[str, list[str]] = {}
+    for text in unfinished:
+        name, reason = text.split(" ", maxsplit=1)
+        names.setdefault(reason, []).append(name)
+    for reason, (name, *others) in names.items():
+        print(f"Left out: {name} {reason}{f'; the same for {list_some(others)}' if others else ''}")
     print(f"Which differences are more than chance: python tools/compare.py {base.name} EXPERIMENT")
 
 

@@ -19,3 +19,6 @@ COMPARE_PAGE = METRICS / "compare.html"
 
 EXPORT = Path("export")
 SUBMISSION = Path("submission.csv")
+
+SEARCH_SPACE = Path("search.yaml")
+SEARCH = Path(".search")  # what tools/search.py writes: its state, the trials' output and the plots

@@ -16,9 +16,19 @@ ENVIRONMENT = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{
 
 def run_dvc(*arguments: str, **options: Any) -> subprocess.CompletedProcess:
     """Run `dvc` with `options` for subprocess.run; captured output is text. Raises UserError if it is not installed."""
+    return subprocess.run([find_dvc(), *arguments], env=ENVIRONMENT, text=True, **options)
+
+
+def start_dvc(*arguments: str, **options: Any) -> subprocess.Popen:
+    """As `run_dvc`, with `options` for subprocess.Popen, but do not wait for it."""
+    return subprocess.Popen([find_dvc(), *arguments], env=ENVIRONMENT, text=True, **options)
+
+
+def find_dvc() -> str:
+    """The path of the command. Raises UserError if it is not installed."""
     if not (dvc := shutil.which("dvc", path=ENVIRONMENT["PATH"])):
         raise UserError("dvc is not on PATH; install it (https://dvc.org/doc/install) or activate its environment")
-    return subprocess.run([dvc, *arguments], env=ENVIRONMENT, text=True, **options)
+    return dvc
 
 
 def require_up_to_date() -> None:

@@ -2,18 +2,16 @@
 
 import hashlib
 import platform
-import shutil
-import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
 from pipeline.core.all_params import Params, without_folders
-from pipeline.core.errors import UserError, untrusted_by_git
 from pipeline.core.params import flatten
 from pipeline.core.paths import ENSEMBLE_PREDICTIONS, NETWORK_PREDICTIONS
 from pipeline.core.read_params import read_params
 from pipeline.networks.compute import dtype_name, set_up
 from pipeline.networks.devices import hardware_name
+from pipeline.runs.git import find_commit
 from pipeline.scores.predictions import by_network, outputs_of, read_predictions
 from pipeline.scores.scoring import ENSEMBLE, predicted_labels
 
@@ -46,28 +44,6 @@ def made_with(params: Params) -> dict:
         "platform": platform.platform(terse=True),
         **{package: version(package) for package in PACKAGES},
     }
-
-
-def find_commit() -> str:
-    """The checked-out commit, followed by `+` if tracked files have uncommitted changes; empty outside git.
-
-    Raises UserError if git does not trust the repository.
-    """
-    if not shutil.which("git"):
-        return ""
-    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
-    if "safe.directory" in done.stderr:  # it names this setting in every language
-        raise UserError(untrusted_by_git())
-    if done.returncode:
-        return ""
-    is_changed = changed_files("--untracked-files=no", "--", ".", ":!verify.json")
-    return done.stdout.strip() + ("+" if is_changed else "")
-
-
-def changed_files(*arguments: str) -> list[str]:
-    """The files that `git status` lists; `arguments` say which to look at."""
-    status = ["git", "status", "--porcelain", *arguments]
-    return [line[3:] for line in subprocess.run(status, capture_output=True, text=True).stdout.splitlines()]
 
 
 def hash_of(path: Path) -> str:

@@ -218,11 +218,22 @@ def require_consistent(name: str, stages: dict[str, dict], read: Callable[[Path]
     for stage_name, stage in stages.items():
         for dependency in stage["deps"]:
             path = dependency["path"]
-            if path in written and dependency["md5"] != written[path]:
+            expected = written.get(path) or hash_of_folder(path, written)
+            if expected and dependency["md5"] != expected:
                 raise UserError(f"{name} is out of date: {stage_name} ran with another {path}; run `dvc repro`")
     for path in (SPLIT_TABLE, NETWORK_PREDICTIONS, ENSEMBLE_PREDICTIONS) if name == WORKSPACE else ():
         if md5_of(read(path)) != written[path.as_posix()]:
             raise UserError(f"{name}: {path} is not the one that `dvc repro` wrote; run `dvc repro` to restore it")
+
+
+def hash_of_folder(folder: str, written: dict[str, str]) -> str:
+    """DVC's hash of a folder with the files in it that the stages wrote, and no others; empty if there are none."""
+    files = [
+        {"md5": md5, "relpath": path.removeprefix(f"{folder}/")}
+        for path, md5 in sorted(written.items())
+        if path.startswith(f"{folder}/")
+    ]
+    return f"{md5_of(json.dumps(files, sort_keys=True).encode())}.dir" if files else ""
 
 
 def read_kept_epochs(networks: Sequence[str], read: Callable[[Path], bytes]) -> dict[str, int | str]:

@@ -14,7 +14,8 @@ from pipeline.core.params import find_weights
 from pipeline.core.paths import PREPARE_SUMMARY, packed_split, train_scores
 from pipeline.editing.recipes import apply_recipe, changed_values, recipe_names
 from pipeline.networks.dataset import open_split
-from pipeline.runs.fingerprint import changed_files, find_commit, hash_of, made_with
+from pipeline.runs.fingerprint import hash_of, made_with
+from pipeline.runs.git import changed_files, find_commit
 from pipeline.runs.reading import Run, read_here, read_lock
 from pipeline.scores.scoring import ENSEMBLE
 

@@ -12,7 +12,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.params import flatten
 from pipeline.networks import checkpoint as checkpoint_module
 from pipeline.networks.checkpoint import Checkpoint
-from pipeline.runs.fingerprint import find_commit
+from pipeline.runs.git import find_commit
 from tests.support import forked
 from tests.support.projects import REPOSITORY, Repository, error_line
 from tests.support.waiting import wait_for

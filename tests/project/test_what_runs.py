@@ -313,6 +313,7 @@ MAY_IMPORT = {
     "export": {"core", "photos", "networks", "scores", "pages", "inference"},
     "audit.py": {"core", "networks", "scores", "pages"},
     "runs": {"core", "networks", "scores", "pages", "editing"},
+    "search": {"core", "pages", "runs", "scores", "editing"},
     "tables.py": {"core", "editing"},
 }
 

@@ -274,6 +274,7 @@ def test_train_does_not_prefer_a_network_because_it_is_more_confident(
     lines = capsys.readouterr().out.splitlines()
     assert lines[2] == "resnet18: fitting the head to the pretrained network's features"
     assert re.fullmatch(r"resnet18 epoch 0/1: .*, \d+ s", lines[3])
+    assert re.match(r"(\S+) epoch (\d+)/(\d+): .*\((\S+) calibrated\)", lines[4])  # tools/search.py reads it
     assert lines[-1].startswith(
         "resnet18: kept epoch 1 of 1: validation loss 0.5130 (0.0000 calibrated), validation accuracy 1.000000"
     )

@@ -1,0 +1,1 @@
+"""Searching for better params: trials as DVC experiments, proposed by Optuna."""

@@ -1,0 +1,95 @@
+"""Read search.yaml: which params a search varies, and over which values."""
+
+from typing import Any
+
+from pipeline.core.all_params import Params
+from pipeline.core.errors import UserError
+from pipeline.core.params import Number, Section, as_written, flatten
+from pipeline.core.params_check import check_all
+from pipeline.core.paths import PARAMS
+from pipeline.core.read_params import read_yaml
+from pipeline.core.sections.train import Train
+from pipeline.core.tool_paths import SEARCH_SPACE
+from pipeline.editing.recipes import set_values
+
+from pydantic import ValidationError
+
+NOT_SEARCHED = ("launcher", "seed")  # no result depends on the launcher; the best seed is the luckiest one
+KEYS = ("lr", *(f"train.{key}" for key in Train.model_fields if key not in NOT_SEARCHED))
+EXAMPLE = "{low: 0.00001, high: 0.001, log: true}, or a list of two or more different values"
+
+
+class Range(Section):
+    """From low to high, both included; in whole numbers if the param is one."""
+
+    low: Number
+    high: Number
+    log: bool = False
+
+
+Space = dict[str, Range | list[Any]]  # by dotted key
+
+
+def read_space(params: Params) -> Space:
+    """The content of search.yaml. Raises UserError, which names the key, if a trial could not run with it.
+
+    Every end of a range and every value of a list must be allowed in params.yaml, and the current one be among them,
+    because the search starts there.
+    """
+    content = read_yaml(SEARCH_SPACE)
+    if not content or not isinstance(content, dict):
+        raise UserError(f"{SEARCH_SPACE} has no params; expected for example lr: {EXAMPLE}")
+    for key in content:
+        if key not in KEYS:
+            raise UserError(f"{SEARCH_SPACE}: {key} cannot be searched; expected one of {', '.join(KEYS)}")
+    current = current_values(params, content)
+    space = {key: _read_values(key, values, current[key]) for key, values in content.items()}
+    for key, values in space.items():
+        for value in values if isinstance(values, list) else (values.low, values.high):
+            _check(params, key, value)
+    return space
+
+
+def current_values(params: Params, keys: Any) -> dict[str, Any]:
+    """The values of `keys` in params.yaml."""
+    values = dict(flatten(params.model_dump()))
+    return {key: values[key] for key in keys}
+
+
+def _read_values(key: str, values: Any, current: Any) -> Range | list[Any]:
+    name = f"{SEARCH_SPACE}: {key}"
+    if isinstance(values, list):
+        if len(values) < 2 or any(value in values[:index] for index, value in enumerate(values)):
+            raise UserError(f"{name} is {values}; expected {EXAMPLE}")
+        if current not in values:
+            raise UserError(f"{name} lacks {as_written(current)}, the value in {PARAMS}, where the search starts")
+        return values
+    try:
+        found = Range.model_validate(values)
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise UserError(f"{name} is {values}{f' ({where} is wrong)' if where else ''}; expected {EXAMPLE}") from None
+    if isinstance(current, bool | str) or current is None:
+        raise UserError(f"{name} is a range, but {as_written(current)} in {PARAMS}; expected a list of values")
+    if found.low >= found.high or (found.log and found.low <= 0):
+        raise UserError(f"{name} is {values}; expected low below high{', and above 0 for log' if found.log else ''}")
+    if isinstance(current, int):
+        if not (found.low.is_integer() and found.high.is_integer()):
+            raise UserError(f"{name} is {values}; expected whole numbers")
+        found = found.model_copy(update={"low": int(found.low), "high": int(found.high)})
+    if not found.low <= current <= found.high:
+        raise UserError(
+            f"{name} is from {found.low} to {found.high}, without {current}, the value in {PARAMS}, where the search "
+            "starts"
+        )
+    return found
+
+
+def _check(params: Params, key: str, value: Any) -> None:
+    """Raise UserError unless params.yaml would be correct with this value."""
+    content = params.model_dump()
+    set_values(content, {key: value})
+    try:
+        check_all(content)
+    except UserError as error:
+        raise UserError(*(line.replace(f"{PARAMS}:", f"{SEARCH_SPACE}:", 1) for line in error.args)) from None
