@@ -8,7 +8,7 @@ from pipeline.core.params import as_written
 from pipeline.core.tool_paths import SEARCH
 from pipeline.pages.plots import INK, KEPT, SERIES, Plot, write_png
 from pipeline.search.study import finished_trials, is_base, name_of
-from pipeline.search.trials import changed_params
+from pipeline.search.trials import params_of
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
@@ -38,19 +38,20 @@ def report(study: Study) -> Iterator[str]:
         with atomic_write() as write_to:
             write_png(write_to(PLOTS), [progress(complete), *(effect(complete, *item) for item in importances.items())])
         yield f"{PLOTS}: the losses, and how they depend on each param"
-    current = f"{name_of(study, base.number)}, the current params, has {loss_of(base):.4f}"
+    current = f"the current params ({name_of(study, base.number)}: {loss_of(base):.4f})"
     if loss_of(best) >= loss_of(base):
-        yield f"None of {len(trials) - 1} trials has a lower {LOSS} than the current params; {current}."
+        yield f"No trial has a lower {LOSS} than {current}."
         return
-    yield f"{name_of(study, best.number)} has the lowest {LOSS} ({loss_of(best):.4f}); {current}."
-    yield f"To apply it and evaluate it, without training: dvc exp apply {name_of(study, best.number)} && dvc repro"
+    name = name_of(study, best.number)
+    yield f"{name} has a lower {LOSS} ({loss_of(best):.4f}) than {current}."
+    yield f"To apply it and evaluate it, without training: dvc exp apply {name} && dvc repro"
 
 
 def table(study: Study, trials: list[FrozenTrial]) -> Iterator[str]:
     keys = [*trials[0].params]
     rows = [("", "trial", *keys, LOSS)]
     for place, trial in enumerate(trials, start=1):
-        values = trial.params if is_base(trial) else changed_params(trial.params)
+        values = params_of(trial)
         outcome = trial.user_attrs["outcome"] + (", the current params" if is_base(trial) else "")
         is_ranked = math.isfinite(loss_of(trial))
         cells = (as_written(values[key]) for key in keys)
@@ -72,7 +73,7 @@ def progress(trials: list[FrozenTrial]) -> Plot:
     """The loss of each trial, and the lowest so far."""
 
     def draw(panel: Axes) -> None:
-        numbers, losses = [trial.number for trial in trials], [trial.value for trial in trials]
+        numbers, losses = [trial.number for trial in trials], [loss_of(trial) for trial in trials]
         lowest = [min(losses[: index + 1]) for index in range(len(losses))]
         panel.plot(numbers, losses, "o", color=SERIES[0], label="trial")
         panel.step(numbers, lowest, where="post", color=INK, label="lowest so far")

@@ -18,7 +18,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 JOURNAL = SEARCH / "journal.log"
 RANDOM_TRIALS = 5  # before Optuna proposes params by the results so far
@@ -112,6 +112,6 @@ def finished_trials(study: Study) -> list[FrozenTrial]:
     return [trial for trial in trials if trial.state.is_finished() and "outcome" in trial.user_attrs]
 
 
-def is_base(trial: FrozenTrial) -> bool:
+def is_base(trial: Trial | FrozenTrial) -> bool:
     """Whether this is the trial with the current params."""
     return trial.user_attrs.get("is_base", False)

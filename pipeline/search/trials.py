@@ -21,7 +21,8 @@ from pipeline.search.space import Space
 from pipeline.search.study import distributions, finished_trials, is_base, name_of, require_same_base
 
 from optuna import Study, Trial
-from optuna.trial import TrialState
+from optuna.distributions import FloatDistribution
+from optuna.trial import FrozenTrial, TrialState
 
 EPOCH = re.compile(r"(\S+) epoch (\d+)/(\d+): .*\((\S+) calibrated\)")  # of a line that train prints
 FAILURES = 3  # in a row, after which the search ends
@@ -43,7 +44,7 @@ def search(study: Study, space: Space, networks: list[str], trials: int, deadlin
         require_same_base(study)
         trial = study.ask(distributions(space))
         name = name_of(study, trial.number)
-        params = "the current params" if is_base(trial) else describe(trial.params)
+        params = "the current params" if is_base(trial) else describe(trial)
         print(f"{name}: {params}", end=" ", flush=True)
         run_trial(study, trial, networks)
         seconds.append(time.monotonic() - start)
@@ -79,7 +80,7 @@ def run_trial(study: Study, trial: Trial, networks: list[str]) -> None:
 
 def train(study: Study, trial: Trial, name: str, networks: list[str]) -> str:
     """Train the networks; empty if that succeeds, else how the trial ended. DVC's output goes to .search/NAME.log."""
-    changes = {} if is_base(trial) else changed_params(trial.params)
+    changes = {} if is_base(trial) else params_of(trial)
     log = SEARCH / f"{name}.log"
     command = ["exp", "run", "--temp", "--allow-missing", "--name", name]  # missing: the photos, if git ignores them
     command += [f"--set-param={key}={as_written(value)}" for key, value in changes.items()]
@@ -87,7 +88,7 @@ def train(study: Study, trial: Trial, name: str, networks: list[str]) -> str:
     process = start_dvc(*command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
     with log.open("w", encoding="utf-8") as file:
         try:
-            for line in process.stdout:
+            for line in process.stdout or ():
                 print(line, end="", file=file, flush=True)
                 if (epoch := EPOCH.match(line)) and is_hopeless(study, trial, networks, *epoch.groups()):
                     return f"pruned after epoch {epoch[2]} of {epoch[1]}, at {epoch[4]}"
@@ -98,14 +99,18 @@ def train(study: Study, trial: Trial, name: str, networks: list[str]) -> str:
     return f"failed: {reason(log.read_text(encoding='utf-8'))}"
 
 
-def describe(params: dict[str, Any]) -> str:
+def describe(trial: Trial) -> str:
     """`lr 0.0002, train.crop_scale 0.3`."""
-    return ", ".join(f"{key} {as_written(value)}" for key, value in changed_params(params).items())
+    return ", ".join(f"{key} {as_written(value)}" for key, value in params_of(trial).items())
 
 
-def changed_params(params: dict[str, Any]) -> dict[str, Any]:
-    """Proposed params as the trial runs with them: with few digits."""
-    return {key: float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value for key, value in params.items()}
+def params_of(trial: Trial | FrozenTrial) -> dict[str, Any]:
+    """The params that a trial runs with: the current ones, or the proposed ones, those in a range with few digits."""
+    params = dict(trial.params)
+    for key, distribution in trial.distributions.items():
+        if isinstance(distribution, FloatDistribution) and not is_base(trial):
+            params[key] = float(f"{params[key]:.{DIGITS}g}")
+    return params
 
 
 def is_hopeless(

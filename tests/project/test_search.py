@@ -30,12 +30,13 @@ if os.environ.get("WAIT"):
 
 @pytest.fixture
 def repository(stand_ins: Repository) -> Repository:
-    """The base has lr 0.001; search.yaml varies only lr."""
+    """The base has lr 0.001; search.yaml, which is not committed, varies only lr."""
     pytest.importorskip("optuna", reason="needs Optuna: pip install -r requirements/search.txt")
-    (stand_ins.root / "search.yaml").write_text("lr: {low: 0.0001, high: 0.01, log: true}\n")
+    (stand_ins.root / "search.yaml").write_text("lr: [0.001, 0.002]\n")
     add_to_stand_in(stand_ins.root / "stages/train.py", SCORED)
     stand_ins.dvc("repro")
     stand_ins.commit()
+    (stand_ins.root / "search.yaml").write_text("lr: {low: 0.0001, high: 0.01, log: true}\n")
     return stand_ins
 
 
@@ -55,11 +56,11 @@ def test_search_runs_trials_as_experiments_and_names_the_best_to_apply(repositor
         "-  search-2  0.0027   failed: out of memory\n"
         "\n"
         ".search/search.png: the losses, and how they depend on each param\n"
-        "search-1 has the lowest calibrated validation loss (0.0000), less than search-0, the current params (0.0002).\n"
+        "search-1 has a lower calibrated validation loss (0.0000) than the current params (search-0: 0.0002).\n"
         "To apply it and evaluate it, without training: dvc exp apply search-1 && dvc repro\n"
     )
     assert repository.results() == before
-    assert repository.git("status", "--porcelain") == ""
+    assert repository.git("status", "--porcelain") == " M search.yaml\n"
     assert (repository.root / ".search/search.png").stat().st_size > 10_000
 
     done = repository.run("search.py", "--trials", "3")  # resumes
@@ -93,7 +94,7 @@ def test_an_interrupted_search_leaves_nothing_behind_and_resumes(repository: Rep
         output, errors = process.communicate(timeout=30)
     assert (process.returncode, errors) == (130, "")
     assert output.endswith("Interrupted; the same command resumes the search.\n")
-    assert repository.git("status", "--porcelain") == ""
+    assert repository.git("status", "--porcelain") == " M search.yaml\n"
     assert repository.git("for-each-ref", "refs/exps") == ""
     done = repository.run("search.py", "--trials", "1")
     assert done.stdout.startswith("search-1: the current params -> 0.0004"), done.stderr
