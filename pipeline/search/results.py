@@ -91,9 +91,9 @@ def effect(trials: list[FrozenTrial], key: str, importance: float) -> Plot:
         values = [trial.params[key] for trial in trials]
         is_number = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
         x = values if is_number else [as_written(value) for value in values]
-        panel.plot(x, [trial.value for trial in trials], "o", color=SERIES[0])
+        panel.plot(x, [loss_of(trial) for trial in trials], "o", color=SERIES[0])
         base = next(index for index, trial in enumerate(trials) if is_base(trial))
-        panel.plot(x[base], trials[base].value, **KEPT)
+        panel.plot(x[base], loss_of(trials[base]), **KEPT)
         if is_number and getattr(trials[0].distributions[key], "log", False):
             panel.set_xscale("log")
         share = "" if math.isnan(importance) else f": importance {100 * importance:.0f} %"

@@ -95,9 +95,10 @@ def distributions(space: Space) -> dict[str, BaseDistribution]:
     for key, values in space.items():
         if not isinstance(values, Range):
             found[key] = CategoricalDistribution(values)
+        elif isinstance(values.low, int):
+            found[key] = IntDistribution(values.low, int(values.high), log=values.log)
         else:
-            kind = IntDistribution if isinstance(values.low, int) else FloatDistribution
-            found[key] = kind(values.low, values.high, log=values.log)
+            found[key] = FloatDistribution(values.low, values.high, log=values.log)
     return found
 
 
