@@ -36,6 +36,8 @@ def search(study: Study, space: Space, networks: list[str], trials: int, deadlin
 
     Raises UserError if the base fails, or too many others in a row, or if what the trials start from changes.
     """
+    # Trials are stopped by SIGINT. They would ignore it if this process had been started to do so, as by `... &`.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     seconds: list[float] = []
     while len(finished_trials(study)) <= trials:
         start = time.monotonic()
