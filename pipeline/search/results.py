@@ -11,7 +11,7 @@ from pipeline.search.study import finished_trials, is_base, name_of
 from pipeline.search.trials import params_of
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from optuna import Study
 from optuna.importance import get_param_importances
 from optuna.trial import FrozenTrial, TrialState
@@ -96,7 +96,10 @@ def effect(trials: list[FrozenTrial], key: str, importance: float) -> Plot:
         panel.plot(x[base], loss_of(trials[base]), **KEPT)
         if is_number and getattr(trials[0].distributions[key], "log", False):
             panel.set_xscale("log")
-        share = "" if math.isnan(importance) else f": importance {100 * importance:.0f} %"
-        panel.set(title=f"{key}{share}", xlabel=f"{key} (circle: current)")
+            panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            panel.xaxis.set_minor_formatter(NullFormatter())
+        title = "" if math.isnan(importance) else f"importance: {100 * importance:.0f} %"
+        panel.set(title=title, xlabel=f"{key} (circle: current)")
 
     return draw
