@@ -47,16 +47,16 @@ def test_search_runs_trials_as_experiments_and_names_the_best_to_apply(repositor
     assert done.returncode == 0, done.stderr
     assert re.sub(r", \d+ s\n", "\n", done.stdout) == (
         "search-0: the current params -> 0.0002\n"
-        "search-1: lr 0.00125 -> 0.0000\n"
-        "search-2: lr 0.0027 -> failed: out of memory\n"
+        "search-1: lr 0.00125 -> 0.0001\n"
+        "search-2: lr 0.00269 -> failed: out of memory\n"
         "\n"
         "   trial     lr       calibrated validation loss\n"
-        "1  search-1  0.00125  0.0000\n"
+        "1  search-1  0.00125  0.0001\n"
         "2  search-0  0.001    0.0002, the current params\n"
-        "-  search-2  0.0027   failed: out of memory\n"
+        "-  search-2  0.00269  failed: out of memory\n"
         "\n"
         ".search/search.png: the losses, and how they depend on each param\n"
-        "search-1 has a lower calibrated validation loss (0.0000) than the current params (search-0: 0.0002).\n"
+        "search-1 has a lower calibrated validation loss (0.0001) than the current params (search-0: 0.0002).\n"
         "To apply it and evaluate it, without training: dvc exp apply search-1 && dvc repro\n"
     )
     assert repository.results() == before
