@@ -94,7 +94,7 @@ def test_an_interrupted_search_leaves_nothing_behind_and_resumes(repository: Rep
         output, errors = process.communicate(timeout=30)
     assert (process.returncode, errors) == (130, "")
     assert output.endswith("Interrupted; the same command resumes the search.\n")
-    assert repository.git("status", "--porcelain") == " M search.yaml\n"
+    assert repository.git("status", "--porcelain") == ""
     assert repository.git("for-each-ref", "refs/exps") == ""
     done = repository.run("search.py", "--trials", "1")
     assert done.stdout.startswith("search-1: the current params -> 0.0004"), done.stderr
