@@ -339,8 +339,8 @@ def test_read_params_takes_a_share_in_quotes_for_a_share(written: str, meant: ob
     ("pattern", "text", "said"),
     [
         (r"^device:", "lr: 0.5\ndevice:", "lr is in lines 6 and 7"),
-        (r"^evaluate:", "train:\n  epochs: 9\nevaluate:", "train is in lines 31 and 55"),
-        (r"^  resnet34:", "  resnet18:", "resnet18 is in lines 15 and 16"),
+        (r"^evaluate:", "train:\n  epochs: 9\nevaluate:", "train is in lines 32 and 57"),
+        (r"^  resnet34:", "  resnet18:", "resnet18 is in lines 16 and 17"),
     ],
 )
 def test_read_params_refuses_a_duplicate_key(pattern: str, text: str, said: str, tmp_path: Path) -> None:

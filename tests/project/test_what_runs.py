@@ -101,7 +101,7 @@ CODE = {
     "pipeline/networks/explaining.py": EVALUATION,
     "pipeline/scores/scoring.py": EVALUATION,
     "pipeline/scores/evaluating.py": EVALUATION,
-    "pipeline/scores/ensembling.py": COMBINATION,
+    "pipeline/scores/ensembling.py": EVALUATION,  # also how evaluate looks for the hardest photos
     "pipeline/scores/combining.py": EVALUATION,  # evaluate looks for the hardest photos with any method
     "pipeline/pages/plots.py": {"report"},
     "pipeline/pages/report.py": {"report"},

@@ -84,6 +84,7 @@ def test_train_keeps_the_best_epoch_unchanged(tiny: Project, monkeypatch: pytest
 
     def scripted_validation(run: training.Training) -> dict:
         states.append({key: tensor.clone() for key, tensor in run.network.state_dict().items()})
+        run.recall = [0.5, 0.5]
         return scripted(next(losses))
 
     tiny.params["train"] |= {"layers": "all", "epochs": 3}
@@ -444,7 +445,12 @@ def test_train_with_one_cycle_keeps_the_last_epoch_whatever_luck_another_one_had
     tiny: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = iter([0.5, 0.1, 0.4])
-    monkeypatch.setattr(training.Training, "validate", lambda _: scripted(next(losses)))
+
+    def scripted_validation(run: training.Training) -> dict:
+        run.recall = [0.5, 0.5]
+        return scripted(next(losses))
+
+    monkeypatch.setattr(training.Training, "validate", scripted_validation)
     tiny.params["train"] |= {"layers": "head", "lr_schedule": "one_cycle", "epochs": 3}
     tiny.write_params()
     monkeypatch.setattr("sys.argv", ["train.py", "resnet18"])

@@ -146,8 +146,23 @@ def lock(
             section, _, network = key.partition(".")
             value = repository.params[section]
             stage["params"]["params.yaml"][key] = value[network] if network and network in value else value
+    evaluate_models(stages, networks)
     spoil(stages)
     path.write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}, sort_keys=False))
+
+
+def evaluate_models(stages: dict, networks: Iterable[str]) -> None:
+    """Make dvc.lock say that `evaluate` ran with the models of `networks` that the training stages wrote."""
+    written = reading.written_by({name: stages[f"train_{name}"] for name in networks})
+    for dependency in stages["evaluate"]["deps"]:
+        if dependency["path"] == "models/networks":
+            dependency["md5"] = reading.hash_of_folder("models/networks", written)
+
+
+def retrain(stages: dict) -> None:
+    """Make dvc.lock say that resnet18's model is another one."""
+    output_of(stages["train_resnet18"], MODEL).update(md5="0" * 32)
+    evaluate_models(stages, ("resnet18", "resnet34"))
 
 
 def output_of(stage: dict, path: str) -> dict:
@@ -224,7 +239,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Repository:
         "not-evaluated": lambda stages: stages.pop("evaluate"),
         "version-1": lambda stages: output_of(stages["evaluate"], PREDICTIONS).update(path="metrics/predictions.csv"),
         "mixed": lambda stages: stages["train_resnet34"]["params"]["params.yaml"].update(lr=0.5),
-        "retrained": lambda stages: output_of(stages["train_resnet18"], MODEL).update(md5="0" * 32),
+        "retrained": retrain,
         "half-run": lambda stages: next(of for of in stages["ensemble"]["deps"] if of["path"] == PREDICTIONS).update(
             md5="0" * 32
         ),
