@@ -30,6 +30,8 @@ def score(probabilities: np.ndarray, labels: np.ndarray, uncalibrated: np.ndarra
     """
     from sklearn.metrics import log_loss, roc_auc_score  # here, because it is slow: stages print a line first
 
+    calibration = calibration_scores(probabilities, labels)
+    before = calibration if uncalibrated is None else calibration_scores(uncalibrated, labels)
     uncalibrated = probabilities if uncalibrated is None else uncalibrated
     classes, predicted = probabilities.shape[1], predicted_labels(probabilities)
     correct, total = int((predicted == labels).sum()), len(labels)
@@ -40,9 +42,9 @@ def score(probabilities: np.ndarray, labels: np.ndarray, uncalibrated: np.ndarra
         "balanced_accuracy": recall.mean(),
         **balanced_accuracy_interval(recall, photos),
         "macro_f1": f1.mean(),
-        **calibration_scores(probabilities, labels),
+        **calibration,
         "uncalibrated_log_loss": log_loss(labels, uncalibrated, labels=range(classes)),
-        **{f"uncalibrated_{name}": value for name, value in calibration_scores(uncalibrated, labels).items()},
+        **{f"uncalibrated_{name}": value for name, value in before.items()},
     }
     return {
         "accuracy": round(correct / total, DIGITS),
