@@ -27,8 +27,10 @@ def make_combination(method: str, validation: Predictions) -> Combination:
     return Combination(method, temperature=fit_temperature(means[method], validation.labels))
 
 
-def uncalibrated(combination: Combination, predictions: Predictions) -> np.ndarray:
-    """The ensemble's probabilities [N, classes] without its temperature."""
+def uncalibrated(combination: Combination, predictions: Predictions) -> np.ndarray | None:
+    """The ensemble's probabilities [N, classes] without its temperature; None if it has none, or 1."""
+    if combination.temperature == 1:
+        return None
     return replace(combination, temperature=1.0)(list(predictions.logits.values()))
 
 
