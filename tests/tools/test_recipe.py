@@ -87,22 +87,21 @@ def test_recipe_prints_what_it_changes_and_with_diff_changes_nothing(own: Projec
         "  lr: 0.0001 -> 0.001",
         "  prepare.resize: center_crop -> stretch",
         "  train.backbone_lr_factor: 1.0 -> 0.1",
-        "  train.batchnorm_statistics: fixed -> updated",
         "  train.head_init: fitted -> random",
         "  train.head_width: null -> 512",
         "  train.label_smoothing: 0.1 -> 0.0",
         "  train.epochs: 6 -> 3",
-        "  evaluate.test_time_flip: false -> true",
+        "  evaluate.test_time_flip: true -> false",
     ]
-    files = "recipes/default.yaml, then recipes/test-time-flip.yaml"
-    assert apply(own, "test-time-flip", "--diff").splitlines() == [f"{files} would change params.yaml:", *changes]
+    files = "recipes/default.yaml, then recipes/two-layer.yaml"
+    assert apply(own, "two-layer", "--diff").splitlines() == [f"{files} would change params.yaml:", *changes]
     assert path.read_bytes() == before
-    first, *others, last = apply(own, "test-time-flip").splitlines()
+    first, *others, last = apply(own, "two-layer").splitlines()
     assert [first, *others] == [f"{files} changed params.yaml:", *changes]
-    assert "`dvc exp run --name test-time-flip`" in last
+    assert "`dvc exp run --name two-layer`" in last
     assert values_in(path)["train.seed"] == 7
-    assert apply(own, "test-time-flip", "--diff") == "params.yaml already has recipe test-time-flip\n"
-    assert apply(own, "two-layer", "--diff").splitlines()[1:] == ["  evaluate.test_time_flip: true -> false"]
+    assert apply(own, "two-layer", "--diff") == "params.yaml already has recipe two-layer\n"
+    assert apply(own, "test-time-flip", "--diff").splitlines()[1:] == ["  evaluate.test_time_flip: false -> true"]
 
 
 def test_recipe_lists_all_with_the_comment_at_the_top_of_each(own: Project) -> None:
@@ -172,12 +171,15 @@ def test_the_default_runs_from_photos_to_report_with_a_fitted_head(project: Proj
         script, *network = stage.split()
         project.succeed(f"{script}.py", *network)
     scores = pd.read_csv(project.root / "metrics/scores/networks.csv").set_index(["network", "split"])
+    kept_by = {}
     for name in ("resnet18", "resnet34"):
         curve = pd.read_csv(project.root / f"metrics/curves/{name}.csv")
         assert curve["epoch"].tolist() == [0, 1, 2]
         assert curve.loc[0, "validation_accuracy"] == 1  # the photos are easy
         kept = curve.loc[curve["kept"], "epoch"].tolist()
-        assert kept in ([0], [2], [0, 2])
+        kept_by[name] = {(0,): "the fitted head", (2,): "epoch 2 of 2", (0, 2): "the mean of epochs 0 and 2"}[
+            tuple(kept)
+        ]
         kept_epoch = project.read_json(f"metrics/networks/{name}.json")["kept_epoch"]
         assert kept_epoch == (kept[0] if len(kept) == 1 else "0+2")
         assert scores.loc[(name, "test"), "accuracy"] == 1
@@ -187,4 +189,5 @@ def test_the_default_runs_from_photos_to_report_with_a_fitted_head(project: Proj
     ensemble = pd.read_csv(project.root / "metrics/scores/ensemble.csv").set_index("split")
     assert ensemble.loc["test", "accuracy"] == 1
     page = (project.root / "metrics/report.html").read_text(encoding="utf-8")
-    assert "the fitted head" in page
+    for name, kept in kept_by.items():
+        assert f"{name}: {kept}" in page
