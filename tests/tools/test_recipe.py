@@ -87,6 +87,7 @@ def test_recipe_prints_what_it_changes_and_with_diff_changes_nothing(own: Projec
         "  lr: 0.0001 -> 0.001",
         "  prepare.resize: center_crop -> stretch",
         "  train.backbone_lr_factor: 1.0 -> 0.1",
+        "  train.batchnorm_statistics: fixed -> updated",
         "  train.head_init: fitted -> random",
         "  train.head_width: null -> 512",
         "  train.label_smoothing: 0.1 -> 0.0",
@@ -177,9 +178,8 @@ def test_the_default_runs_from_photos_to_report_with_a_fitted_head(project: Proj
         assert curve["epoch"].tolist() == [0, 1, 2]
         assert curve.loc[0, "validation_accuracy"] == 1  # the photos are easy
         kept = curve.loc[curve["kept"], "epoch"].tolist()
-        kept_by[name] = {(0,): "the fitted head", (2,): "epoch 2 of 2", (0, 2): "the mean of epochs 0 and 2"}[
-            tuple(kept)
-        ]
+        texts = {(0,): "the fitted head", (2,): "epoch 2 of 2", (0, 2): "the mean of epochs 0 and 2"}
+        kept_by[name] = texts[tuple(kept)]
         kept_epoch = project.read_json(f"metrics/networks/{name}.json")["kept_epoch"]
         assert kept_epoch == (kept[0] if len(kept) == 1 else "0+2")
         assert scores.loc[(name, "test"), "accuracy"] == 1
