@@ -8,9 +8,9 @@ from pipeline.core.read_params import read_params
 from pipeline.networks import compute, fitting, training
 from pipeline.networks.building import Head, build_network
 from pipeline.networks.dataset import PackedSplit
-from pipeline.networks.selection import explain_choice, find_trouble
 from pipeline.networks.stepping import TrainingStep
 from pipeline.scores.calibration import log_loss
+from pipeline.scores.selection import explain_choice, find_trouble
 from tests.support.photos import encode
 from tests.support.projects import REPOSITORY, Project, error_line
 from tests.support.weight_files import write_weights
