@@ -88,10 +88,10 @@ def main() -> None:
                 save_model(write_to(model(name)), *training.kept_model())
             checkpoint.delete()
         classes = len(train.description["classes"])
-        choice = explain_choice(training.curve, training.mean, classes, params.train, params.lr)
-        processes.report(f"{name}: {choice}")
         if unequal := training.describe_unequal():
             processes.report(f"{name} on validation: {unequal}")
+        choice = explain_choice(training.curve, training.mean, classes, params.train, params.lr)
+        processes.report(f"{name}: {choice}")
 
 
 def check_batch_size(batch_size: int, photos: int, processes: int) -> None:

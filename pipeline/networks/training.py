@@ -18,7 +18,7 @@ from pipeline.networks.live import LiveTables
 from pipeline.networks.predicting import predict_logits
 from pipeline.networks.stepping import Note, TrainingStep, keep_rate_tensors, make_optimizer, make_scheduler
 from pipeline.scores.calibration import calibrated_loss, fit_temperature, log_loss
-from pipeline.scores.selection import best_scores, describe_scores, find_trouble
+from pipeline.scores.selection import best_scores, describe_loss, describe_scores, find_trouble
 
 import numpy as np
 import pandas as pd
@@ -142,7 +142,7 @@ class Training:
         left = (self.params.epochs - epoch) * seconds if epoch else 0
         trouble = find_trouble(self.curve, len(self.train.description["classes"]))
         return (
-            f"{self.name} epoch {epoch}/{self.params.epochs}: train loss {scores['train_loss']:.4f}, "
+            f"{self.name} epoch {epoch}/{self.params.epochs}: train loss {describe_loss(scores['train_loss'])}, "
             f"{describe_scores(scores)}, {rate}{describe_duration(seconds)}"
             + (f", about {describe_duration(left)} left" if left else "")
             + (f"\nwarning: {self.name} epoch {epoch}: {trouble}" if trouble else "")

@@ -11,7 +11,10 @@ import math
 from pipeline.core.sections.train import Train
 
 NOTABLE = 1.2  # the factor by which a loss must rise to be reported; less may be noise
-LEARNED, FORGOTTEN, USELESS, DIVERGED = 0.4, 0.5, 0.95, 2  # times the loss of guessing
+OVERFITTING = 3  # times the train loss: a validation loss above that is reported
+# Times the loss of guessing:
+NOISE, MATTERS, LEARNED, FORGOTTEN, USELESS, DIVERGED = 0.03, 0.1, 0.4, 0.5, 0.95, 2
+REMEDY = "use more photos, stronger augmentation or fewer epochs"
 
 
 def best_scores(curve: list[dict], params: Train, mean: dict | None = None) -> dict | None:
@@ -31,21 +34,41 @@ def best_scores(curve: list[dict], params: Train, mean: dict | None = None) -> d
 
 def find_trouble(curve: list[dict], classes: int) -> str:
     """What is going wrong, as the last epoch of the curve shows, and what to do; empty if nothing is."""
-    *before, last = curve
     if divergence := describe_divergence(curve, classes):
         return f"{divergence}; lr is too high"
-    if not before or last["lr"] > before[-1]["lr"]:  # losses may rise while the learning rate does
-        return ""
-    previous = before[-1]
-    if last["train_loss"] > NOTABLE * previous["train_loss"]:
-        return f"the train loss has risen from {previous['train_loss']:.4f}; lr may be too high"
-    if last["validation_calibrated_loss"] > NOTABLE * previous["validation_calibrated_loss"]:
+    if rise := describe_rise(curve, "train_loss", classes):
+        return f"the train loss {rise}; lr may be too high"
+    if rise := describe_rise(curve, "validation_calibrated_loss", classes):
+        return f"the calibrated validation loss {rise}, but the train loss has not: the network overfits; {REMEDY}"
+    *before, last = curve
+    if overfits(last, classes) and not any(overfits(scores, classes) for scores in before):  # said once
         return (
-            f"the calibrated validation loss has risen from {previous['validation_calibrated_loss']:.4f} to "
-            f"{last['validation_calibrated_loss']:.4f}, but the train loss has not: the network overfits; use fewer "
-            "epochs, more photos or stronger augmentation"
+            f"the train loss ({last['train_loss']:.4f}) is far below the calibrated validation loss "
+            f"({last['validation_calibrated_loss']:.4f}): the network overfits; {REMEDY}"
         )
     return ""
+
+
+def describe_rise(curve: list[dict], loss: str, classes: int) -> str:
+    """How a loss has risen again, as the curve's last epoch shows; empty if it has not.
+
+    Only epochs since the learning rate was at its highest count, because losses may rise while it does.
+    """
+    highest = max(scores["lr"] for scores in curve)
+    since = next(index for index, scores in enumerate(curve) if scores["lr"] == highest)
+    *before, last = curve[since:]
+    if not before or last["epoch"] == 0 or last[loss] <= curve[-2][loss]:
+        return ""
+    lowest = min(before, key=lambda scores: scores[loss])
+    if last[loss] <= max(NOTABLE * lowest[loss], lowest[loss] + NOISE * math.log(classes)):
+        return ""
+    return f"has risen from {lowest[loss]:.4f} in epoch {lowest['epoch']} to {last[loss]:.4f}"
+
+
+def overfits(scores: dict, classes: int) -> bool:
+    """Whether the train loss of an epoch is far below its validation loss, and that is not close to 0."""
+    loss = scores["validation_calibrated_loss"]
+    return scores["epoch"] > 0 and loss > max(OVERFITTING * scores["train_loss"], MATTERS * math.log(classes))
 
 
 def describe_divergence(curve: list[dict], classes: int) -> str:
@@ -55,49 +78,48 @@ def describe_divergence(curve: list[dict], classes: int) -> str:
         return ""
     guessing = math.log(classes)
     if last["train_loss"] > DIVERGED * guessing:
-        return f"the train loss ({last['train_loss']:.4g}) is far above that of guessing ({guessing:.4g})"
+        return f"the train loss ({describe_loss(last['train_loss'])}) is far above that of guessing ({guessing:.4f})"
     lowest = min((scores["validation_calibrated_loss"] for scores in before), default=guessing)
     if lowest < LEARNED * guessing and last["validation_calibrated_loss"] > max(FORGOTTEN * guessing, 2 * lowest):
         return (
-            f"the calibrated validation loss has risen from {lowest:.4f} to {last['validation_calibrated_loss']:.4f} "
-            f"(guessing: {guessing:.4f})"
+            f"the calibrated validation loss has risen from {lowest:.4f} to "
+            f"{describe_loss(last['validation_calibrated_loss'])} (guessing: {guessing:.4f})"
         )
     return ""
 
 
 def describe_scores(scores: dict) -> str:
     """The scores on validation, as text."""
-    return (
-        f"validation loss {scores['validation_loss']:.4f} ({scores['validation_calibrated_loss']:.4f} calibrated), "
-        f"validation accuracy {scores['validation_accuracy']:.6f}"
-    )
+    loss, calibrated = (describe_loss(scores[key]) for key in ("validation_loss", "validation_calibrated_loss"))
+    return f"validation loss {loss} ({calibrated} calibrated), validation accuracy {scores['validation_accuracy']:.6f}"
+
+
+def describe_loss(loss: float) -> str:
+    """`0.0512`, or `3.4e+19` if training has diverged."""
+    return f"{loss:.4f}" if loss < 1000 else f"{loss:.4g}"
 
 
 def explain_choice(curve: list[dict], mean: dict | None, classes: int, params: Train, lr: float) -> str:
-    """Say what was kept, with its scores and, unless it is the last epoch, the reason and perhaps a param to try."""
+    """Say what was kept, with its scores and the reason, and perhaps a param to try."""
     best, last = best_scores(curve, params, mean), curve[-1]
     assert best is not None  # the last epoch is a candidate
-    scores = describe_scores(best)
-    if best["validation_calibrated_loss"] > USELESS * math.log(classes):
-        scores += ", no better than guessing"
-    if best is last:
-        return f"kept epoch {best['epoch']} of {params.epochs}: {scores}"
+    lowest = describe_loss(best["validation_calibrated_loss"])
+    with_head = f"{describe_loss(curve[0]['validation_calibrated_loss'])} with the fitted head"
+    at_end = f"{describe_loss(last['validation_calibrated_loss'])} after the last epoch"
+    why = "its calibrated validation loss is the lowest"
     if best is mean:
-        return (
-            f"kept the mean of epochs 0 (the fitted head) and {last['epoch']}: {scores}; its calibrated "
-            f"validation loss is the lowest ({curve[0]['validation_calibrated_loss']:.4f} with the fitted head, "
-            f"{last['validation_calibrated_loss']:.4f} after epoch {last['epoch']})"
-        )
-    losses = (
-        f"{best['validation_calibrated_loss']:.4f}, and {last['validation_calibrated_loss']:.4f} after the last epoch"
-    )
-    if best["epoch"] > 0:
-        return (
-            f"kept epoch {best['epoch']} of {params.epochs}: {scores}; its calibrated validation loss is the lowest "
-            f"({losses}); try train.epochs={best['epoch']}"
-        )
-    diverged = any(describe_divergence(curve[: epochs + 1], classes) for epochs in range(len(curve)))
-    return (
-        f"kept the fitted head (epoch 0), without training: {scores}; its calibrated validation loss is lower "
-        f"({losses}); try lr={lr / (10 if diverged else 3):.1g}"
-    )
+        kept, why = f"the mean of epochs 0 (the fitted head) and {last['epoch']}", f"{why} ({with_head}, {at_end})"
+    elif best["epoch"] == 0:
+        diverged = any(describe_divergence(curve[: epochs + 1], classes) for epochs in range(len(curve)))
+        kept, why = "the fitted head (epoch 0), without training", f"{why} ({lowest}, and {at_end})"
+        why += f"; try lr={lr / (10 if diverged else 3):.1g}"
+    else:
+        kept = f"epoch {best['epoch']} of {params.epochs}"
+        if best is not last:
+            why += f" ({lowest}, and {at_end}); try train.epochs={best['epoch']}"
+        elif mean:
+            why += f" ({with_head}, {describe_loss(mean['validation_calibrated_loss'])} with the mean of both)"
+        elif params.lr_schedule == "one_cycle":
+            why = "with one_cycle and a random head, only the last epoch is a candidate"
+    is_useless = best["validation_calibrated_loss"] > USELESS * math.log(classes)
+    return f"kept {kept}: {describe_scores(best)}{', no better than guessing' if is_useless else ''}; {why}"

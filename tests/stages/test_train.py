@@ -304,7 +304,7 @@ def test_train_with_balanced_class_weights_recognises_more_of_a_rare_class(proje
     recall = {}
     for weights in ("none", "balanced"):
         project.params["train"]["class_weights"] = weights
-        *_, trained = project.succeed("train.py", "resnet18").splitlines()
+        *_, trained, _kept = project.succeed("train.py", "resnet18").splitlines()
         [tested] = (line for line in project.succeed("evaluate.py").splitlines() if line.startswith("resnet18 on test"))
         for split, line in ("validation", trained), ("test", tested):
             text = (
@@ -397,12 +397,26 @@ def curve_of(*epochs: tuple[float, float], rates: tuple[float, ...] = ()) -> lis
         (curve_of((0.7, 0.7), (0.7, 0.69)), ""),  # it has not learned anything yet
         (
             curve_of((0.05, 0.08), (3.5, 0.1)),
-            r"the train loss \(3.5\) is far above that of guessing .*; lr is too high",
+            r"the train loss \(3.5000\) is far above that of guessing .*; lr is too high",
         ),
         (curve_of((0.05, 0.08), (0.2, 0.1), (0.1, 0.09)), ""),
-        (curve_of((0.05, 0.08), (0.2, 0.1), (0.3, 0.2)), "the train loss has risen from 0.2000; lr may be too high"),
+        (curve_of((0.05, 0.08), (0.2, 0.1), (0.3, 0.2)), ".* has risen from 0.2000 in epoch 1 to 0.3000; lr may be .*"),
+        (
+            curve_of((0.05, 0.08), (0.2, 0.1), (0.23, 0.1), (0.26, 0.1)),
+            ".* has risen from 0.2000 in epoch 1 to 0.2600; .*",
+        ),
+        (curve_of((0.05, 0.08), (0.01, 0.08), (0.02, 0.08)), ""),  # noise
         (curve_of((0.05, 0.08), (0.2, 0.1), (0.3, 0.2), rates=(0, 0.1, 1)), ""),  # the rate rises
-        (curve_of((0.05, 0.08), (0.2, 0.1), (0.1, 0.13)), "the calibrated validation loss has risen from 0.1000 to .*"),
+        (
+            curve_of((0.05, 0.08), (0.2, 0.1), (0.1, 0.13)),
+            ".* validation loss has risen from 0.1000 in epoch 1 to 0.1300, .* overfits; use .*",
+        ),
+        (
+            curve_of((0.05, 0.4), (0.2, 0.4), (0.1, 0.4)),
+            r"the train loss \(0.1000\) is far below the .* validation loss \(0.4000\): the network overfits; .*",
+        ),
+        (curve_of((0.05, 0.4), (0.1, 0.4), (0.09, 0.4)), ""),  # said before
+        (curve_of((0.05, 0.05), (0.01, 0.04)), ""),  # both are close to 0
     ],
 )
 def test_train_names_what_goes_wrong(curve: list[dict], trouble: str) -> None:
@@ -422,9 +436,29 @@ def test_train_says_why_it_kept_an_epoch_before_the_last_one() -> None:
 
 def test_train_says_if_the_kept_epoch_is_no_better_than_guessing() -> None:
     params = read_params(Params, REPOSITORY / "params.yaml").train
-    for loss, end in ((0.69, ", no better than guessing"), (0.5, "validation accuracy 0.500000")):
+    for loss, end in ((0.69, ", no better than guessing"), (0.5, "")):
         curve = curve_of((0.7, 0.7), *[(0.7, loss)] * params.epochs)
-        assert explain_choice(curve, None, 2, params, lr=0.001).endswith(end)
+        scores = f"validation loss {loss:.4f} ({loss:.4f} calibrated), validation accuracy 0.500000"
+        assert explain_choice(curve, None, 2, params, lr=0.001).startswith(f"kept epoch 6 of 6: {scores}{end}; ")
+
+
+@pytest.mark.parametrize(
+    ("schedule", "losses", "mean", "kept"),
+    [
+        ("one_cycle", (0.3, 0.4, 0.2), 0.25, "epoch 2 of 2: … (0.3000 with the fitted head, 0.2500 with the mean …)"),
+        ("one_cycle", (0.3, 0.4, 0.2), 0.1, "the mean of … (0.3000 with the fitted head, 0.2000 after the last epoch)"),
+        ("one_cycle", (0.3, 0.2, 0.4), 0.35, "the fitted head … (0.3000, and 0.4000 after the last …); try lr=0.0003"),
+        ("step", (0.3, 0.25, 0.2), None, "epoch 2 of 2: …; its calibrated validation loss is the lowest"),
+    ],
+)
+def test_train_says_why_it_kept_what_it_kept(
+    schedule: str, losses: tuple[float, ...], mean: float | None, kept: str
+) -> None:
+    params = read_params(Params, REPOSITORY / "params.yaml").train
+    params = params.model_copy(update={"epochs": 2, "lr_schedule": schedule})
+    curve = curve_of(*((0.1, loss) for loss in losses))
+    text = explain_choice(curve, scripted(mean) | {"epoch": "0+2"} if mean else None, 2, params, lr=0.001)
+    assert re.fullmatch(f"kept {re.escape(kept).replace('…', '.*')}", text), text
 
 
 @pytest.mark.slow
