@@ -77,7 +77,9 @@ def describe_divergence(curve: list[dict], classes: int) -> str:
     if last["epoch"] == 0:
         return ""
     guessing = math.log(classes)
-    if last["train_loss"] > DIVERGED * guessing:
+    # A random head may begin with a high loss, and learn well.
+    counts = bool(before) or last["validation_calibrated_loss"] > USELESS * guessing
+    if last["train_loss"] > DIVERGED * guessing and counts:
         return f"the train loss ({describe_loss(last['train_loss'])}) is far above that of guessing ({guessing:.4f})"
     lowest = min((scores["validation_calibrated_loss"] for scores in before), default=guessing)
     if lowest < LEARNED * guessing and last["validation_calibrated_loss"] > max(FORGOTTEN * guessing, 2 * lowest):

@@ -395,6 +395,8 @@ def curve_of(*epochs: tuple[float, float], rates: tuple[float, ...] = ()) -> lis
             r"the calibrated validation loss has risen .* \(guessing: .*\); lr is too high",
         ),
         (curve_of((0.7, 0.7), (0.7, 0.69)), ""),  # it has not learned anything yet
+        (curve_of((0.05, 0.08), (1.5, 0.3))[1:], ""),  # a random head begins with a high loss
+        (curve_of((0.05, 0.08), (1.5, 0.69))[1:], "the train loss .1.5000. is far above that of guessing .*"),
         (
             curve_of((0.05, 0.08), (3.5, 0.1)),
             r"the train loss \(3.5000\) is far above that of guessing .*; lr is too high",
