@@ -101,9 +101,8 @@ def find_watched() -> list[Watched]:
 @functools.lru_cache(KEPT)
 def read_watched(run: str, network: str, folder: Path, changed: float) -> Watched:
     """The curves of a network as they are since `changed`."""
-    return Watched(
-        run, network, folder, *(read_growing(folder / of(network)) for of in (learning_curve, step_curve)), changed
-    )
+    curve, steps = (read_growing(folder / of(network)) for of in (learning_curve, step_curve))
+    return Watched(run, network, folder, curve, steps, changed)
 
 
 def find_runs() -> Iterator[tuple[str, Path]]:
@@ -197,5 +196,5 @@ class Handler(BaseHTTPRequestHandler):
                 self.end_headers()
                 self.wfile.write(content)
 
-    def log_message(self, *_: object) -> None:
+    def log_message(self, format: str, *args: object) -> None:
         """Print nothing."""

@@ -17,7 +17,7 @@ from pipeline.core.paths import PARAMS, PIPELINE, learning_curve, model, network
 from pipeline.core.process import run_stage
 from pipeline.editing.yaml_files import as_text, parse, read_to_edit, write_edited
 
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.comments import CommentedMap
 
 TRAIN = "train_"  # the prefix of the training stages' names
 
@@ -40,7 +40,7 @@ def main() -> None:
     set_networks(params["networks"], names)
     set_stages(pipeline["stages"], names)
     set_artifacts(pipeline["artifacts"], names, removed)
-    set_plots(pipeline.get("plots") or [], names)
+    set_plots(pipeline.get("plots", []), names)
     write_edited({PARAMS: params, PIPELINE: pipeline})
     for name in removed:
         for path in results(name):
@@ -101,7 +101,7 @@ def set_artifacts(artifacts: CommentedMap, names: list[str], removed: set[str]) 
             artifacts[key].fa.set_flow_style()
 
 
-def set_plots(plots: CommentedSeq, names: list[str]) -> None:
+def set_plots(plots: list, names: list[str]) -> None:
     """Make the plots that take a column from each network's curve take it from those of `names`."""
     for plot in plots:
         files = next(iter(plot.values())).get("y") if isinstance(plot, dict) else None

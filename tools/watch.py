@@ -12,16 +12,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `pipelin
 
 from http.server import ThreadingHTTPServer
 
-from pipeline.core.errors import UserError
+from pipeline.core.all_params import Params
 from pipeline.core.local_port import HOST, announce, listen, read_port
-from pipeline.core.paths import PIPELINE
 from pipeline.core.process import run_stage
+from pipeline.core.read_params import read_params
+
+
+def read_inputs() -> int:
+    """The port. Raises UserError if it or the params are wrong."""
+    port = read_port(__doc__, default=8001)
+    read_params(Params)
+    return port
 
 
 def main() -> None:
-    port = read_port(__doc__, default=8001)
-    if not PIPELINE.exists():
-        raise UserError(f"{PIPELINE} does not exist in {Path.cwd()}; run this from the project's root")
+    port = read_inputs()
 
     from pipeline.watch import Handler  # not before: it imports pandas and Matplotlib, which takes a second
 

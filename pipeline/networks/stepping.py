@@ -94,7 +94,10 @@ class TrainingStep:
         self._last_sums = sums[-1]
         since = np.diff(sums, axis=0)
         means = np.column_stack([sums[1:, 1] / sums[1:, 0], since[:, 1:] / since[:, :1]])
-        return [Note(count, *mean, lr) for count, mean, lr in zip(counts, means.tolist(), rates, strict=True)]
+        return [
+            Note(count, mean_loss, loss, accuracy, lr)
+            for count, (mean_loss, loss, accuracy), lr in zip(counts, means.tolist(), rates, strict=True)
+        ]
 
     def start_epoch(self) -> None:
         """Count the steps, and average the losses, from here on."""

@@ -8,7 +8,7 @@ from pipeline.core.read_params import read_params
 from pipeline.networks import compute, fitting, training
 from pipeline.networks.building import Head, build_network
 from pipeline.networks.dataset import PackedSplit
-from pipeline.networks.stepping import TrainingStep
+from pipeline.networks.stepping import Note, TrainingStep
 from pipeline.scores.calibration import log_loss
 from pipeline.scores.selection import explain_choice, find_trouble
 from tests.support.photos import encode
@@ -25,7 +25,8 @@ from safetensors.torch import load_file
 
 @pytest.mark.slow
 def test_train_gives_the_same_bytes_again_and_others_with_another_seed(small: Project) -> None:
-    files = ("models/networks/resnet18.safetensors", "metrics/curves/resnet18.csv", "metrics/train/resnet18.json")
+    files = ("models/networks/resnet18.safetensors", "metrics/train/resnet18.json")
+    files += ("metrics/curves/resnet18.csv", "metrics/steps/resnet18.csv")
 
     def trained() -> list[bytes]:
         small.succeed("train.py", "resnet18")
@@ -504,6 +505,51 @@ def test_train_with_one_cycle_raises_and_lowers_the_learning_rate(tiny: Project)
     assert rates[0] == pytest.approx(tiny.params["lr"] / 25)
     assert rates[0] < rates[1] > rates[2] > rates[3]
     assert rates.max() <= tiny.params["lr"]
+    steps = pd.read_csv(tiny.root / "metrics/steps/resnet18.csv")
+    assert steps["step"].tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert steps["epoch"].tolist() == [0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4]
+    assert steps["lr"][::2].tolist() == pytest.approx(rates.tolist(), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_train_has_fewer_rows_than_steps_if_there_are_many(small: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["train.py", "resnet18"])
+    monkeypatch.chdir(small.root)
+    monkeypatch.setattr(training, "STEP_ROWS", 3)
+    small.params["train"] |= {"layers": "head", "epochs": 2}  # of six steps
+    small.write_params()
+    train.main()
+    steps, curve = (pd.read_csv(f"metrics/{kind}/resnet18.csv") for kind in ("steps", "curves"))
+    assert steps["step"].tolist() == [4, 6, 10, 12]
+    means = [(4 * first + 2 * second) / 6 for first, second in steps["train_loss"].to_numpy().reshape(2, 2)]
+    assert means == pytest.approx(curve["train_loss"].tolist(), abs=1e-5)
+
+
+def test_notes_of_steps_do_not_depend_on_when_they_are_read() -> None:
+    """A CPU is read at each note, a GPU, which would have to wait, less often."""
+    images, labels = torch.randn(6, 4, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 0, 0, 1, 1, 1])
+
+    def take_steps(reads: tuple[int, ...]) -> tuple[list[Note], list[float]]:
+        torch.manual_seed(1)
+        network = torch.nn.Linear(4, 2)
+        optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 4)
+        step = TrainingStep(network, optimizer, scheduler, 0.0, None, torch.float32, as_graph=False)
+        notes, losses = [], []
+        step.start_epoch()
+        for number in range(1, 7):
+            losses.append(torch.nn.functional.cross_entropy(network(images), labels).item())
+            step(images, labels, note=number % 2 == 0)
+            notes += step.read_notes() if number in reads else []
+        return notes, losses
+
+    notes, losses = take_steps((1, 2, 3, 4, 5, 6))
+    assert [note.step for note in notes] == [2, 4, 6]
+    assert [note.lr for note in notes] == pytest.approx([1, 1, 0.1])
+    assert [note.loss for note in notes] == pytest.approx(np.reshape(losses, (3, 2)).mean(axis=1).tolist())
+    assert notes[-1].mean_loss == pytest.approx(np.mean(losses))
+    assert notes[-1].accuracy in {correct / 6 for correct in range(7)} | {correct / 12 for correct in range(13)}
+    assert take_steps((6,))[0] == take_steps((3, 6))[0] == notes
 
 
 @pytest.mark.slow
