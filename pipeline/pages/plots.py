@@ -167,6 +167,7 @@ def learning_rate(steps: pd.DataFrame, epochs: int | None) -> Plot:
         panel.plot(steps["epoch"], steps["lr"], color=SERIES[2])
         panel.set(title="learning rate", xlabel="epoch")
         panel.set_ylim(bottom=0)
+        panel.yaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:.3g}"))
         make_room_for(epochs, panel)
         top = panel.secondary_xaxis("top", functions=(lambda epoch: epoch * per_epoch, lambda step: step / per_epoch))
         top.set_xlabel("step")
