@@ -2,7 +2,7 @@ PYTHON ?= python3
 PIP_INSTALL = .venv/bin/python -m pip install --disable-pip-version-check --require-hashes --requirement
 COMPILE = .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 
-.PHONY: help install demo photos test test-fast lock verify serve submission audit export search bench tables gpu-check
+.PHONY: help install demo photos test test-fast lock verify serve watch submission audit export search bench tables gpu-check
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
@@ -29,6 +29,9 @@ verify: .venv/installed  ## rebuild every result in .verify/ and compare it with
 
 serve: .venv/installed-for-serve  ## a local page for classifying photos, at http://127.0.0.1:8000
 	.venv/bin/python tools/serve.py
+
+watch: .venv/installed  ## a local page on which to watch training, at http://127.0.0.1:8001
+	.venv/bin/python tools/watch.py
 
 submission: .venv/installed  ## predictions for Kaggle's unlabelled photos, to submission.csv
 	.venv/bin/python tools/submission.py

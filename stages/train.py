@@ -1,8 +1,8 @@
 """Train one of torchvision's networks and keep the weights that are best on validation.
 
 Reads data/prepared/{train,validation}.safetensors; writes models/networks/NETWORK.safetensors,
-metrics/train/NETWORK.json and metrics/curves/NETWORK.csv. During training, models/networks/NETWORK.checkpoint holds the
-state that an interrupted run resumes from.
+metrics/train/NETWORK.json, metrics/curves/NETWORK.csv (by epoch) and metrics/steps/NETWORK.csv. The curves grow during
+training, and models/networks/NETWORK.checkpoint holds the state that an interrupted run resumes from.
 On several GPUs: torchrun --standalone --nproc-per-node 4 stages/train.py NETWORK
 """
 
@@ -15,7 +15,7 @@ from pipeline.core.command_line import ArgumentParser
 from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_write, require_files, write_json
 from pipeline.core.params import Device, LearningRate, Networks, Precision, Section, Threads, find_weights
-from pipeline.core.paths import checkpoint_file, learning_curve, model, packed_split, train_scores
+from pipeline.core.paths import checkpoint_file, learning_curve, model, packed_split, step_curve, train_scores
 from pipeline.core.process import run_stage
 from pipeline.core.read_params import read_params
 from pipeline.core.sections.train import Train
@@ -53,20 +53,22 @@ def main() -> None:
     from pipeline.networks.compute import dtype_name, set_up
     from pipeline.networks.dataset import open_split
     from pipeline.networks.distributed import process_group
+    from pipeline.networks.live import LiveTables
     from pipeline.networks.models import save_model
-    from pipeline.networks.selection import explain_choice
     from pipeline.networks.training import Training
+    from pipeline.scores.selection import explain_choice
 
     weights, files = params.networks[name].weights, [packed_split("train"), packed_split("validation")]
     device, dtype = set_up(params.device, params.precision, params.threads)
-    with process_group(device) as processes:
+    curves = (learning_curve(name), step_curve(name))
+    with process_group(device) as processes, LiveTables(*curves if processes.is_first else ()) as live:
         train, validation = (open_split(file, device) for file in files)
         check_batch_size(params.train.batch_size, len(train), processes.count)
         settings = settings_of(name, params, str(dtype), processes.count)
         processes.check_agreement([name, settings, train.description])
         computing = f"{dtype_name(dtype)} on {device.type}"
         processes.report(introduction(name, params, len(train), computing, processes.count))
-        training = Training(name, weights, params.lr, params.train, train, validation, dtype, processes)
+        training = Training(name, weights, params.lr, params.train, train, validation, dtype, processes, live)
         checkpoint = Checkpoint(checkpoint_file(name), settings, files, Path(__file__), device)
 
         training.start(processes.broadcast(checkpoint.load() if processes.is_first else None))
@@ -80,15 +82,16 @@ def main() -> None:
 
         if processes.is_first:
             with atomic_write() as write_to:
-                training.table().to_csv(write_to(learning_curve(name)), index=False)
+                for table, path in zip(training.tables(), curves, strict=True):
+                    table.to_csv(write_to(path), index=False)
                 write_json(write_to(train_scores(name)), training.kept_scores())
                 save_model(write_to(model(name)), *training.kept_model())
             checkpoint.delete()
         classes = len(train.description["classes"])
-        choice = explain_choice(training.curve, training.mean, classes, params.train, params.lr)
-        processes.report(f"{name}: {choice}")
         if unequal := training.describe_unequal():
             processes.report(f"{name} on validation: {unequal}")
+        choice = explain_choice(training.curve, training.mean, classes, params.train, params.lr)
+        processes.report(f"{name}: {choice}")
 
 
 def check_batch_size(batch_size: int, photos: int, processes: int) -> None:

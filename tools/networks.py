@@ -13,7 +13,7 @@ import argparse
 
 from pipeline.core.command_line import ArgumentParser
 from pipeline.core.errors import UserError
-from pipeline.core.paths import PARAMS, PIPELINE, learning_curve, model, network_metrics, train_scores
+from pipeline.core.paths import PARAMS, PIPELINE, learning_curve, model, network_metrics, step_curve, train_scores
 from pipeline.core.process import run_stage
 from pipeline.editing.yaml_files import as_text, parse, read_to_edit, write_edited
 
@@ -40,6 +40,7 @@ def main() -> None:
     set_networks(params["networks"], names)
     set_stages(pipeline["stages"], names)
     set_artifacts(pipeline["artifacts"], names, removed)
+    set_plots(pipeline.get("plots", []), names)
     write_edited({PARAMS: params, PIPELINE: pipeline})
     for name in removed:
         for path in results(name):
@@ -100,9 +101,23 @@ def set_artifacts(artifacts: CommentedMap, names: list[str], removed: set[str]) 
             artifacts[key].fa.set_flow_style()
 
 
+def set_plots(plots: list, names: list[str]) -> None:
+    """Make the plots that take a column from each network's curve take it from those of `names`."""
+    for plot in plots:
+        files = next(iter(plot.values())).get("y") if isinstance(plot, dict) else None
+        for curve in (learning_curve, step_curve):
+            if isinstance(files, dict) and (shown := [file for file in files if Path(file).parent == curve("").parent]):
+                column = files[shown[0]]
+                for file in shown:
+                    if Path(file).stem not in names:
+                        del files[file]
+                for name in names:
+                    files.setdefault(str(curve(name)), column)
+
+
 def results(name: str) -> list[Path]:
     """What the stages write for this network alone, in folders that later stages or DVC's metrics read."""
-    return [model(name), train_scores(name), learning_curve(name), network_metrics(name)]
+    return [model(name), train_scores(name), learning_curve(name), step_curve(name), network_metrics(name)]
 
 
 if __name__ == "__main__":

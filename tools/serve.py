@@ -9,39 +9,22 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `pipeline` can be imported
 
-import argparse
-import os
-import socket
-
 from pipeline.core.all_params import Params
-from pipeline.core.command_line import ArgumentParser
-from pipeline.core.errors import UserError
+from pipeline.core.local_port import HOST, TRUSTED, announce, listen, read_port
 from pipeline.core.process import extra_packages, run_stage
 from pipeline.core.read_params import read_params
 from pipeline.core.results import require_ensemble
 
-HOST, PORT = "127.0.0.1", 8000
 
-
-def read_port() -> int:
+def read_inputs() -> int:
     """The port. Raises UserError if it or the params are wrong, or if a model is missing."""
-    parser = ArgumentParser(__doc__)
-    parser.add_argument(
-        "port", nargs="?", type=port_number, default=PORT, metavar="PORT", help="default: %(default)s; 0: any free port"
-    )
-    port = parser.parse_args().port
+    port = read_port(__doc__, default=8000)
     require_ensemble(read_params(Params))
     return port
 
 
-def port_number(text: str) -> int:
-    if not text.isdecimal() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port; expected a number from 0 to 65535")
-    return int(text)
-
-
 def main() -> None:
-    port = read_port()
+    port = read_inputs()
 
     # Slow imports, so not before: mistakes in the inputs should be reported at once.
     from pipeline.inference.ensemble import load_ensemble
@@ -51,13 +34,10 @@ def main() -> None:
 
         from werkzeug.serving import make_server
 
-    try:
-        listening = socket.create_server((HOST, port))
-    except OSError as error:
-        reason = os.strerror(error.errno)  # pyrefly: ignore[bad-argument-type]
-        raise UserError(f"port {port}: {reason}; try another: python tools/serve.py 8001") from None
-    server = make_server(HOST, port, make_app(load_ensemble(), HOST), threaded=True, fd=listening.fileno())
-    print(f"http://{HOST}:{listening.getsockname()[1]} (press Ctrl-C to stop)", flush=True)
+    listening = listen(port, "tools/serve.py")
+    app = make_app(load_ensemble(), TRUSTED)
+    server = make_server(HOST, port, app, threaded=True, fd=listening.fileno())
+    announce(listening)
     server.serve_forever()
 
 

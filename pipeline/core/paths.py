@@ -56,6 +56,10 @@ def learning_curve(network: str) -> Path:
     return METRICS / f"curves/{network}.csv"
 
 
+def step_curve(network: str) -> Path:
+    return METRICS / f"steps/{network}.csv"
+
+
 def train_scores(network: str) -> Path:
     return METRICS / f"train/{network}.json"
 

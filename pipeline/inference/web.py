@@ -1,6 +1,7 @@
 """The page on which photos are classified, as a Flask app."""
 
 import threading
+from collections.abc import Sequence
 
 from pipeline.core.split_table import MAX_NAMED
 from pipeline.inference.ensemble import Ensemble, InputPhoto, Prediction
@@ -13,14 +14,14 @@ LARGEST_UPLOAD = 2**28  # bytes
 SHOWN_SIDE = 320  # pixels
 
 
-def make_app(ensemble: Ensemble, host: str) -> Flask:
+def make_app(ensemble: Ensemble, hosts: Sequence[str]) -> Flask:
     """The web app: GET / shows the form; POST / with files named `photos` also shows the answers.
 
-    Requests for a host other than `host` are refused.
+    Requests for a host other than `hosts` are refused.
     """
     app = Flask(__name__)
     one_at_a_time = threading.Lock()
-    app.config |= {"MAX_CONTENT_LENGTH": LARGEST_UPLOAD, "MAX_FORM_PARTS": None, "TRUSTED_HOSTS": [host, "localhost"]}
+    app.config |= {"MAX_CONTENT_LENGTH": LARGEST_UPLOAD, "MAX_FORM_PARTS": None, "TRUSTED_HOSTS": [*hosts]}
 
     def page(photos: list[dict] | None = None, problem: str = "", explain: bool = False) -> str:
         title, named = page_title(ensemble.classes), one_of(ensemble.classes)

@@ -3,17 +3,29 @@
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from pipeline.core.errors import UserError, first_line
 from pipeline.core.sections.train import Train
 from pipeline.networks.compute import autocast
 from pipeline.networks.freezing import set_trainable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, StepLR
 
 WARM_UP_STEPS = 3  # before a step is captured, so that the optimizer and the libraries have allocated what they need
+
+
+class Note(NamedTuple):
+    """How training went until a step, which is counted from 1 in each epoch."""
+
+    step: int
+    mean_loss: float  # of all steps of the epoch so far
+    loss: float  # mean since the note before
+    accuracy: float  # likewise
+    lr: float  # the head's, in this step
 
 
 class TrainingStep:
@@ -42,14 +54,23 @@ class TrainingStep:
         self._criterion = nn.CrossEntropyLoss(label_smoothing=label_smoothing, reduction=reduction)
         self._class_weights = class_weights
         self._device = next(network.parameters()).device
-        self._total_loss = torch.zeros((), device=self._device)  # a graph adds to this tensor in each replay
+        self._totals = torch.zeros(2, device=self._device)  # loss and accuracy; a graph adds to it in each replay
+        self._count = 0
+        self._notes: list[tuple[int, Tensor, float | Tensor]] = []
+        self._last_sums = np.zeros(3)  # of the last note that was read: count, loss and accuracy
         self.as_graph, self._warm_up_steps = as_graph, WARM_UP_STEPS
         if as_graph:
             self._warm_up_stream = torch.cuda.Stream()
         self._graph: torch.cuda.CUDAGraph | None = None
 
-    def __call__(self, images: Tensor, labels: Tensor) -> None:
-        """Take one step with float32 images [N, 3, size, size] and int64 labels [N] on the network's device."""
+    def __call__(self, images: Tensor, labels: Tensor, note: bool = False) -> None:
+        """Take one step with float32 images [N, 3, size, size] and int64 labels [N] on the network's device.
+
+        With `note`, it is noted for `read_notes`, on the device, without waiting for it.
+        """
+        rate = self.optimizer.param_groups[0]["lr"]  # the head's
+        if note and isinstance(rate, Tensor):
+            rate = rate.clone()  # the scheduler changes it in place
         if not self.as_graph:
             self._compute(images, labels)
         elif self._warm_up_steps:
@@ -57,14 +78,31 @@ class TrainingStep:
             self._warm_up(images, labels)
         else:
             self._capture_and_replay(images, labels)
+        self._count += 1
+        if note:
+            self._notes.append((self._count, self._totals.clone(), rate))
         self.scheduler.step()
 
-    def read_loss(self) -> float:
-        """The sum of the steps' losses since `reset_loss`; waits until the device has computed them."""
-        return self._total_loss.item()
+    def read_notes(self) -> list[Note]:
+        """The notes since the last call; waits until the device has computed them."""
+        if not self._notes:
+            return []
+        counts, totals, rates = zip(*self._notes, strict=True)
+        self._notes = []
+        rates = torch.stack(rates).tolist() if isinstance(rates[0], Tensor) else rates
+        sums = np.vstack([self._last_sums, np.column_stack([counts, torch.stack(totals).cpu().double()])])
+        self._last_sums = sums[-1]
+        since = np.diff(sums, axis=0)
+        means = np.column_stack([sums[1:, 1] / sums[1:, 0], since[:, 1:] / since[:, :1]])
+        return [
+            Note(count, mean_loss, loss, accuracy, lr)
+            for count, (mean_loss, loss, accuracy), lr in zip(counts, means.tolist(), rates, strict=True)
+        ]
 
-    def reset_loss(self) -> None:
-        self._total_loss.zero_()
+    def start_epoch(self) -> None:
+        """Count the steps, and average the losses, from here on."""
+        self._totals.zero_()
+        self._count, self._last_sums = 0, np.zeros(3)
 
     def _compute(self, images: Tensor, labels: Tensor) -> None:
         with autocast(self._device, self._dtype):
@@ -75,7 +113,8 @@ class TrainingStep:
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        self._total_loss += loss.detach()
+        accuracy = (logits.argmax(dim=1) == labels).float().mean()
+        self._totals += torch.stack([loss.detach(), accuracy])
 
     def _warm_up(self, images: Tensor, labels: Tensor) -> None:
         """Compute on another stream, as a capture does: autograd remembers the stream on which it made a gradient."""

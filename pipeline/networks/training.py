@@ -14,10 +14,11 @@ from pipeline.networks.distributed import Processes
 from pipeline.networks.fitting import fit_head
 from pipeline.networks.folding import fold_batchnorm, fold_frozen_batchnorm
 from pipeline.networks.freezing import set_training
+from pipeline.networks.live import LiveTables
 from pipeline.networks.predicting import predict_logits
-from pipeline.networks.selection import best_scores, describe_scores, find_trouble
-from pipeline.networks.stepping import TrainingStep, keep_rate_tensors, make_optimizer, make_scheduler
+from pipeline.networks.stepping import Note, TrainingStep, keep_rate_tensors, make_optimizer, make_scheduler
 from pipeline.scores.calibration import calibrated_loss, fit_temperature, log_loss
+from pipeline.scores.selection import best_scores, describe_loss, describe_scores, find_trouble
 
 import numpy as np
 import pandas as pd
@@ -25,18 +26,18 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-KEPT_IN_STATE = ("curve", "best_weights", "best_recall", "head_weights")
-LOSS_CHECK_INTERVAL = 20  # steps on a CPU, and ...
-LOSS_CHECK_INTERVAL_ON_GPU = 200  # ... on a GPU, which is idle while its loss is read
+KEPT_IN_STATE = ("curve", "step_curve", "best_weights", "best_recall", "head_weights")
+STEP_ROWS = 500  # of the curve by step, about; then its table is small, however long the training
+READING_INTERVAL_ON_GPU = 200  # steps; a GPU is idle while its losses are read
 
 
 class Training:
     """A training run of one network: its inputs, and the state it keeps from epoch to epoch.
 
-    `curve` holds the scores of each epoch so far, `best_weights` the state_dict of the best one, `best_recall` its
-    recall of each class on validation, and `head_weights` the state_dict of the network with the fitted head, before
-    training. Raises UserError if the network does not exist, its weights cannot be used, or it cannot take the images'
-    sizes.
+    `curve` holds the scores of each epoch so far, `step_curve` the losses in between, `best_weights` the state_dict of
+    the best epoch, `best_recall` its recall of each class on validation, and `head_weights` the state_dict of the
+    network with the fitted head, before training. Raises UserError if the network does not exist, its weights cannot be
+    used, or it cannot take the images' sizes.
     """
 
     def __init__(
@@ -49,10 +50,11 @@ class Training:
         validation: PackedSplit,
         dtype: torch.dtype,
         processes: Processes,
+        live: LiveTables,
     ) -> None:
         self.name, self.params = name, params
         self.train, self.validation = train, validation
-        self.dtype, self.processes = dtype, processes
+        self.dtype, self.processes, self.live = dtype, processes, live
         weights = weights if processes.is_first else "none"  # the other processes get the first one's
         self.network = make_network(name, weights, params, train)
         self.as_graph = train.device.type == "cuda" and processes.count == 1
@@ -65,7 +67,9 @@ class Training:
             self.class_weights = train.balanced_weights()
             self.validation_weights = validation.balanced_weights()[validation.labels].double().cpu().numpy()
         self.augment = make_augmentation(params, train.description["image_size"], params.image_size)
+        self.noting_interval = math.ceil(params.epochs * self.steps / STEP_ROWS)
         self.curve: list[dict] = []
+        self.step_curve: list[dict] = []
         self.mean: dict | None = None  # the scores of the mean of epoch 0 and the last one
         self.recall: list[float] = []  # of each class, at the last validation
         self.best_weights: dict[str, Tensor] = {}
@@ -82,6 +86,7 @@ class Training:
         loss = None  # of the fitted head, in the first process
         if state:
             self.load_state_dict(state)
+            self.live.follow(self.curve, self.step_curve)
             self.processes.report(f"{self.name}: resuming after epoch {self.last_epoch}")
         if fits_head:
             self.processes.report(f"{self.name}: fitting the head to the pretrained network's features")
@@ -115,7 +120,7 @@ class Training:
         lr = float(self.scheduler.get_last_lr()[0])  # the head's
         set_training(self.network, self.params.layers, self.params.batchnorm_statistics)
         start = time.perf_counter()
-        loss = self.train_batches(batches, title)
+        loss = self.train_batches(batches, epoch, title)
         loss = self.processes.all_gather(torch.tensor([loss])).mean().item()
         rate = self.steps * self.params.batch_size / (time.perf_counter() - start)
         self.processes.broadcast_buffers(self.network)
@@ -128,6 +133,7 @@ class Training:
         """
         scores = {"epoch": epoch, "lr": lr, "train_loss": round(loss, 6), **self.validate()}
         self.curve.append(scores)
+        self.live.follow(self.curve, self.step_curve)
         if best_scores(self.curve, self.params) is scores:
             self.keep()
         if epoch == 0:
@@ -136,7 +142,7 @@ class Training:
         left = (self.params.epochs - epoch) * seconds if epoch else 0
         trouble = find_trouble(self.curve, len(self.train.description["classes"]))
         return (
-            f"{self.name} epoch {epoch}/{self.params.epochs}: train loss {scores['train_loss']:.4f}, "
+            f"{self.name} epoch {epoch}/{self.params.epochs}: train loss {describe_loss(scores['train_loss'])}, "
             f"{describe_scores(scores)}, {rate}{describe_duration(seconds)}"
             + (f", about {describe_duration(left)} left" if left else "")
             + (f"\nwarning: {self.name} epoch {epoch}: {trouble}" if trouble else "")
@@ -177,20 +183,34 @@ class Training:
         batches = order[: self.steps * self.params.batch_size].split(self.params.batch_size)
         return [self.processes.shard(rows) for rows in batches]
 
-    def train_batches(self, batches: list[Tensor], title: str) -> float:
+    def train_batches(self, batches: list[Tensor], epoch: int, title: str) -> float:
         """Take one step per batch and return the mean loss. Raises UserError if the loss is not finite."""
-        interval = LOSS_CHECK_INTERVAL if self.train.device.type == "cpu" else LOSS_CHECK_INTERVAL_ON_GPU
+        reading_interval = 1 if self.train.device.type == "cpu" else READING_INTERVAL_ON_GPU
         mean_loss = math.nan  # until it is read, at the last step at the latest
-        self.step.reset_loss()
+        self.step.start_epoch()
         with tqdm(total=sum(map(len, batches)), desc=title, unit=" images", disable=None) as bar:
             images_of = self.train.batches(batches, self.augment)
             for number, (rows, images) in enumerate(zip(batches, images_of, strict=True), start=1):
-                self.step(images, self.train.labels[rows])
-                if number % interval == 0 or number == len(batches):
-                    mean_loss = require_finite(self.step.read_loss() / number, f"{title}, step {number}")
-                    bar.set_postfix(loss=f"{mean_loss:.4f}")
+                is_last = number == len(batches)
+                self.step(images, self.train.labels[rows], note=is_last or number % self.noting_interval == 0)
+                if (is_last or number % reading_interval == 0) and (notes := self.step.read_notes()):
+                    mean_loss = require_finite(notes[-1].mean_loss, f"{title}, step {notes[-1].step}")
+                    self.add_steps(epoch, notes)
+                    bar.set_postfix(loss=f"{mean_loss:.4f}", refresh=False)
                 bar.update(len(rows))
         return mean_loss
+
+    def add_steps(self, epoch: int, notes: list[Note]) -> None:
+        """Add what was noted, averaged over all processes, to the curve by step."""
+        means = self.processes.all_gather(torch.tensor([(note.loss, note.accuracy) for note in notes]).double())
+        means = means.view(len(notes), self.processes.count, 2).mean(dim=1).tolist()
+        for note, (loss, accuracy) in zip(notes, means, strict=True):
+            step = (epoch - 1) * self.steps + note.step
+            scores = {"train_loss": round(loss, 6), "train_accuracy": round(accuracy, 6)}
+            self.step_curve.append(
+                {"step": step, "epoch": round(step / self.steps, 4), "lr": float(f"{note.lr:.6g}"), **scores}
+            )
+        self.live.follow(self.curve, self.step_curve)
 
     def validate(self) -> dict:
         """Return the network's losses and accuracy on validation, over all processes' shards, as columns of the curve.
@@ -236,10 +256,11 @@ class Training:
         assert best is not None
         return best
 
-    def table(self) -> pd.DataFrame:
-        """The learning curve, one row per epoch; `kept` marks the best one, or the two whose mean is better."""
+    def tables(self) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """The curves by epoch and by step. `kept` marks the best epoch, or the two whose mean is better."""
         kept = (0, self.last_epoch) if self.kept is self.mean else (self.kept["epoch"],)
-        return pd.DataFrame([{**scores, "kept": scores["epoch"] in kept} for scores in self.curve])
+        curve = [{**scores, "kept": scores["epoch"] in kept} for scores in self.curve]
+        return pd.DataFrame(curve), pd.DataFrame(self.step_curve)
 
     def kept_scores(self) -> dict:
         """The best scores, `kept_epoch`, and on a CPU the number of threads, which repeating it needs.

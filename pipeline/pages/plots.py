@@ -21,6 +21,7 @@ Plot = Callable[[Axes], None]
 
 PANEL = (4.4, 3.4)  # inches; small enough that 11-point text is readable on a phone
 LONGEST_NAME = 18  # characters of a class name in a plot
+SMOOTHED = 25  # a curve by step is smoothed over one part in so many of it
 MAX_COUNTS = 10  # classes; with more, a confusion matrix has no room for numbers
 MAX_TICKS = 25  # along one side of a confusion matrix
 MAX_LETTERS = 24  # of class names along its width; more are turned upright
@@ -128,6 +129,58 @@ def validation_accuracies(curves: dict[str, pd.DataFrame]) -> Plot:
         label_epochs(panel)
 
     return draw
+
+
+def progress(kind: str, curve: pd.DataFrame, steps: pd.DataFrame, epochs: int | None) -> Plot:
+    """A network's train loss or accuracy by step, also smoothed, and that on validation by epoch.
+
+    `kind` is loss or accuracy. A table may be empty. `epochs` is how many there will be, if that is known.
+    """
+
+    def draw(panel: Axes) -> None:
+        if len(steps):
+            train = steps[f"train_{kind}"]
+            smooth = train.rolling(-(-len(train) // SMOOTHED), min_periods=1).mean()
+            panel.plot(steps["epoch"], train, color=SERIES[0], linewidth=0.8, alpha=0.35)
+            panel.plot(steps["epoch"], smooth, color=SERIES[0], label="train, smoothed")
+        if len(curve):
+            validation = curve[f"validation_{kind}"]
+            panel.plot(curve["epoch"], validation, color=SERIES[1], marker=MARKERS[1], label="validation")
+            if "kept" in curve:
+                panel.plot(curve["epoch"][curve["kept"]], validation[curve["kept"]], **KEPT, label="kept")
+        panel.set_title(kind)
+        if kind == "accuracy":
+            panel.yaxis.set_major_formatter(PERCENT)
+        else:
+            panel.set_ylim(bottom=0)
+        make_room_for(epochs, panel)
+        label_epochs(panel)
+
+    return draw
+
+
+def learning_rate(steps: pd.DataFrame, epochs: int | None) -> Plot:
+    """The head's learning rate, by epoch and by step."""
+    per_epoch = steps["step"].iloc[-1] / steps["epoch"].iloc[-1]
+
+    def draw(panel: Axes) -> None:
+        panel.plot(steps["epoch"], steps["lr"], color=SERIES[2])
+        panel.set(title="learning rate", xlabel="epoch")
+        panel.set_ylim(bottom=0)
+        panel.yaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:.3g}"))
+        make_room_for(epochs, panel)
+        top = panel.secondary_xaxis("top", functions=(lambda epoch: epoch * per_epoch, lambda step: step / per_epoch))
+        top.set_xlabel("step")
+        for axis in (panel.xaxis, top.xaxis):
+            axis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
+
+    return draw
+
+
+def make_room_for(epochs: int | None, panel: Axes) -> None:
+    """Let the x axis reach to the last epoch, so that the plot shows how far training has come."""
+    if epochs:
+        panel.set_xlim(-0.03 * epochs, 1.03 * epochs)
 
 
 def confusion_matrix(name: str, counts: np.ndarray, classes: Sequence[str]) -> Plot:

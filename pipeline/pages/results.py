@@ -88,7 +88,7 @@ def read_results() -> Results:
         scores={name: row for name, [row] in by_network(scores[scores["split"] == "test"]).items()},
         validation={name: row for name, [row] in by_network(scores[scores["split"] == "validation"]).items()},
         class_scores=by_network(class_scores),
-        curves={name: pd.read_csv(require_file(learning_curve(name))) for name in networks},
+        curves={name: read_curve(name) for name in networks},
         split_table=split_table,
         photos=predictions.photos,
         labels=labels,
@@ -107,6 +107,15 @@ def read_results() -> Results:
 def by_network(table: pd.DataFrame) -> dict[str, list[dict]]:
     """The rows of each network, as dicts."""
     return {str(name): rows.to_dict("records") for name, rows in table.groupby("network", sort=False)}
+
+
+def read_curve(network: str) -> pd.DataFrame:
+    """The learning curve of a network. Raises UserError if it is missing, or its training has not finished."""
+    path = require_file(learning_curve(network))
+    curve = pd.read_csv(path)
+    if "kept" not in curve:
+        raise UserError(f"{path}: the training of {network} has not finished; run `dvc repro` to finish it")
+    return curve
 
 
 def read_combined(predictions: Predictions, split_table: pd.DataFrame) -> np.ndarray:

@@ -55,7 +55,10 @@ def test_stages_name_a_full_disk_in_one_line_and_keep_earlier_results(
     before = repository.results()
     largest_file = {"prepare.py": 50_000, "train.py": 1_000_000, "evaluate.py": 1_000}.get(command[0], 100)
     *warnings, line = repository.run(*command, largest_file=largest_file).stderr.splitlines()
-    folders = {"prepare.py": "data/prepared", "train.py": "metrics/curves, metrics/train, models/networks"}
+    folders = {
+        "prepare.py": "data/prepared",
+        "train.py": "metrics/curves, metrics/steps, metrics/train, models/networks",
+    }
     folder = folders.get(command[0], "metrics")
     assert line.startswith(f"error: {folder}")
     assert line.endswith(": File too large; free some disk space and run this again")
@@ -157,6 +160,8 @@ def test_train_ends_at_once_on_a_signal(number: int, status: int, repository: Re
     before = repository.results()
     process = start(repository, forked.python(), REPOSITORY / "stages/train.py", "resnet18")
     assert "epochs: 1000" in process.stdout.readline()
+    curve = repository.root / "metrics/curves/resnet18.csv"
+    wait_for(lambda: curve.exists() and "kept" not in curve.read_text())  # it grows
     process.send_signal(number)
     _, errors = process.communicate(timeout=20)
     assert (process.returncode, errors) == (status, "")

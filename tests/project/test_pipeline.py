@@ -126,17 +126,22 @@ def test_dvc_exp_run_with_another_method_runs_no_network_and_can_be_compared(rep
 
 def test_dvc_plots_shows_curves_confusion_matrices_and_the_contact_sheet(finished: Repository) -> None:
     plots = json.loads(finished.dvc("plots", "show", "--json"))["data"]
-    drawn = [f"metrics/curves/{name}.csv" for name in ("resnet18", "resnet34")]
+    drawn = [f"metrics/{kind}/{name}.csv" for kind in ("curves", "steps") for name in ("resnet18", "resnet34")]
     named = ("ensemble", "resnet18", "resnet34")
     drawn += [f"metrics/{kind}/{name}.csv" for kind in ("confusion", "roc", "reliability") for name in named]
     kinds = ("accuracy", "confusion", "learning_curves", "reliability", "roc")
     images = {f"metrics/plots/{kind}.png" for kind in kinds}  # which the page shows offline, too
-    assert set(plots) == {*drawn, *images, "data/prepared/contact_sheet.png"}
+    by_network = {"validation accuracy by epoch": "validation_accuracy", "learning rate by step": "lr"}
+    assert set(plots) == {*drawn, *images, *by_network, "data/prepared/contact_sheet.png"}
     for name in drawn:
         plot = plots[name][0]["content"]
         assert plot["title"]["text"] == name  # names the network
     curves = plots["metrics/curves/resnet18.csv"][0]["content"]["data"]["values"]
     assert {row["field"] for row in curves} == {"train_loss", "validation_loss"}
+    for name, column in by_network.items():
+        rows = plots[name][0]["content"]["data"]["values"]
+        assert {Path(row["filename"]).stem for row in rows} == {"resnet18", "resnet34"}
+        assert all(column in row for row in rows)
 
 
 def test_dvc_repro_restores_a_damaged_score_without_training(repository: Repository) -> None:

@@ -90,6 +90,8 @@ def test_train_resumes_after_its_last_epoch_but_only_with_the_same_code(reposito
     repository.write_params()
     repository.dvc("repro", "train_resnet18")
     uninterrupted = (repository.root / MODEL).read_bytes()
+    curves = [repository.root / f"metrics/{kind}/resnet18.csv" for kind in ("curves", "steps")]
+    uninterrupted_curves = [path.read_bytes() for path in curves]
 
     process = start_repro(repository, "--force", "--single-item", "train_resnet18")
     wait_for(lambda: (repository.root / CHECKPOINT).exists() or process.poll() is not None)
@@ -102,6 +104,7 @@ def test_train_resumes_after_its_last_epoch_but_only_with_the_same_code(reposito
     assert "resnet18: resuming after epoch" in output
     assert "epoch 1/3" not in output
     assert (repository.root / MODEL).read_bytes() == uninterrupted
+    assert [path.read_bytes() for path in curves] == uninterrupted_curves
     assert not (repository.root / CHECKPOINT).exists()
 
     (repository.root / CHECKPOINT).write_bytes(checkpoint)

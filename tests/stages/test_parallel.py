@@ -10,6 +10,7 @@ from tests.support import forked
 from tests.support.projects import REPOSITORY, STAND_IN, Repository, stand_in_repository
 from train import check_batch_size
 
+import pandas as pd
 import psutil
 import pytest
 import torch
@@ -49,6 +50,7 @@ def test_train_in_two_processes_takes_the_same_steps_as_in_one(repository: Repos
     repository.params["train"] |= {"layers": "head", "dropout": 0, "optimizer": "sgd"}
     repository.succeed("train.py", "resnet18")
     one, scores = load_file(repository.root / MODEL), repository.read_json("metrics/train/resnet18.json")
+    steps = pd.read_csv(repository.root / "metrics/steps/resnet18.csv")
 
     process = start_two(repository, forked.python())
     output, errors = process.communicate(timeout=120)
@@ -59,6 +61,7 @@ def test_train_in_two_processes_takes_the_same_steps_as_in_one(repository: Repos
     for key in one:
         torch.testing.assert_close(two[key], one[key])
     assert repository.read_json("metrics/train/resnet18.json") == pytest.approx(scores, abs=1e-5)
+    pd.testing.assert_frame_equal(pd.read_csv(repository.root / "metrics/steps/resnet18.csv"), steps, atol=1e-5)
 
 
 @pytest.mark.slow

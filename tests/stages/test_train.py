@@ -8,9 +8,9 @@ from pipeline.core.read_params import read_params
 from pipeline.networks import compute, fitting, training
 from pipeline.networks.building import Head, build_network
 from pipeline.networks.dataset import PackedSplit
-from pipeline.networks.selection import explain_choice, find_trouble
-from pipeline.networks.stepping import TrainingStep
+from pipeline.networks.stepping import Note, TrainingStep
 from pipeline.scores.calibration import log_loss
+from pipeline.scores.selection import explain_choice, find_trouble
 from tests.support.photos import encode
 from tests.support.projects import REPOSITORY, Project, error_line
 from tests.support.weight_files import write_weights
@@ -25,7 +25,8 @@ from safetensors.torch import load_file
 
 @pytest.mark.slow
 def test_train_gives_the_same_bytes_again_and_others_with_another_seed(small: Project) -> None:
-    files = ("models/networks/resnet18.safetensors", "metrics/curves/resnet18.csv", "metrics/train/resnet18.json")
+    files = ("models/networks/resnet18.safetensors", "metrics/train/resnet18.json")
+    files += ("metrics/curves/resnet18.csv", "metrics/steps/resnet18.csv")
 
     def trained() -> list[bytes]:
         small.succeed("train.py", "resnet18")
@@ -304,7 +305,7 @@ def test_train_with_balanced_class_weights_recognises_more_of_a_rare_class(proje
     recall = {}
     for weights in ("none", "balanced"):
         project.params["train"]["class_weights"] = weights
-        *_, trained = project.succeed("train.py", "resnet18").splitlines()
+        *_, trained, _kept = project.succeed("train.py", "resnet18").splitlines()
         [tested] = (line for line in project.succeed("evaluate.py").splitlines() if line.startswith("resnet18 on test"))
         for split, line in ("validation", trained), ("test", tested):
             text = (
@@ -395,14 +396,30 @@ def curve_of(*epochs: tuple[float, float], rates: tuple[float, ...] = ()) -> lis
             r"the calibrated validation loss has risen .* \(guessing: .*\); lr is too high",
         ),
         (curve_of((0.7, 0.7), (0.7, 0.69)), ""),  # it has not learned anything yet
+        (curve_of((0.05, 0.08), (1.5, 0.3))[1:], ""),  # a random head begins with a high loss
+        (curve_of((0.05, 0.08), (1.5, 0.69))[1:], "the train loss .1.5000. is far above that of guessing .*"),
         (
             curve_of((0.05, 0.08), (3.5, 0.1)),
-            r"the train loss \(3.5\) is far above that of guessing .*; lr is too high",
+            r"the train loss \(3.5000\) is far above that of guessing .*; lr is too high",
         ),
         (curve_of((0.05, 0.08), (0.2, 0.1), (0.1, 0.09)), ""),
-        (curve_of((0.05, 0.08), (0.2, 0.1), (0.3, 0.2)), "the train loss has risen from 0.2000; lr may be too high"),
+        (curve_of((0.05, 0.08), (0.2, 0.1), (0.3, 0.2)), ".* has risen from 0.2000 in epoch 1 to 0.3000; lr may be .*"),
+        (
+            curve_of((0.05, 0.08), (0.2, 0.1), (0.23, 0.1), (0.26, 0.1)),
+            ".* has risen from 0.2000 in epoch 1 to 0.2600; .*",
+        ),
+        (curve_of((0.05, 0.08), (0.01, 0.08), (0.02, 0.08)), ""),  # noise
         (curve_of((0.05, 0.08), (0.2, 0.1), (0.3, 0.2), rates=(0, 0.1, 1)), ""),  # the rate rises
-        (curve_of((0.05, 0.08), (0.2, 0.1), (0.1, 0.13)), "the calibrated validation loss has risen from 0.1000 to .*"),
+        (
+            curve_of((0.05, 0.08), (0.2, 0.1), (0.1, 0.13)),
+            ".* validation loss has risen from 0.1000 in epoch 1 to 0.1300, .* overfits; use .*",
+        ),
+        (
+            curve_of((0.05, 0.4), (0.2, 0.4), (0.1, 0.4)),
+            r"the train loss \(0.1000\) is far below the .* validation loss \(0.4000\): the network overfits; .*",
+        ),
+        (curve_of((0.05, 0.4), (0.1, 0.4), (0.09, 0.4)), ""),  # said before
+        (curve_of((0.05, 0.05), (0.01, 0.04)), ""),  # both are close to 0
     ],
 )
 def test_train_names_what_goes_wrong(curve: list[dict], trouble: str) -> None:
@@ -422,9 +439,29 @@ def test_train_says_why_it_kept_an_epoch_before_the_last_one() -> None:
 
 def test_train_says_if_the_kept_epoch_is_no_better_than_guessing() -> None:
     params = read_params(Params, REPOSITORY / "params.yaml").train
-    for loss, end in ((0.69, ", no better than guessing"), (0.5, "validation accuracy 0.500000")):
+    for loss, end in ((0.69, ", no better than guessing"), (0.5, "")):
         curve = curve_of((0.7, 0.7), *[(0.7, loss)] * params.epochs)
-        assert explain_choice(curve, None, 2, params, lr=0.001).endswith(end)
+        scores = f"validation loss {loss:.4f} ({loss:.4f} calibrated), validation accuracy 0.500000"
+        assert explain_choice(curve, None, 2, params, lr=0.001).startswith(f"kept epoch 6 of 6: {scores}{end}; ")
+
+
+@pytest.mark.parametrize(
+    ("schedule", "losses", "mean", "kept"),
+    [
+        ("one_cycle", (0.3, 0.4, 0.2), 0.25, "epoch 2 of 2: … (0.3000 with the fitted head, 0.2500 with the mean …)"),
+        ("one_cycle", (0.3, 0.4, 0.2), 0.1, "the mean of … (0.3000 with the fitted head, 0.2000 after the last epoch)"),
+        ("one_cycle", (0.3, 0.2, 0.4), 0.35, "the fitted head … (0.3000, and 0.4000 after the last …); try lr=0.0003"),
+        ("step", (0.3, 0.25, 0.2), None, "epoch 2 of 2: …; its calibrated validation loss is the lowest"),
+    ],
+)
+def test_train_says_why_it_kept_what_it_kept(
+    schedule: str, losses: tuple[float, ...], mean: float | None, kept: str
+) -> None:
+    params = read_params(Params, REPOSITORY / "params.yaml").train
+    params = params.model_copy(update={"epochs": 2, "lr_schedule": schedule})
+    curve = curve_of(*((0.1, loss) for loss in losses))
+    text = explain_choice(curve, scripted(mean) | {"epoch": "0+2"} if mean else None, 2, params, lr=0.001)
+    assert re.fullmatch(f"kept {re.escape(kept).replace('…', '.*')}", text), text
 
 
 @pytest.mark.slow
@@ -468,6 +505,51 @@ def test_train_with_one_cycle_raises_and_lowers_the_learning_rate(tiny: Project)
     assert rates[0] == pytest.approx(tiny.params["lr"] / 25)
     assert rates[0] < rates[1] > rates[2] > rates[3]
     assert rates.max() <= tiny.params["lr"]
+    steps = pd.read_csv(tiny.root / "metrics/steps/resnet18.csv")
+    assert steps["step"].tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert steps["epoch"].tolist() == [0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4]
+    assert steps["lr"][::2].tolist() == pytest.approx(rates.tolist(), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_train_has_fewer_rows_than_steps_if_there_are_many(small: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["train.py", "resnet18"])
+    monkeypatch.chdir(small.root)
+    monkeypatch.setattr(training, "STEP_ROWS", 3)
+    small.params["train"] |= {"layers": "head", "epochs": 2}  # of six steps
+    small.write_params()
+    train.main()
+    steps, curve = (pd.read_csv(f"metrics/{kind}/resnet18.csv") for kind in ("steps", "curves"))
+    assert steps["step"].tolist() == [4, 6, 10, 12]
+    means = [(4 * first + 2 * second) / 6 for first, second in steps["train_loss"].to_numpy().reshape(2, 2)]
+    assert means == pytest.approx(curve["train_loss"].tolist(), abs=1e-5)
+
+
+def test_notes_of_steps_do_not_depend_on_when_they_are_read() -> None:
+    """A CPU is read at each note, a GPU, which would have to wait, less often."""
+    images, labels = torch.randn(6, 4, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 0, 0, 1, 1, 1])
+
+    def take_steps(reads: tuple[int, ...]) -> tuple[list[Note], list[float]]:
+        torch.manual_seed(1)
+        network = torch.nn.Linear(4, 2)
+        optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 4)
+        step = TrainingStep(network, optimizer, scheduler, 0.0, None, torch.float32, as_graph=False)
+        notes, losses = [], []
+        step.start_epoch()
+        for number in range(1, 7):
+            losses.append(torch.nn.functional.cross_entropy(network(images), labels).item())
+            step(images, labels, note=number % 2 == 0)
+            notes += step.read_notes() if number in reads else []
+        return notes, losses
+
+    notes, losses = take_steps((1, 2, 3, 4, 5, 6))
+    assert [note.step for note in notes] == [2, 4, 6]
+    assert [note.lr for note in notes] == pytest.approx([1, 1, 0.1])
+    assert [note.loss for note in notes] == pytest.approx(np.reshape(losses, (3, 2)).mean(axis=1).tolist())
+    assert notes[-1].mean_loss == pytest.approx(np.mean(losses))
+    assert notes[-1].accuracy in {correct / 6 for correct in range(7)} | {correct / 12 for correct in range(13)}
+    assert take_steps((6,))[0] == take_steps((3, 6))[0] == notes
 
 
 @pytest.mark.slow

@@ -19,6 +19,9 @@ def test_networks_takes_one_out_and_puts_another_in_and_dvc_runs_what_is_new(sta
     assert repository.run("networks.py", "resnet18", "mobilenet_v2").returncode == 0
     networks = yaml.safe_load((repository.root / "params.yaml").read_text())["networks"]
     assert networks == {"resnet18": {"weights": "none"}, "mobilenet_v2": {"weights": "IMAGENET1K_V1"}}
+    plots = yaml.safe_load((repository.root / "dvc.yaml").read_text())["plots"]
+    [rates] = (plot["learning rate by step"]["y"] for plot in plots if "learning rate by step" in plot)
+    assert rates == {f"metrics/steps/{name}.csv": "lr" for name in networks}
     assert repository.stages_run_by("repro") == [
         "reject",
         "train_mobilenet_v2",

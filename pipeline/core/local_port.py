@@ -1,0 +1,45 @@
+"""A port that only this computer can open, for the tools that serve a page."""
+
+import argparse
+import os
+import socket
+
+from pipeline.core.command_line import ArgumentParser
+from pipeline.core.errors import UserError
+
+HOST = "127.0.0.1"
+TRUSTED = (HOST, "localhost")  # hosts in requests; any other may be a page elsewhere whose name leads here
+
+
+def read_port(docstring: str | None, default: int) -> int:
+    """The port, the only argument of a script with this docstring. Raises UserError if it is wrong."""
+    parser = ArgumentParser(docstring)
+    parser.add_argument(
+        "port",
+        nargs="?",
+        type=_port_number,
+        default=default,
+        metavar="PORT",
+        help="default: %(default)s; 0: any free port",
+    )
+    return parser.parse_args().port
+
+
+def _port_number(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port; expected a number from 0 to 65535")
+    return int(text)
+
+
+def listen(port: int, script: str) -> socket.socket:
+    """A socket that listens on the port. Raises UserError, which names `script`, if it cannot be used."""
+    try:
+        return socket.create_server((HOST, port))
+    except OSError as error:
+        reason = os.strerror(error.errno)  # pyrefly: ignore[bad-argument-type]
+        raise UserError(f"port {port}: {reason}; try another: python {script} 8002") from None
+
+
+def announce(listening: socket.socket) -> None:
+    """Print the page's address."""
+    print(f"http://{HOST}:{listening.getsockname()[1]} (press Ctrl-C to stop)", flush=True)

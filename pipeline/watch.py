@@ -1,0 +1,200 @@
+"""The page that shows training runs while they train: those of the workspace, and of experiments outside of it."""
+
+import base64
+import functools
+import hashlib
+import io
+import json
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from pipeline.core.errors import UserError
+from pipeline.core.local_port import TRUSTED
+from pipeline.core.packed import read_packed
+from pipeline.core.params import Section
+from pipeline.core.paths import PARAMS, learning_curve, packed_split, step_curve
+from pipeline.core.read_params import read_params
+from pipeline.core.sections.train import Train
+from pipeline.pages import plots
+from pipeline.pages.rendering import render
+from pipeline.scores.selection import find_trouble
+
+import pandas as pd
+from markupsafe import Markup
+
+WORKSPACE = "workspace"
+EXPERIMENTS = Path(".dvc/tmp/exps/run")  # where DVC describes the experiments that run outside of the workspace
+REFRESH_S = 3
+SHOWN = 3  # of the warnings, the last ones
+KEPT = 64  # curves and their plots, which are read and drawn again only if the files have changed
+# Replaces what may have changed, so that the reader's place on the page and open tables stay.
+SCRIPT = """
+async function refresh() {
+  if (!document.hidden) {
+    try {
+      const answer = await fetch(location.href);
+      if (!answer.ok) throw new Error(answer.status);
+      const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+      const open = [...document.querySelectorAll("details[open]")].map(details => details.id);
+      for (const id of ["state", "main"]) document.getElementById(id).replaceWith(page.getElementById(id));
+      for (const id of open) document.getElementById(id)?.setAttribute("open", "");
+      document.title = page.title;
+    } catch {
+      document.getElementById("state").textContent = "No answer from tools/watch.py; below is what it showed last.";
+    }
+  }
+  setTimeout(refresh, REFRESH_MS);
+}
+setTimeout(refresh, REFRESH_MS);
+""".replace("REFRESH_MS", str(1000 * REFRESH_S))
+SCRIPT_HASH = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+
+
+class TrainParams(Section):
+    """What the page shows of params.yaml."""
+
+    train: Train
+
+
+@dataclass(frozen=True, eq=False)
+class Watched:
+    """The training of a network, in the workspace or in the copy of it that an experiment runs in.
+
+    The tables may be empty, but not both.
+    """
+
+    run: str  # WORKSPACE, or the experiment's name
+    network: str
+    folder: Path
+    curve: pd.DataFrame
+    steps: pd.DataFrame
+    changed: float  # in seconds since 1970
+
+    @property
+    def is_finished(self) -> bool:
+        return "kept" in self.curve
+
+    @property
+    def epoch(self) -> float:
+        return max(table["epoch"].iloc[-1] for table in (self.curve, self.steps) if len(table))
+
+
+def find_watched() -> list[Watched]:
+    """All trainings of which there are curves: those in progress first, then the finished ones of the workspace."""
+    found = []
+    for run, folder in find_runs():
+        files = [path for curve in (learning_curve, step_curve) for path in folder.glob(str(curve("*")))]
+        for network in sorted({path.stem for path in files}):
+            with suppress(FileNotFoundError):  # the results just replace it, or DVC deletes it
+                changed = max(path.stat().st_mtime for path in files if path.stem == network)
+                watched = read_watched(run, network, folder, changed)
+                if len(watched.curve) + len(watched.steps) and (run == WORKSPACE or not watched.is_finished):
+                    found.append(watched)
+    return sorted(found, key=lambda watched: watched.is_finished)
+
+
+@functools.lru_cache(KEPT)
+def read_watched(run: str, network: str, folder: Path, changed: float) -> Watched:
+    """The curves of a network as they are since `changed`."""
+    curve, steps = (read_growing(folder / of(network)) for of in (learning_curve, step_curve))
+    return Watched(run, network, folder, curve, steps, changed)
+
+
+def find_runs() -> Iterator[tuple[str, Path]]:
+    """The name and folder of the workspace, and of each experiment that DVC runs in a copy of it."""
+    yield WORKSPACE, Path()
+    for file in sorted(EXPERIMENTS.glob("*/*.run")):
+        with suppress(OSError, ValueError, KeyError):  # DVC is just writing or deleting it
+            run = json.loads(file.read_text(encoding="utf-8"))
+            folder = Path(run["root_dir"], run["dvc_dir"]).parent
+            if folder != Path.cwd():
+                yield run["name"] or file.stem[:7], folder
+
+
+def read_growing(path: Path) -> pd.DataFrame:
+    """The rows of a table so far; none if it does not exist."""
+    with suppress(FileNotFoundError):
+        text = path.read_text(encoding="utf-8")
+        return pd.read_csv(io.StringIO(text[: text.rfind("\n") + 1]))
+    return pd.DataFrame()
+
+
+def page() -> str:
+    """The page, as HTML."""
+    watched = find_watched()
+    return render(
+        "watch.html.jinja",
+        trainings=[describe(training) for training in watched],
+        running=sum(not training.is_finished for training in watched),
+        script=Markup(SCRIPT),
+        script_hash=SCRIPT_HASH,
+    )
+
+
+def describe(watched: Watched) -> dict:
+    """What the page shows of a training."""
+    rows = [{"kept": False, **row} for row in watched.curve.to_dict("records")]
+    epochs = None
+    with suppress(UserError):
+        epochs = read_params(TrainParams, watched.folder / PARAMS).train.epochs
+    return {
+        "run": watched.run,
+        "network": watched.network,
+        "is_finished": watched.is_finished,
+        "kept": "+".join(str(row["epoch"]) for row in rows if row["kept"]),
+        "epoch": watched.epoch,
+        "epochs": epochs,
+        "step": watched.steps["step"].iloc[-1] if len(watched.steps) else 0,
+        "changed_s": max(0, time.time() - watched.changed),
+        "trouble": list(find_all_trouble(rows, watched.folder))[-SHOWN:],
+        "rows": rows,
+        "plots": draw(watched, epochs),
+    }
+
+
+def find_all_trouble(rows: list[dict], folder: Path) -> Iterator[str]:
+    """The warnings that training printed; none if the number of classes cannot be read."""
+    with suppress(UserError):
+        classes = len(read_packed(folder / packed_split("train")).description["classes"])
+        for end, row in enumerate(rows, start=1):
+            if trouble := find_trouble(rows[:end], classes):
+                yield f"epoch {row['epoch']}: {trouble}"
+
+
+@functools.lru_cache(KEPT)
+def draw(watched: Watched, epochs: int | None) -> dict[str, Markup]:
+    """The plots, by title."""
+    curve, steps = watched.curve, watched.steps
+    drawn = {kind: plots.progress(kind, curve, steps, epochs) for kind in ("loss", "accuracy")}
+    if len(steps):
+        drawn["learning rate"] = plots.learning_rate(steps, epochs)
+    name = f"{watched.run} {watched.network}"
+    return {title: Markup(plots.svg(plot, f"{name} {title}")) for title, plot in drawn.items()}
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers GET / with the page. Requests for a host other than this computer are refused."""
+
+    def do_GET(self) -> None:
+        host = urlsplit(f"//{self.headers.get('Host', '')}").hostname
+        if host not in TRUSTED:
+            self.send_error(400, "Unknown host")
+        elif self.path != "/":
+            self.send_error(404)
+        else:
+            content = page().encode()
+            with suppress(ConnectionError):  # the reader has left
+                self.send_response(200)
+                self.send_header("Content-Type", "text/html; charset=utf-8")
+                self.send_header("Content-Length", str(len(content)))
+                self.send_header("Cache-Control", "no-store")
+                self.end_headers()
+                self.wfile.write(content)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Print nothing."""
