@@ -1,8 +1,9 @@
 """Show cross-validation: as text for a terminal, and as plots."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from pipeline.core.class_sizes import are_unequal
 from pipeline.folds.joining import Joined
@@ -40,12 +41,13 @@ def describe(held_out: Joined, scores: pd.DataFrame) -> Iterator[str]:
         if name != ENSEMBLE:
             table["kept epoch"] = rows["kept_epoch"]
         yield from ("", str(name), *(f"  {line.rstrip()}" for line in table.to_string(index=False).splitlines()))
-        yield from (f"  {line}" for line in _remarks(rows.set_index("fold").loc[ALL], len(rows) - 1))
+        [together] = rows[rows["fold"] == ALL].to_dict("records")
+        yield from (f"  {line}" for line in _remarks(together, len(rows) - 1))
     yield ""
     yield "In brackets: 95 % intervals over photos; they do not cover other photos or another seed in training."
 
 
-def _remarks(scores: pd.Series, folds: int) -> Iterator[str]:
+def _remarks(scores: Mapping[Any, Any], folds: int) -> Iterator[str]:
     """How far the folds differ, and how optimistic the scores of the photos that decided something would be."""
     by_chance = math.sqrt(scores["accuracy"] * (1 - scores["accuracy"]) * folds / scores["photos"])
     spread = float(scores["accuracy_sd_over_folds"])  # the column is text, because folds have none

@@ -89,7 +89,7 @@ def read_joined(file: Path | BinaryIO = FOLDS_PREDICTIONS, name: str = "") -> Jo
     """What `Joined.table` gave, from a file. Arguments and errors: read_table."""
     photos = ["photo", "label", "fold", "copy_of"]
     table = read_table(file, photos, name)
-    outputs = [column for column in table if f"_{PROBABILITY}" in str(column)]
+    outputs = [column for column in map(str, table) if f"_{PROBABILITY}" in column]
     require_columns(name or str(file), [f"NETWORK_{PROBABILITY}CLASS"] if not outputs else [], table)
     networks = dict.fromkeys(column.split(f"_{PROBABILITY}")[0] for column in outputs)
     classes = [column.split(f"_{PROBABILITY}", 1)[1] for column in outputs][: len(outputs) // len(networks)]

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from pipeline.core.errors import UserError
 from pipeline.core.fold_paths import (
     FOLD_MODELS,
     FOLDS_METRICS,
@@ -83,9 +84,18 @@ def models_of(networks: Sequence[str], folds: int) -> Iterator[Path]:
             yield from (fold_predictions(network, fold), fold_scores(network, fold))
 
 
+def read_arguments(text: str) -> tuple[int, int]:
+    """The number of folds and their seed, from the command of a stage or all of folds/dvc.yaml.
+
+    Raises UserError if they are not there.
+    """
+    if not (found := ARGUMENTS.search(text)):
+        raise UserError(
+            f"{FOLDS_PIPELINE} is not what tools/folds.py writes; delete it, and run `python tools/folds.py`"
+        )
+    return int(found[1]), int(found[2])
+
+
 def current_folds() -> tuple[int, int] | None:
     """The number of folds and their seed in folds/dvc.yaml; None if there is no such file."""
-    if not FOLDS_PIPELINE.exists():
-        return None
-    found = ARGUMENTS.search(FOLDS_PIPELINE.read_text(encoding="utf-8"))
-    return (int(found[1]), int(found[2])) if found else None
+    return read_arguments(FOLDS_PIPELINE.read_text(encoding="utf-8")) if FOLDS_PIPELINE.exists() else None

@@ -10,7 +10,7 @@ from pipeline.core.paths import PARAMS, SPLIT_TABLE
 from pipeline.core.results import LOCK
 from pipeline.core.split_table import read_split_table
 from pipeline.folds.joining import read_joined
-from pipeline.folds.stages import ARGUMENTS
+from pipeline.folds.stages import read_arguments
 from pipeline.runs.reading import (
     MIN_PROBABILITY,
     Answers,
@@ -38,7 +38,7 @@ def read_folds(name: str) -> Run:
     commit, read = open_run(name)
     stages = _read_lock(name, read)
     params = params_of(name, stages)
-    folds, seed = map(int, ARGUMENTS.search(stages["join"]["cmd"]).groups())
+    folds, seed = read_arguments(stages["join"]["cmd"])
     params |= {"folds": folds, "the folds' seed": seed}
     require_consistent(name, stages, read, (SPLIT_TABLE, FOLDS_PREDICTIONS), COMMAND)
     joined = read_joined(io.BytesIO(read(FOLDS_PREDICTIONS)), f"{name}: {FOLDS_PREDICTIONS}").scored()
@@ -71,8 +71,9 @@ def _read_lock(name: str, read: Callable[[Path], bytes]) -> dict[str, dict]:
         prepare = yaml.safe_load(read(LOCK))["stages"]["prepare"]
         stages = yaml.safe_load(text)["stages"]
         networks = stages["join"]["params"][PARAMS.name]["networks"]
-        folds = range(1, int(ARGUMENTS.search(stages["join"]["cmd"])[1]) + 1)
-        used = {f"train@{network}-{fold}": stages[f"train@{network}-{fold}"] for network in networks for fold in folds}
+        folds, _ = read_arguments(stages["join"]["cmd"])
+        trained = [f"train@{network}-{fold}" for network in networks for fold in range(1, folds + 1)]
+        used = {stage: stages[stage] for stage in trained}
         return {"prepare": prepare, **used, "join": stages["join"]}
     except (KeyError, TypeError, yaml.YAMLError) as error:
         raise UserError(f"{name}: {FOLDS_LOCK} is not complete ({first_line(error)}); run `{COMMAND}` there") from None

@@ -2,15 +2,18 @@
 
 import math
 import re
+import runpy
 
 from pipeline.core.errors import UserError
 from pipeline.folds.assigning import assign_folds, parts_of
 from pipeline.folds.scoring import log_loss_interval
-from tests.support.projects import Project, Repository, error_line
+from pipeline.folds.stages import pipeline_text
+from tests.support.projects import REPOSITORY, Project, Repository, error_line
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from sklearn.metrics import balanced_accuracy_score, log_loss
 
 OF_3 = ("--folds", "3", "--seed", "1")
@@ -121,47 +124,41 @@ def test_the_interval_of_the_log_loss_is_one_of_its_logarithm() -> None:
     assert log_loss_interval(np.zeros(3)) == {"log_loss_low": 0, "log_loss_high": 0}
 
 
+@pytest.mark.parametrize(("name", "script"), [("train", "fold"), ("join", "join_folds")])
+def test_the_stages_depend_on_the_code_and_params_that_their_scripts_read(name: str, script: str) -> None:
+    stage = yaml.safe_load(pipeline_text(["resnet18"], 3, 1))["stages"][name]
+    assert stage["cmd"].startswith(f"python stages/{script}.py ")
+    assert f"data/code/{script}.txt" in stage["deps"]
+    params = runpy.run_path(f"{REPOSITORY}/stages/{script}.py")["Params"]
+    assert {key.partition(".")[0] for key in stage["params"]} == {*params.model_fields}
+
+
+def test_folds_whose_file_was_edited_are_refused(project: Project) -> None:
+    path = project.root / "folds/dvc.yaml"
+    path.parent.mkdir()
+    path.write_text("stages: {}")
+    assert error_line(project.run("folds.py")).startswith("folds/dvc.yaml is not what tools/folds.py writes; delete it")
+
+
+def predictions_of_fold_1(project: Project) -> pd.DataFrame:
+    return pd.read_csv(project.root / "metrics/folds/models/resnet18-1.csv").set_index("photo")
+
+
 @pytest.mark.slow
-def test_every_photo_of_train_and_validation_is_predicted_once_and_never_by_models_that_saw_it(tiny: Project) -> None:
-    del tiny.params["networks"]["resnet34"]
-    for fold in ("1", "2", "3"):
-        tiny.succeed("fold.py", "resnet18", fold, *OF_3)
-    tiny.succeed("join_folds.py", *OF_3)
-    table = pd.read_csv(tiny.root / "metrics/folds/predictions.csv", keep_default_na=False)
-    photos = {row["photo"]: row["label"] for row in tiny.split_table() if row["split"] in ("train", "validation")}
-    assert dict(zip(table["photo"], table["label"], strict=True)) == photos
-    assert [*table] == ["photo", "label", "fold", "copy_of", "resnet18_probability_cat", "resnet18_probability_dog"]
-
-    probabilities = table[["resnet18_probability_cat", "resnet18_probability_dog"]].to_numpy()
-    predicted = np.array(["cat", "dog"])[probabilities.argmax(axis=1)]
-    scores = tiny.read_json("metrics/folds/networks/resnet18.json")
-    assert scores["accuracy"] == pytest.approx((predicted == table["label"]).mean(), abs=1e-6)
-    assert scores["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(table["label"], predicted), abs=1e-6)
-    assert scores["log_loss"] == pytest.approx(log_loss(table["label"], probabilities), abs=1e-6)
-    assert scores["accuracy_low"] < scores["accuracy"] < scores["accuracy_high"]
-    by_fold = pd.read_csv(tiny.root / "metrics/folds/scores.csv").set_index("fold")
-    assert by_fold["photos"].to_dict() == {"all": 12, "1": 4, "2": 4, "3": 4}
-    spread = by_fold.loc[["1", "2", "3"], "accuracy"].std(ddof=1)
-    assert scores["accuracy_sd_over_folds"] == pytest.approx(spread, abs=1e-6)
-
-    # Black photos in fold 1 change only the predictions for these photos: they neither trained nor chose.
-    [black] = table.loc[table["fold"] == 1, "photo"][:1]
-    [row] = [row for row in tiny.split_table() if row["photo"] == black]
-    path = tiny.root / f"data/prepared/{row['split']}.safetensors"
-    place = [other["photo"] for other in tiny.split_table() if other["split"] == row["split"]].index(black)
-    content = bytearray(path.read_bytes())
-    pixels = tiny.packed(row["split"])[0][place].tobytes()
-    start = content.index(pixels)
-    content[start : start + len(pixels)] = bytes(len(pixels))
-    path.chmod(0o644)
-    path.write_bytes(content)
-    predictions = tiny.root / "metrics/folds/models/resnet18-1.csv"
-    before = pd.read_csv(predictions).set_index("photo")
+def test_a_photo_of_the_fold_that_is_held_out_changes_only_its_own_prediction(tiny: Project) -> None:
+    """It neither trains nor chooses."""
     tiny.succeed("fold.py", "resnet18", "1", *OF_3)
-    after = pd.read_csv(predictions).set_index("photo")
-    changed = (before != after).any(axis=1)
-    assert before.index[changed].tolist() == [black]
-    assert set(before["split"]) == {"held_out", "validation"}
+    before = predictions_of_fold_1(tiny)
+    photo = before.index[before["split"] == "held_out"][0]
+    split = tiny.row_of(photo)["split"]
+    path = tiny.root / f"data/prepared/{split}.safetensors"
+    pixels = tiny.packed(split)[0][[row["photo"] for row in tiny.split_table() if row["split"] == split].index(photo)]
+    path.write_bytes(path.read_bytes().replace(pixels.tobytes(), bytes(pixels.nbytes)))  # black
+    tiny.succeed("fold.py", "resnet18", "1", *OF_3)
+    after = predictions_of_fold_1(tiny)
+    assert before.index[(before != after).any(axis=1)].tolist() == [photo]
+    assert before["split"].value_counts().to_dict() == {"held_out": 4, "validation": 4}
+    assert tiny.read_json("metrics/folds/models/resnet18-1.json")["kept_epoch"] == 1
 
 
 def test_a_fold_names_what_is_wrong(tiny: Project) -> None:
@@ -221,40 +218,56 @@ def test_folds_are_cached_resumed_and_compared(repository: Repository) -> None:
     tracked = repository.git("ls-files", "metrics/folds").split()
     assert tracked == [f"metrics/folds/networks/{name}.json" for name in ("ensemble", "resnet18", "resnet34")]
 
-    # The photos that chose have the opposite answers: only they are used to fit the ensemble.
     table = pd.read_csv(repository.root / "metrics/folds/predictions.csv", keep_default_na=False)
-    hashes = {row["photo"]: row["sha256"] for row in repository.split_table()}
-    for network, wrong in (("resnet18", "2"), ("resnet34", "1")):
-        is_wrong = table["photo"].map(hashes).str[0] <= wrong
+    photos = {row["photo"]: row for row in repository.split_table() if row["split"] in ("train", "validation")}
+    assert dict(zip(table["photo"], table["label"], strict=True)) == {
+        name: row["label"] for name, row in photos.items()
+    }
+    start = table["photo"].map(lambda name: photos[name]["sha256"][0])
+    for network, wrong in (("resnet18", start <= "2"), ("resnet34", start <= "1"), ("ensemble", None)):
+        probabilities = table[[f"{network}_probability_cat", f"{network}_probability_dog"]].to_numpy()
+        predicted = np.array(["cat", "dog"])[probabilities.argmax(axis=1)]
         scores = repository.read_json(f"metrics/folds/networks/{network}.json")
-        assert scores["accuracy"] == pytest.approx(1 - is_wrong.mean(), abs=1e-6)
-        assert scores["validation_accuracy"] == pytest.approx(is_wrong.mean(), abs=1e-6)
-    assert "ensemble_probability_cat" in table
+        expected = {
+            "accuracy": (predicted == table["label"]).mean(),
+            "balanced_accuracy": balanced_accuracy_score(table["label"], predicted),
+            "log_loss": log_loss(table["label"], probabilities),
+        }
+        assert {key: scores[key] for key in expected} == pytest.approx(expected, abs=2e-6)
+        for key, value in expected.items():
+            assert scores[f"{key}_low"] < value < scores[f"{key}_high"]
+        if network != "ensemble":
+            assert (predicted != table["label"]).tolist() == wrong.tolist()
+            assert scores["validation_accuracy"] == pytest.approx(wrong.mean(), abs=1e-6)
+        by_fold = (predicted == table["label"]).groupby(table["fold"]).mean()
+        assert scores["accuracy_sd_over_folds"] == pytest.approx(by_fold.std(ddof=1), abs=2e-6)
 
     repository.dvc("exp", "run", "folds/dvc.yaml", "--name", "faster", "--set-param", "lr=0.02")
     done = repository.run("compare.py", "--folds", "HEAD", "faster", "--html")
     assert done.returncode == 0, done.stderr
     assert "Judged on 36 train and validation photos, each by models that never saw it (--folds)." in done.stdout
     assert "lr 0.02 instead of" in done.stdout
-    broken = (table["photo"].map(hashes).str[0].isin(["3", "4"])).sum()
+    broken = start.isin(["3", "4"]).sum()
     assert f"0 corrected, {broken} broken; McNemar's exact test" in done.stdout
     assert "The same model." in done.stdout  # resnet34 does not depend on lr here
     page = (repository.root / "metrics/compare.html").read_text()
     assert page.count("<img") >= broken
 
     repository.git("checkout", "--quiet", "--force", "HEAD")
-    done = repository.run("folds.py", "4", "--seed", "2")
-    assert done.returncode == 0, done.stderr
-    assert len({*ran.read_text().split()}) == 8
-    assert len(list((repository.root / "metrics/folds/models").iterdir())) == 16
-    done = repository.run("compare.py", "--folds")
-    assert re.search(r"workspace +folds 4 instead of 3, the folds' seed 2 instead of 1", done.stdout)
-    assert repository.run("folds.py", "3").returncode == 0
-    assert len(list((repository.root / "metrics/folds/models").iterdir())) == 12
-
-    repository.params["prepare"]["seed"] = 7
+    del repository.params["networks"]["resnet34"]
     repository.write_params()
-    repository.dvc("repro", "prepare")
+    done = repository.run("folds.py", "--seed", "2")
+    assert done.returncode == 0, done.stderr
+    assert len(list((repository.root / "metrics/folds/models").iterdir())) == 6
+    assert [path.name for path in (repository.root / "metrics/folds/networks").iterdir()] == ["resnet18.json"]
+    done = repository.run("compare.py", "--folds")
+    assert re.search(r"workspace +.*the folds' seed 2 instead of 1", done.stdout)
+
+    lock = repository.root / "dvc.lock"
+    content = yaml.safe_load(lock.read_text())
+    [split] = [out for out in content["stages"]["prepare"]["outs"] if out["path"] == "data/prepared/split.csv"]
+    split["md5"] = "0" * 32  # as if `prepare` had run again
+    lock.write_text(yaml.safe_dump(content))
     assert error_line(repository.run("compare.py", "--folds")) == (
         "workspace is out of date: train@resnet18-1 ran with another data/prepared/split.csv; run `python "
         "tools/folds.py`"
