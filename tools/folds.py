@@ -17,7 +17,8 @@ from pipeline.core.files import atomic_write
 from pipeline.core.fold_paths import FOLD_MODELS, FOLDS_PIPELINE, FOLDS_PLOT, FOLDS_PREDICTIONS, FOLDS_SCORES
 from pipeline.core.process import run_stage
 from pipeline.core.read_params import read_params
-from pipeline.folds.stages import LEAST_FOLDS, current_folds, models_of, pipeline_text
+from pipeline.folds import LEAST_FOLDS
+from pipeline.folds.stages import current_folds, models_of, pipeline_text
 
 
 def read_inputs() -> tuple[list[str], int, int]:

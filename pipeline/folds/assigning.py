@@ -8,7 +8,7 @@ import hashlib
 from collections import Counter
 
 from pipeline.core.errors import UserError, list_some
-from pipeline.folds.stages import LEAST_FOLDS
+from pipeline.folds import LEAST_FOLDS
 
 import pandas as pd
 

@@ -51,9 +51,9 @@ def _remarks(scores: Mapping[Any, Any], folds: int) -> Iterator[str]:
     """How far the folds differ, and how optimistic the scores of the photos that decided something would be."""
     by_chance = math.sqrt(scores["accuracy"] * (1 - scores["accuracy"]) * folds / scores["photos"])
     spread = float(scores["accuracy_sd_over_folds"])  # the column is text, because folds have none
-    yield f"accuracy over folds: SD {spread:.4f}; {by_chance:.4f} is expected from which photos are in which fold"
+    yield f"accuracy over folds: SD {spread:.4f}; {by_chance:.4f} is expected by chance"
     yield (
-        f"for the photos that chose what was kept: accuracy {scores['validation_accuracy']:.4f}, "
+        f"on the photos that chose the weights: accuracy {scores['validation_accuracy']:.4f}, "
         f"log loss {scores['validation_log_loss']:.4f}"
     )
 

@@ -16,7 +16,6 @@ from pipeline.core.fold_paths import (
     fold_scores,
 )
 
-LEAST_FOLDS = 3  # one is held out, one chooses, and one trains
 ARGUMENTS = re.compile(r"--folds (\d+) --seed (\d+)")  # in the commands of the stages
 
 PIPELINE = """\
