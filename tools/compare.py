@@ -28,11 +28,17 @@ def read_arguments() -> argparse.Namespace:
         metavar="RUN",
         help=f"two or more runs; one is compared with {WORKSPACE}; without any, HEAD is",
     )
-    parser.add_argument(
+    judged = parser.add_mutually_exclusive_group()
+    judged.add_argument(
         "--split",
         choices=("validation", "test"),
         default="validation",
         help="judge on these photos; default: validation",
+    )
+    judged.add_argument(
+        "--folds",
+        action="store_true",
+        help="judge on the photos of train and validation, by cross-validation (tools/folds.py)",
     )
     parser.add_argument(
         "--html", action="store_true", help=f"also write {COMPARE_PAGE}, with the photos that changed sides"
@@ -53,9 +59,10 @@ def main() -> None:
     from pipeline.runs.comparison_page import render_page
     from pipeline.runs.comparison_text import explain, legend, report, say_missing, say_split
     from pipeline.runs.reading import read_run
+    from pipeline.runs.reading_folds import FOLDED, read_folds
 
-    split = arguments.split
-    runs = [read_run(name, split) for name in arguments.runs]
+    split = FOLDED if arguments.folds else arguments.split
+    runs = [read_folds(name) if arguments.folds else read_run(name, split) for name in arguments.runs]
     for run in runs[1:]:
         require_same_photos(runs[0], run, split)
     recipes = pool(runs)

@@ -6,9 +6,11 @@ from pipeline.core.errors import UserError
 from pipeline.core.packed import read_packed
 from pipeline.core.paths import SPLIT_TABLE, packed_split
 from pipeline.core.split_table import read_split_table
+from pipeline.folds.assigning import POOL
 from pipeline.pages.rendering import render, thumbnail
 from pipeline.runs.comparing import Comparison, Recipe
 from pipeline.runs.comparison_text import describe_recipe
+from pipeline.runs.reading_folds import FOLDED
 
 import numpy as np
 import pandas as pd
@@ -60,19 +62,24 @@ def sides(comparison: Comparison) -> tuple[list[int], list[int]]:
 
 
 def read_images(photos: pd.DataFrame, rows: Iterable[int], split: str) -> dict[int, str]:
-    """The images of the photos at `rows` as data URIs; none unless data/prepared holds the same split."""
-    if not (SPLIT_TABLE.exists() and packed_split(split).exists()):
+    """The images of the photos at `rows` as data URIs; none unless data/prepared holds these photos in `split`."""
+    splits = POOL if split == FOLDED else (split,)
+    if not all(path.exists() for path in (SPLIT_TABLE, *map(packed_split, splits))):
         return {}
     table = read_split_table()
-    packed = table.loc[table["split"] == split, "sha256"].tolist()
-    if sorted(packed) != photos["sha256"].tolist():
+    places = {
+        sha256: (name, place)
+        for name in splits
+        for place, sha256 in enumerate(table.loc[table["split"] == name, "sha256"])
+    }
+    if not places.keys() >= {*photos["sha256"]}:
         return {}
-    places = {sha256: place for place, sha256 in enumerate(packed)}
     try:
-        pixels = read_packed(packed_split(split)).pixels
+        pixels = {name: read_packed(packed_split(name)).pixels for name in splits}
     except UserError:  # the page does without them
         return {}
-    return {row: thumbnail(pixels[places[photos["sha256"][row]]]) for row in rows}
+    found = {row: places[photos["sha256"][row]] for row in rows}
+    return {row: thumbnail(pixels[name][place]) for row, (name, place) in found.items()}
 
 
 def show(row: int, comparison: Comparison, images: dict[int, str]) -> dict:

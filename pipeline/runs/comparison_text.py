@@ -7,6 +7,7 @@ from pipeline.core.errors import list_some
 from pipeline.runs.comparing import LABEL_WIDTH, Comparison, Recipe, describe_changes
 from pipeline.runs.differences import SIGNIFICANT
 from pipeline.runs.reading import SEED, Run
+from pipeline.runs.reading_folds import FOLDED
 from pipeline.scores.scoring import ENSEMBLE
 
 WIDTH = 100  # of the output, in columns
@@ -14,6 +15,8 @@ WIDTH = 100  # of the output, in columns
 
 def say_split(split: str, run: Run) -> list[str]:
     photos = f"{len(run.photos):,} {split} photos"
+    if split == FOLDED:
+        return wrap(f"Judged on {photos}, each by models that never saw it (--folds).")
     if split == "validation":
         return [f"Judged on {photos}."]
     return wrap(
@@ -26,7 +29,7 @@ def say_missing(units: list[Recipe], comparisons: dict[str, list[Comparison]], s
     """Say which networks are not compared because a run lacks them."""
     for network, compared in comparisons.items():
         lacking = [unit.label for unit in units if not unit.has(network)]
-        if lacking and network == ENSEMBLE:
+        if lacking and network == ENSEMBLE and split != FOLDED:
             yield from wrap(
                 f"The ensemble is not compared for {list_some(lacking)}: its weights were fitted to the {split} photos "
                 "(fitted_weights). Use --split test."

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import UserError
+from pipeline.core.paths import PIPELINE
 
 # Run the stages with this Python, and with the DVC installed next to it or else the one on PATH.
 ENVIRONMENT = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
@@ -32,8 +33,8 @@ def find_dvc() -> str:
 
 
 def require_up_to_date() -> None:
-    """Raise UserError unless all results exist and are up to date."""
-    done = run_dvc("status", "--json", stdout=subprocess.PIPE)
+    """Raise UserError unless all results of the stages in dvc.yaml exist and are up to date."""
+    done = run_dvc("status", "--json", PIPELINE.name, stdout=subprocess.PIPE)
     if done.returncode:
         raise UserError("`dvc status` failed; see the error above")
     if json.loads(done.stdout):

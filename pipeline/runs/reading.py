@@ -212,18 +212,27 @@ def md5_of(content: bytes) -> str:
     return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
-def require_consistent(name: str, stages: dict[str, dict], read: Callable[[Path], bytes]) -> None:
-    """Raise UserError unless each stage ran with the files that the stages before it wrote, and these are unchanged."""
+def require_consistent(
+    name: str,
+    stages: dict[str, dict],
+    read: Callable[[Path], bytes],
+    results: Sequence[Path] = (SPLIT_TABLE, NETWORK_PREDICTIONS, ENSEMBLE_PREDICTIONS),
+    command: str = "dvc repro",
+) -> None:
+    """Raise UserError unless each stage ran with the files that the stages before it wrote, and `results` are as then.
+
+    `command` rebuilds the results.
+    """
     written = written_by(stages)
     for stage_name, stage in stages.items():
         for dependency in stage["deps"]:
             path = dependency["path"]
             expected = written.get(path) or hash_of_folder(path, written)
             if expected and dependency["md5"] != expected:
-                raise UserError(f"{name} is out of date: {stage_name} ran with another {path}; run `dvc repro`")
-    for path in (SPLIT_TABLE, NETWORK_PREDICTIONS, ENSEMBLE_PREDICTIONS) if name == WORKSPACE else ():
+                raise UserError(f"{name} is out of date: {stage_name} ran with another {path}; run `{command}`")
+    for path in results if name == WORKSPACE else ():
         if md5_of(read(path)) != written[path.as_posix()]:
-            raise UserError(f"{name}: {path} is not the one that `dvc repro` wrote; run `dvc repro` to restore it")
+            raise UserError(f"{name}: {path} is not the one that `{command}` wrote; run `{command}` to restore it")
 
 
 def hash_of_folder(folder: str, written: dict[str, str]) -> str:

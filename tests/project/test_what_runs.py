@@ -312,7 +312,8 @@ MAY_IMPORT = {
     "inference": {"core", "photos", "networks", "scores", "pages"},
     "export": {"core", "photos", "networks", "scores", "pages", "inference"},
     "audit.py": {"core", "networks", "scores", "pages"},
-    "runs": {"core", "networks", "scores", "pages", "editing"},
+    "folds": {"core", "networks", "scores", "pages"},
+    "runs": {"core", "networks", "scores", "pages", "folds", "editing"},
     "search": {"core", "pages", "runs", "scores", "editing"},
     "tables.py": {"core", "editing"},
 }

@@ -26,6 +26,8 @@ SCRIPTS = sorted(
 )
 # The arguments that each script requires.
 ARGUMENTS = {
+    "stages/fold.py": ["resnet18", "1", "--folds", "5", "--seed", "1"],
+    "stages/join_folds.py": ["--folds", "5", "--seed", "1"],
     "stages/train.py": ["resnet18"],
     "tools/networks.py": ["resnet18"],
     "tools/predict.py": ["a.jpg"],
