@@ -33,6 +33,9 @@ NEED_TORCH = (
     "gpu_check",
     "record",
     "compare",
+    "notebook",
+    "workers",
+    "prediction",
     "torch.distributed",
 )
 PROGRAMS = {"python": "", "dvc": "-m dvc", "torchrun": "-m torch.distributed.run"}
