@@ -8,7 +8,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from run import clean_environment
@@ -40,19 +40,18 @@ def peak_memory(pid: int) -> Iterator[dict[str, float]]:
     done = threading.Event()
 
     def sample() -> None:
-        root = psutil.Process(pid)
-        while not done.wait(SAMPLING_S):
+        root, is_done = psutil.Process(pid), False
+        while not is_done:
             now: dict[str, float] = defaultdict(float)
-            try:
+            with suppress(psutil.Error, OSError):  # a process has ended since it was listed
                 for process in [root, *root.children(recursive=True)]:
                     memory = private_memory(process)
                     now["all"] += memory
                     if stage := re.search(r"stages/(\w+)\.py", " ".join(process.cmdline())):
                         now[stage[1]] += memory
-            except (psutil.Error, OSError):  # a process has ended since it was listed
-                continue
-            for key, memory in now.items():
-                peaks[key] = max(peaks[key], memory)
+                for key, memory in now.items():
+                    peaks[key] = max(peaks[key], memory)
+            is_done = done.wait(SAMPLING_S)
 
     thread = threading.Thread(target=sample)
     thread.start()

@@ -79,6 +79,7 @@ def _follow(script: Path) -> tuple[set[Path], set[str]]:
     return files, packages
 
 
+@functools.cache
 def _find(name: str, user: Path, folder: Path) -> list[Path] | None:
     """The file of a template, or the files of a module and its parent packages; None if `name` is not ours.
 
@@ -146,28 +147,30 @@ def _stands_alone(node: Any) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
-def _uses(node: ast.AST, file: Path) -> Iterator[str]:
+def _uses(tree: ast.AST, file: Path) -> Iterator[str]:
     """The names that a syntax tree imports, except for type checkers only, and the templates that it names."""
-    match node:
-        case ast.If(test=ast.Name("TYPE_CHECKING") | ast.Attribute(attr="TYPE_CHECKING")):
-            children = node.orelse
-        case _:
-            children = ast.iter_child_nodes(node)
-    match node:
-        case ast.Import():
-            yield from (alias.name for alias in node.names)
-        case ast.ImportFrom():
-            above = file.parent.parts[: len(file.parent.parts) + 1 - node.level] if node.level else ()
-            module = ".".join([*above, *([node.module] if node.module else [])])
-            yield from (f"{module}.{alias.name}" for alias in node.names)
-        case ast.Call(func=ast.Name("__import__" | "import_module") | ast.Attribute(attr="import_module")):
-            match node.args:
-                case [ast.Constant(value=str(name))]:
-                    yield name
-        case ast.Constant(value=str(name)) if re.fullmatch(r"\w[\w.]*\.jinja", name):
-            yield name
-    for child in children:
-        yield from _uses(child, file)
+    unread = [tree]
+    while unread:
+        node = unread.pop()
+        match node:
+            case ast.Name() | ast.expr_context():  # half of all nodes
+                continue
+            case ast.If(test=ast.Name("TYPE_CHECKING") | ast.Attribute(attr="TYPE_CHECKING")):
+                unread += node.orelse
+                continue
+            case ast.Import():
+                yield from (alias.name for alias in node.names)
+            case ast.ImportFrom():
+                above = file.parent.parts[: len(file.parent.parts) + 1 - node.level] if node.level else ()
+                module = ".".join([*above, *([node.module] if node.module else [])])
+                yield from (f"{module}.{alias.name}" for alias in node.names)
+            case ast.Call(func=ast.Name("__import__" | "import_module") | ast.Attribute(attr="import_module")):
+                match node.args:
+                    case [ast.Constant(value=str(name))]:
+                        yield name
+            case ast.Constant(value=str(name)) if name.endswith(".jinja") and re.fullmatch(r"\w[\w.]*", name):
+                yield name
+        unread += ast.iter_child_nodes(node)
 
 
 def _locked(names: set[str]) -> Iterator[str]:

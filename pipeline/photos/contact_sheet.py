@@ -1,5 +1,6 @@
 """The contact sheet: the first photos of every split, as the networks see them."""
 
+import zlib
 from pathlib import Path
 
 from pipeline.core import SPLITS
@@ -26,4 +27,5 @@ def write_contact_sheet(path: Path, files: dict[str, Path]) -> None:
             row, column = divmod(number, COLUMNS)
             thumbnail = Image.fromarray(pixels).resize((SIDE, SIDE))
             sheet.paste(thumbnail, (GAP + column * step, top + TITLE + row * step))
-    sheet.save(path, format="PNG")
+    # Photos have runs, but hardly any repetitions: looking for runs only takes a fifth of the time, for 2 % more bytes.
+    sheet.save(path, format="PNG", compress_type=zlib.Z_RLE)

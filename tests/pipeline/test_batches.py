@@ -19,8 +19,6 @@ import pytest
 import torch
 from scipy.stats import ks_2samp
 from torch import Tensor
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional
 
 SIDE = 64
 
@@ -35,6 +33,8 @@ def images() -> Tensor:
 
 @pytest.mark.parametrize("crop_scale", [0.05, 0.35, 0.9])
 def test_boxes_are_distributed_as_those_of_random_resized_crop(crop_scale: float) -> None:
+    from torchvision.transforms import v2  # takes more than a second, so only in the process that needs it
+
     torch.manual_seed(1)
     transform, image = v2.RandomResizedCrop(SIDE, scale=(crop_scale, 1)), torch.zeros(3, SIDE, SIDE)
     drawn = [transform.make_params([image]) for _ in range(3000)]
@@ -49,6 +49,8 @@ def test_boxes_are_distributed_as_those_of_random_resized_crop(crop_scale: float
 
 @pytest.mark.parametrize("size", [24, 64, 80])
 def test_crops_are_those_of_torchvision(images: Tensor, size: int) -> None:
+    from torchvision.transforms.v2 import functional
+
     torch.manual_seed(1)
     boxes = draw_boxes(len(images), SIDE, 0.2)
     mirrored = torch.arange(len(images)) % 3 == 0

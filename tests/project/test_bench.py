@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 from pipeline import tables
@@ -36,7 +35,7 @@ def test_bench_compares_the_pipeline_with_a_notebook_and_the_hardware_limit(tmp_
     one_network = [forked.python(), "tools/networks.py", "resnet18"]
     subprocess.run(one_network, cwd=project, capture_output=True, check=True)
 
-    command = [sys.executable, script, folder, "--split", "16", "8", "8", "--rounds", "1"]
+    command = [forked.python(), script, folder, "--split", "16", "8", "8", "--rounds", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "16/8/8 photos (synthetic), epochs: 1, batch size 8, rounds: 1; weights: none; " in done.stdout

@@ -151,7 +151,7 @@ def test_checkpoint_is_loaded_only_by_the_same_training(tmp_path: Path, monkeypa
 
 @pytest.mark.slow
 def test_verify_rebuilds_everything_and_finds_it_unchanged(repository: Repository, tmp_path: Path) -> None:
-    """With other settings, in new processes, whose hashes of strings differ.
+    """With other settings, in processes whose hashes of strings differ.
 
     Also if the files are links, as with `cache.type symlink`: their own names count, not those of their targets.
     """
@@ -167,7 +167,8 @@ def test_verify_rebuilds_everything_and_finds_it_unchanged(repository: Repositor
     assert (repository.root / MODEL).is_symlink()
 
     before = repository.git("status", "--porcelain", "--ignored")
-    done = repository.run("verify.py", env=OTHER_SETTINGS)
+    with forked.other_settings(OTHER_SETTINGS):
+        done = repository.run("verify.py")
     assert done.returncode == 0, done.stderr
     folders = [repository.root / name for name in ("data/code", "data/prepared", "metrics", "models")]
     files = {path.relative_to(repository.root) for folder in folders for path in folder.rglob("*") if path.is_file()}

@@ -31,6 +31,8 @@ COMBINATION = {"ensemble", "report"}
 EVALUATION = {"evaluate"} | COMBINATION
 NOTHING: set[str] = set()
 
+Texts = dict[Path, str]  # the files that track_code writes
+
 # Each key of params.yaml: a different value, and what then runs.
 PARAMS = {
     "classes": ("auto", EVERYTHING),
@@ -148,21 +150,84 @@ def stand_in(finished_stand_ins: Repository, tmp_path_factory: pytest.TempPathFa
         yield repository
 
 
+@pytest.fixture(scope="module")
+def run_by_texts() -> dict[frozenset[Path], set[str]]:
+    """What `would_run_with` finds out."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def with_changed_code(stand_in: Repository) -> Texts:
+    """What track_code writes if all files of CODE say something else."""
+    with changed(stand_in, dict.fromkeys(CODE, lambda text: f"{text}\nCHANGED = 1\n")):
+        return track_code(stand_in)
+
+
+@pytest.fixture(scope="module")
+def with_other_versions(stand_in: Repository) -> Texts:
+    """What track_code writes if all PACKAGES are locked at other versions."""
+
+    def raise_versions(text: str) -> str:
+        return re.sub(rf"^({'|'.join(PACKAGES)})==", r"\1==9", text, flags=re.MULTILINE)
+
+    locks = ["requirements.txt", *(f"requirements/{path.name}" for path in REPOSITORY.glob("requirements/*.txt"))]
+    with changed(stand_in, dict.fromkeys(locks, raise_versions)):
+        return track_code(stand_in)
+
+
 def run_by_repro() -> set[str]:
     """What `dvc repro` runs, in this process (starting the command would take longer than everything else here)."""
     with Repo() as repo:
         return {stage.name for stage in repo.reproduce()}
 
 
-def would_run(is_code_changed: bool = True) -> set[str]:
+def would_run() -> set[str]:
     """What `dvc repro` would run after track_code: the stages that `dvc status` calls changed, and all that follow."""
     with Repo() as repo:
-        if is_code_changed:
-            repo.reproduce("track_code")
-        changed = repo.status()
+        changed = repo.status().keys() - {"track_code"}
         stages = {stage.name: stage for stage in repo.index.stages if stage.name in STAGE_NAMES}
         followers = [ancestors(repo.index.graph, stages[name]) for name in changed]
         return {*changed, *(stage.name for stage in set().union(*followers))} & stages.keys()
+
+
+def track_code(repository: Repository) -> Texts:
+    """What track_code writes now; its files are afterwards as before."""
+    before = {path: path.read_text() for path in (repository.root / "data/code").iterdir()}
+    done = forked.run(["stages/track_code.py"], repository.root, os.environ)
+    assert done.returncode == 0, done.stderr
+    texts = {path: path.read_text() for path in before}
+    write(before)
+    return texts
+
+
+def write(texts: Texts) -> None:
+    for path, text in texts.items():
+        path.write_text(text)
+
+
+def would_run_with(texts: Texts, run_by_texts: dict[frozenset[Path], set[str]]) -> set[str]:
+    """What `dvc repro` would run if track_code wrote these texts.
+
+    DVC is asked only once for each set of texts that differ; `run_by_texts` has its answers.
+    """
+    before = {path: path.read_text() for path in texts}
+    differing = frozenset(path for path in texts if texts[path] != before[path])
+    if differing not in run_by_texts:
+        write(texts)
+        run_by_texts[differing] = would_run()
+        write(before)
+    return run_by_texts[differing]
+
+
+def with_changed_lines(after: Texts, start: str) -> Texts:
+    """The texts as they are, but the lines that start with `start` as in `after`."""
+    return {
+        path: "".join(
+            new if new.startswith(start) else old
+            for old, new in zip(path.read_text().splitlines(True), text.splitlines(True), strict=True)
+        )
+        for path, text in after.items()
+    }
 
 
 def flatten(params: dict, above: str = "") -> Iterator[str]:
@@ -203,28 +268,30 @@ def test_dvc_reruns_only_what_reads_a_changed_param(stand_in: Repository, key: s
     assert before != value
     section[name] = value
     stand_in.write_params()
-    found = would_run(is_code_changed=False)
+    found = would_run()
     section[name] = before
     stand_in.write_params()
     assert found == stages
 
 
+@pytest.mark.parametrize(
+    "file", ["stages/report.py", "pipeline/core/files.py", "requirements.txt", "requirements/s3.txt"]
+)
+def test_dvc_runs_track_code_if_code_or_a_lock_changes(stand_in: Repository, file: str) -> None:
+    with changed(stand_in, {file: lambda text: f"{text}\n"}), Repo() as repo:
+        assert "track_code" in repo.status("track_code")
+
+
 @pytest.mark.parametrize("file", CODE)
-def test_dvc_reruns_only_what_uses_changed_code(stand_in: Repository, file: str) -> None:
-    with changed(stand_in, {file: lambda text: f"{text}\nCHANGED = 1\n"}):
-        assert would_run() == CODE[file]
+def test_dvc_reruns_only_what_uses_changed_code(with_changed_code: Texts, run_by_texts: dict, file: str) -> None:
+    assert would_run_with(with_changed_lines(with_changed_code, f"{file} "), run_by_texts) == CODE[file]
 
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_dvc_reruns_only_what_uses_a_package_that_is_locked_at_another_version(
-    stand_in: Repository, package: str
+    with_other_versions: Texts, run_by_texts: dict, package: str
 ) -> None:
-    def raise_version(text: str) -> str:
-        return re.sub(rf"^{package}==", f"{package}==9", text, flags=re.MULTILINE)
-
-    locks = ["requirements.txt", *(f"requirements/{path.name}" for path in REPOSITORY.glob("requirements/*.txt"))]
-    with changed(stand_in, dict.fromkeys(locks, raise_version)):
-        assert would_run() == PACKAGES[package]
+    assert would_run_with(with_changed_lines(with_other_versions, f"{package}=="), run_by_texts) == PACKAGES[package]
 
 
 def test_dvc_reruns_nothing_for_comments_docstrings_and_formatting(stand_in: Repository) -> None:
@@ -246,7 +313,9 @@ def test_dvc_reruns_nothing_for_comments_docstrings_and_formatting(stand_in: Rep
         assert would_run() == NOTHING
 
 
-def test_a_new_way_to_combine_or_a_section_of_the_report_retrains_nothing(stand_in: Repository) -> None:
+def test_a_new_way_to_combine_or_a_section_of_the_report_retrains_nothing(
+    stand_in: Repository, run_by_texts: dict
+) -> None:
     method = {
         "pipeline/core/sections/ensemble.py": lambda text: text.replace(
             '"majority_vote",', '"majority_vote", "median",'
@@ -254,13 +323,13 @@ def test_a_new_way_to_combine_or_a_section_of_the_report_retrains_nothing(stand_
         "pipeline/scores/combining.py": lambda text: f"{text}\n\ndef median(): ...\n",
     }
     with changed(stand_in, method):
-        assert would_run() == EVALUATION
+        assert would_run_with(track_code(stand_in), run_by_texts) == EVALUATION
     section = {
         "pipeline/pages/report.py": lambda text: f"{text}\n\ndef describe_hardware(): ...\n",
         "pipeline/pages/templates/report.html.jinja": lambda text: text.replace("</section>", "</section>\n<hr>"),
     }
     with changed(stand_in, section):
-        assert would_run() == {"report"}
+        assert would_run_with(track_code(stand_in), run_by_texts) == {"report"}
 
 
 @contextmanager

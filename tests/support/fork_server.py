@@ -24,10 +24,27 @@ from contextlib import suppress
 from pathlib import Path
 
 IMPORTS = (
-    *("pandas", "scipy.stats", "sklearn.linear_model", "sklearn.metrics", "matplotlib.figure", "jinja2", "requests"),
-    *("imagehash", "PIL.ImageDraw", "PIL.ImageFont", "PIL.JpegImagePlugin", "PIL.GifImagePlugin", "tqdm"),
-    *("pydantic.fields", "pydantic.functional_validators", "pydantic.types", "safetensors.numpy", "ruamel.yaml"),
-    *("dvc.cli.parser", "dvc.repo.reproduce", "dvc.repo.experiments.queue.celery", "dvc.repo.plots", "dvc_http"),
+    *(
+        "pandas",
+        "pandas.io.formats.csvs",
+        "pyarrow.pandas_compat",
+        "scipy.stats",
+        "scipy.fftpack",
+        "sklearn.linear_model",
+    ),
+    *(
+        "sklearn.metrics",
+        "matplotlib.figure",
+        "matplotlib.style",
+        "matplotlib.backends.backend_svg",
+        "jinja2",
+        "requests",
+    ),
+    *("imagehash", "PIL.ImageDraw", "PIL.ImageFont", "PIL.JpegImagePlugin", "PIL.GifImagePlugin", "tqdm", "tabulate"),
+    *("pydantic.fields", "pydantic.functional_validators", "pydantic.types", "pydantic.main", "safetensors.numpy"),
+    *("ruamel.yaml", "dvc.cli.parser", "dvc.repo.reproduce", "dvc.repo.index", "dvc.repo.datasets", "dvc.repo.plots"),
+    *("dvc.repo.experiments.queue.celery", "dvc.repo.experiments.queue.workspace", "dvc.repo.experiments.run"),
+    *("networkx", "hydra.compose", "dulwich.porcelain", "pygit2", "dvc_http"),
 )
 TORCH_IMPORTS = (
     *("torch", "torch._dynamo", "torch.distributed", "torch.fx.experimental.optimization", "torchvision"),

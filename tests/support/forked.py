@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -33,6 +33,9 @@ NEED_TORCH = (
     "gpu_check",
     "record",
     "compare",
+    "notebook",
+    "workers",
+    "prediction",
     "torch.distributed",
 )
 PROGRAMS = {"python": "", "dvc": "-m dvc", "torchrun": "-m torch.distributed.run"}
@@ -66,6 +69,22 @@ def fork_server() -> Iterator[None]:
                 server.terminate()
 
 
+@contextmanager
+def other_settings(settings: Mapping[str, str]) -> Iterator[None]:
+    """Run programs with `settings` added to the environment, in forks of a new process that has started with them.
+
+    So what Python reads when it starts has an effect, such as PYTHONHASHSEED.
+    """
+    before = {**os.environ}
+    os.environ.update(settings)
+    try:
+        with fork_server() if SERVER in before else nullcontext():
+            yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 def python() -> str:
     """A `python` for subprocess, which hands signals on to the fork."""
     return f"{os.environ[SERVER]}/python" if SERVER in os.environ else sys.executable
@@ -86,7 +105,8 @@ def run(
 ) -> subprocess.CompletedProcess:
     """As subprocess.run of `python *arguments` in `folder`, its output as text.
 
-    What Python and PyTorch read from `env` when they start (PYTHONHASHSEED, OMP_NUM_THREADS) has no effect.
+    What Python and PyTorch read from `env` when they start (PYTHONHASHSEED, OMP_NUM_THREADS) has no effect; see
+    `other_settings`.
     """
     if SERVER not in os.environ:
         return run_new(arguments, folder, env, stdin, largest_file, timeout)
