@@ -127,7 +127,7 @@ def main() -> None:
         write_to(HEAT_MAPS).write_bytes(save(heat_maps))
         for name in scores:
             kept_epoch = descriptions[name].get("kept_epoch")
-            write_json(write_to(network_metrics(name)), {**headline(**scores[name]), "kept_epoch": kept_epoch})
+            write_json(write_to(network_metrics(name)), {**headline(scores[name]["test"]), "kept_epoch": kept_epoch})
     for path in NETWORK_METRICS.glob("*.json"):
         if path.stem not in scores:
             path.unlink()  # left over from a removed network

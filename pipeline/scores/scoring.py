@@ -135,10 +135,11 @@ def confusion_table(probabilities: np.ndarray, labels: np.ndarray, classes: Sequ
     return pd.DataFrame({"actual": names[labels], "predicted": names[predicted_labels(probabilities)]})
 
 
-def headline(test: dict, validation: dict | None) -> dict:
-    """The scores that `dvc metrics` shows; without `validation` for a model that was fitted on that split.
+def headline(test: dict, validation: dict | None = None) -> dict:
+    """The scores that `dvc metrics` and `dvc exp show` show: a few, so that their tables fit into a terminal.
 
-    There are only a few, so that the table fits into a terminal.
+    Only the ensemble has `validation` scores, unless it was fitted on that split: it is what experiments are ranked by.
+    So their names are unique, and DVC shows and sorts by `validation_log_loss` without the path of a file.
     """
     metrics = {name: test[name] for name in ("accuracy", "log_loss")}
     if validation:
