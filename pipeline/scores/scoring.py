@@ -164,7 +164,7 @@ def write_class_scores(path: Path, class_scores: dict[str, pd.DataFrame]) -> Non
 
 def read_scores(*paths: Path) -> pd.DataFrame:
     """The rows of tables that `write_scores` or `write_class_scores` wrote. Raises UserError if one is missing."""
-    return pd.concat(read_table(path, ["network"]) for path in paths)
+    return pd.concat((read_table(path, ["network"]) for path in paths), ignore_index=True)
 
 
 def scores_table(scores: dict[str, dict], unequal: bool) -> str:
