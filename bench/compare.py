@@ -45,8 +45,10 @@ from pipeline.core.cores import usable_cores
 from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_write, write_json
 from pipeline.core.params import weights_file
+from pipeline.core.paths import SPLIT_TABLE
 from pipeline.core.process import run_stage
 from pipeline.core.read_params import read_params
+from pipeline.core.split_table import read_split_table
 from pipeline.core.tool_paths import RECIPES
 from pipeline.editing.recipes import read_recipe, set_values
 from pipeline.networks.building import build_network
@@ -248,7 +250,7 @@ def unpack(archive: Path, folder: Path, pipeline: Path) -> float:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     shutil.copy(pipeline / "params.yaml", folder)
-    table = pd.read_csv(pipeline / "data/prepared/split.csv", keep_default_na=False)
+    table = read_split_table(pipeline / SPLIT_TABLE)
     start = time.perf_counter()
     with zipfile.ZipFile(archive) as photos:
         for row in table[table["split"] != ""].itertuples():
