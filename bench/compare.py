@@ -17,7 +17,6 @@ import importlib.util
 import io
 import json
 import math
-import re
 import shutil
 import statistics
 import sys
@@ -39,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "demo"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from draw import write_archive
-from measuring import inference_rate, training_rates
+from measuring import decoding_rate, inference_rate, training_rates
 from pipeline.core.all_params import Params
 from pipeline.core.cores import usable_cores
 from pipeline.core.errors import UserError
@@ -200,7 +199,7 @@ def measure_pipeline(folder: Path, measured: Measured) -> None:
     measured["archive to ensemble, s", OURS].append(seconds)
     measured["peak memory of prepare, MB", OURS].append(peaks["prepare"])
     measured["peak memory of training, MB", OURS].append(peaks["train"])
-    measured["decode and scale, photos/s", OURS].append(float(re.search(r"([\d.]+) photos/s", output)[1]))
+    measured["decode and scale, photos/s", OURS].append(decoding_rate(output))
     for path in sorted((folder / "metrics/networks").iterdir()):
         name = path.stem
         measured[f"{name}: training, images/s", OURS].append(statistics.mean(training_rates(output, name)))
@@ -253,10 +252,10 @@ def unpack(archive: Path, folder: Path, pipeline: Path) -> float:
     table = read_split_table(pipeline / SPLIT_TABLE)
     start = time.perf_counter()
     with zipfile.ZipFile(archive) as photos:
-        for row in table[table["split"] != ""].itertuples():
-            path = folder / "photos" / row.split / row.label / Path(row.photo).name
+        for split, label, photo in table.loc[table["split"] != "", ["split", "label", "photo"]].to_numpy().tolist():
+            path = folder / "photos" / split / label / Path(photo).name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(photos.read(f"train/{row.photo}"))
+            path.write_bytes(photos.read(f"train/{photo}"))
     return time.perf_counter() - start
 
 
