@@ -57,7 +57,7 @@ def run_script(command: list[str], folder: Path) -> Stage:
     script, *arguments = command
     python = [sys.executable, "-u", str(PROJECT / "bench/peak.py"), str(PROJECT / script), *arguments]
     with subprocess.Popen(python, cwd=folder, env=clean_environment(), stdout=subprocess.PIPE, text=True) as process:
-        for line in process.stdout:
+        for line in process.stdout or ():
             lines.append((time.perf_counter() - start, line.rstrip("\n")))
             print(line, end="", flush=True)
     if process.returncode < 0:

@@ -17,7 +17,6 @@ import importlib.util
 import io
 import json
 import math
-import re
 import shutil
 import statistics
 import sys
@@ -39,14 +38,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "demo"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from draw import write_archive
-from measuring import inference_rate, training_rates
+from measuring import decoding_rate, inference_rate, training_rates
 from pipeline.core.all_params import Params
 from pipeline.core.cores import usable_cores
 from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_write, write_json
 from pipeline.core.params import weights_file
+from pipeline.core.paths import SPLIT_TABLE
 from pipeline.core.process import run_stage
 from pipeline.core.read_params import read_params
+from pipeline.core.split_table import read_split_table
 from pipeline.core.tool_paths import RECIPES
 from pipeline.editing.recipes import read_recipe, set_values
 from pipeline.networks.building import build_network
@@ -198,7 +199,7 @@ def measure_pipeline(folder: Path, measured: Measured) -> None:
     measured["archive to ensemble, s", OURS].append(seconds)
     measured["peak memory of prepare, MB", OURS].append(peaks["prepare"])
     measured["peak memory of training, MB", OURS].append(peaks["train"])
-    measured["decode and scale, photos/s", OURS].append(float(re.search(r"([\d.]+) photos/s", output)[1]))
+    measured["decode and scale, photos/s", OURS].append(decoding_rate(output))
     for path in sorted((folder / "metrics/networks").iterdir()):
         name = path.stem
         measured[f"{name}: training, images/s", OURS].append(statistics.mean(training_rates(output, name)))
@@ -248,13 +249,13 @@ def unpack(archive: Path, folder: Path, pipeline: Path) -> float:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     shutil.copy(pipeline / "params.yaml", folder)
-    table = pd.read_csv(pipeline / "data/prepared/split.csv", keep_default_na=False)
+    table = read_split_table(pipeline / SPLIT_TABLE)
     start = time.perf_counter()
     with zipfile.ZipFile(archive) as photos:
-        for row in table[table["split"] != ""].itertuples():
-            path = folder / "photos" / row.split / row.label / Path(row.photo).name
+        for split, label, photo in table.loc[table["split"] != "", ["split", "label", "photo"]].to_numpy().tolist():
+            path = folder / "photos" / split / label / Path(photo).name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(photos.read(f"train/{row.photo}"))
+            path.write_bytes(photos.read(f"train/{photo}"))
     return time.perf_counter() - start
 
 

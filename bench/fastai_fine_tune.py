@@ -9,7 +9,7 @@ from pathlib import Path
 from fastai_recipe import make_learner
 
 import yaml
-from fastai.vision.all import (
+from fastai.vision.all import (  # pyrefly: ignore[missing-import]
     Callback,
     ImageDataLoaders,
     Normalize,

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from notebook import load_network
 
+import torch
 import yaml
-from fastai.vision.all import (
+from fastai.vision.all import (  # pyrefly: ignore[missing-import]
     DataLoaders,
     ImageDataLoaders,
     Learner,
@@ -32,7 +33,7 @@ from torchvision import models
 def main() -> None:
     params = yaml.safe_load(Path("params.yaml").read_text())
     train = params["train"]
-    predictions = 0
+    predictions = torch.zeros(())
     for name, network in params["networks"].items():
         set_seed(train["seed"])
         loaders = ImageDataLoaders.from_folder(

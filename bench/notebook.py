@@ -25,16 +25,14 @@ def main() -> None:
     train = params["train"]
     size = params["prepare"]["image_size"]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    photos = {split: make_dataset(split, size) for split in ("train", "validation", "test")}
     loaders = {
         split: DataLoader(
-            make_dataset(split, size),
-            batch_size=train["batch_size"],
-            shuffle=split == "train",
-            num_workers=int(sys.argv[1]),
+            dataset, batch_size=train["batch_size"], shuffle=split == "train", num_workers=int(sys.argv[1])
         )
-        for split in ("train", "validation", "test")
+        for split, dataset in photos.items()
     }
-    logits_sum = 0
+    logits_sum = torch.zeros(())
     for name, network in params["networks"].items():
         torch.manual_seed(train["seed"])
         model = pretrained(name, network["weights"], len(params["classes"]), train["head_width"], train["dropout"])
@@ -60,7 +58,7 @@ def main() -> None:
         logits_sum = logits_sum + logits
         result = {
             "network": name,
-            "train_rate": train["epochs"] * len(loaders["train"].dataset) / train_seconds,
+            "train_rate": train["epochs"] * len(photos["train"]) / train_seconds,
             "inference_rate": len(labels) / test_seconds,
             "accuracy": accuracy(logits, labels),
         }
@@ -78,7 +76,7 @@ def make_dataset(split: str, size: int) -> datasets.ImageFolder:
     return datasets.ImageFolder(f"photos/{split}", transforms.Compose(steps))
 
 
-def pretrained(name: str, weights: str, classes: int, head_width: int | None, dropout: float) -> nn.Module:
+def pretrained(name: str, weights: str, classes: int, head_width: int, dropout: float) -> nn.Module:
     """torchvision's network with a new head; everything else except BatchNorm is frozen."""
     model = load_network(name, weights)
     for parameter in model.parameters():

@@ -6,7 +6,6 @@ whole process, with mapped files) if it used no accelerator or PyTorch cannot te
 """
 
 import atexit
-import re
 import resource
 import runpy
 import sys
@@ -32,7 +31,7 @@ def on_accelerator() -> str:
 def resident() -> str:
     """The most resident memory of this process."""
     with suppress(FileNotFoundError):  # not on Linux; its getrusage would also count the parent's memory
-        kilobytes = int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+        kilobytes = int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
         return f"{kilobytes / 2**10:.0f} MB resident"
     return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.0f} MB resident"  # macOS counts bytes
 

@@ -76,7 +76,7 @@ def seconds_to(goal: float, command: list[str], folder: Path) -> float:
     start, seconds = time.perf_counter(), math.inf
     process = subprocess.Popen(command, cwd=folder, env=clean_environment(), stdout=subprocess.PIPE, text=True)
     with process:
-        for line in process.stdout:
+        for line in process.stdout or ():
             accuracy = re.search(r"validation accuracy ([\d.]+)", line)
             if accuracy and float(accuracy[1]) >= goal:
                 seconds = min(seconds, time.perf_counter() - start)

@@ -20,7 +20,7 @@ PHOTOS_PER_CORE = 200
 
 def main() -> None:
     params = yaml.safe_load(Path("params.yaml").read_text())
-    dataset, cores = make_dataset("train", params["prepare"]["image_size"]), os.cpu_count()
+    dataset, cores = make_dataset("train", params["prepare"]["image_size"]), os.cpu_count() or 1
     photos = Subset(dataset, range(0, len(dataset), max(1, len(dataset) // (PHOTOS_PER_CORE * cores))))
     rates = {}
     for workers in sorted({max(1, cores // 2), cores, 2 * cores}):

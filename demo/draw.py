@@ -58,7 +58,8 @@ def smooth(points: list[Point], closed: bool = True, steps: int = 7) -> list[Poi
     for four in zip(points, points[1:], points[2:], points[3:], strict=False):
         for t in (step / steps for step in range(steps + 1)):
             weights = (t * (t * (2 - t) - 1), t * t * (3 * t - 5) + 2, t * (t * (4 - 3 * t) + 1), t * t * (t - 1))
-            curve.append(tuple(sum(w * p[axis] for w, p in zip(weights, four, strict=True)) / 2 for axis in (0, 1)))
+            x, y = (sum(w * p[axis] for w, p in zip(weights, four, strict=True)) / 2 for axis in (0, 1))
+            curve.append((x, y))
     return curve
 
 
@@ -128,7 +129,8 @@ def draw_backdrop(random: Random, size: tuple[int, int]) -> Image.Image:
 def draw_meadow(random: Random, image: Image.Image) -> None:
     """Sky, clouds, a hill, grass and flowers."""
     (width, height), draw = image.size, ImageDraw.Draw(image)
-    sky, grass = (mix(*pair, random.random()) for pair in (colours("78b4eb d3c2be"), colours("5aa046 beb45a")))
+    hues = (colours("78b4eb d3c2be"), colours("5aa046 beb45a"))
+    sky, grass = (mix(first, second, random.random()) for first, second in hues)
     image.paste(sky, (0, 0, *image.size))
     for _ in range(random.randint(0, 3)):
         x, y, r = random.random() * width, random.random() * height * 0.4, random.uniform(0.04, 0.09) * width

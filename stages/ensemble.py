@@ -1,9 +1,9 @@
 """Combine the networks' predictions, score the ensemble, and compare it with its best member.
 
-Reads metrics/predictions/networks.csv and runs no network; writes models/combination.json (how the members are
-combined, and the comparison), metrics/ensemble.json (the main scores), and the tables ensemble.csv in metrics/scores/,
-metrics/class_scores/ and metrics/predictions/ (the probability of each class, one row per photo of validation and
-test).
+Reads networks.csv in metrics/predictions/ and metrics/scores/, and runs no network; writes models/combination.json (how
+the members are combined), metrics/best_member.json (the comparison), metrics/ensemble.json (the main scores), and the
+tables ensemble.csv in metrics/scores/, metrics/class_scores/ and metrics/predictions/ (the probability of each class,
+one row per photo of validation and test).
 """
 
 import sys
@@ -12,15 +12,17 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `pipeline` can be imported
 
 from pipeline.core.command_line import read_arguments
-from pipeline.core.files import atomic_write, require_file, write_json
+from pipeline.core.files import atomic_write, require_files, write_json
 from pipeline.core.params import Section
 from pipeline.core.paths import (
+    BEST_MEMBER,
     COMBINATION,
     ENSEMBLE_CLASS_SCORES,
     ENSEMBLE_METRICS,
     ENSEMBLE_PREDICTIONS,
     ENSEMBLE_SCORES,
     NETWORK_PREDICTIONS,
+    NETWORK_SCORES,
 )
 from pipeline.core.process import run_stage
 from pipeline.core.read_params import read_params
@@ -34,10 +36,10 @@ class Params(Section):
 
 
 def read_inputs() -> Params:
-    """The params. Raises UserError if they are wrong, or if the predictions are missing."""
+    """The params. Raises UserError if they are wrong, or if an input is missing."""
     read_arguments(__doc__)
     params = read_params(Params)
-    require_file(NETWORK_PREDICTIONS)
+    require_files(NETWORK_PREDICTIONS, NETWORK_SCORES)
     return params
 
 
@@ -59,6 +61,7 @@ def main() -> None:
     from pipeline.scores.scoring import (
         ENSEMBLE,
         headline,
+        read_scores,
         score,
         score_classes,
         scores_table,
@@ -78,19 +81,20 @@ def main() -> None:
     before = {split: uncalibrated(combination, of) for split, of in splits.items()}
     scores = {split: score(combined[split], splits[split].labels, before[split]) for split in scored}
     class_scores = score_classes(combined["test"], test.labels, test.classes)
-    best_member = find_best_member(validation)
+    members = read_scores(NETWORK_SCORES)
+    best_member = find_best_member(members)
     comparison = compare_answers(test.probabilities[best_member], combined["test"], test.labels)
 
     with atomic_write() as write_to:
         write_json(write_to(ENSEMBLE_METRICS), headline(scores["test"], scores.get("validation")))
         write_scores(write_to(ENSEMBLE_SCORES), {ENSEMBLE: scores})
         write_class_scores(write_to(ENSEMBLE_CLASS_SCORES), {ENSEMBLE: class_scores})
-        description = describe_combination(combination, list(test.logits), test.classes)
-        write_json(write_to(COMBINATION), {**description, "best_member": best_member, **comparison})
+        write_json(write_to(COMBINATION), describe_combination(combination, list(test.logits), test.classes))
+        write_json(write_to(BEST_MEMBER), {"best_member": best_member, **comparison})
         tables = [probabilities_table(split, splits[split], combined[split]) for split in splits]
         pd.concat(tables).to_csv(write_to(ENSEMBLE_PREDICTIONS), index=False, float_format=f"%.{PROBABILITY_DIGITS}f")
 
-    member_scores = {name: score(probabilities, test.labels) for name, probabilities in test.probabilities.items()}
+    member_scores = {row["network"]: row for row in members[members["split"] == "test"].to_dict("records")}
     unequal = are_unequal(test.photos_by_class.values())
     if repeats_member(method, list(member_scores)):
         print(scores_table(member_scores, unequal))

@@ -12,8 +12,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `pipeline` can be imported
 
-import time
-
 from pipeline.core.command_line import read_arguments
 from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_write, require_files, write_json
@@ -72,24 +70,16 @@ def main() -> None:
     params = read_inputs()
 
     # Slow imports, so not before: mistakes in the inputs should be reported at once.
-    from pipeline.core.class_sizes import are_unequal
     from pipeline.core.split_table import count_classes, read_split_table
     from pipeline.networks.compute import dtype_name, set_up
     from pipeline.networks.dataset import open_split
     from pipeline.networks.explaining import explain
     from pipeline.networks.models import load_trained
-    from pipeline.networks.predicting import predict_logits, ready_to_predict, warm_up
-    from pipeline.scores.evaluating import logits_table, print_few, print_unequal, score_networks
+    from pipeline.networks.predicting import predict_splits
+    from pipeline.scores.evaluating import logits_table, print_scores, score_networks
     from pipeline.scores.hardest import hardest_with_any_method
     from pipeline.scores.predictions import select_split
-    from pipeline.scores.scoring import (
-        headline,
-        predicted_labels,
-        score_classes,
-        scores_table,
-        write_class_scores,
-        write_scores,
-    )
+    from pipeline.scores.scoring import headline, predicted_labels, score_classes, write_class_scores, write_scores
 
     import pandas as pd
     from safetensors.torch import save
@@ -103,17 +93,12 @@ def main() -> None:
     networks, descriptions, tables = {}, {}, []
     for name in params.networks:
         networks[name], descriptions[name] = load_trained(name, splits)
-        network = ready_to_predict(networks[name], params.evaluate.test_time_flip, device)
-        warm_up(network, splits.values(), dtype)
-        start = time.perf_counter()
-        outputs = {split: predict_logits(network, of, dtype, f"{name} {split}").numpy() for split, of in splits.items()}
+        outputs = predict_splits(name, networks[name], splits, params.evaluate.test_time_flip, dtype)
         tables.append(logits_table(name, photos, splits["test"].description["classes"], outputs))
-        print(f"{name}: {len(tables[-1]) / (time.perf_counter() - start):.1f} images/s", flush=True)
-
     logits = pd.concat(tables)
+
     validation, test = (select_split(logits, split) for split in splits)
-    temperatures = {name: description.get("temperature", 1.0) for name, description in descriptions.items()}
-    scores = score_networks(validation, test, temperatures)
+    scores = score_networks(validation, test, descriptions)
     class_scores = {name: score_classes(p, test.labels, test.classes) for name, p in test.probabilities.items()}
 
     hardest = hardest_with_any_method(validation, test)  # the photos that the report shows
@@ -127,15 +112,18 @@ def main() -> None:
         write_to(HEAT_MAPS).write_bytes(save(heat_maps))
         for name in scores:
             kept_epoch = descriptions[name].get("kept_epoch")
-            write_json(write_to(network_metrics(name)), {**headline(**scores[name]), "kept_epoch": kept_epoch})
-    for path in NETWORK_METRICS.glob("*.json"):
-        if path.stem not in scores:
-            path.unlink()  # left over from a removed network
+            write_json(write_to(network_metrics(name)), {**headline(scores[name]["test"]), "kept_epoch": kept_epoch})
+    remove_metrics_except(set(scores))
+
     balanced = {name for name, description in descriptions.items() if "class_weights" in description}
-    print_unequal(count_classes(photos, "train"), class_scores, balanced)
-    unequal = are_unequal(test.photos_by_class.values())
-    print(scores_table({name: by_split["test"] for name, by_split in scores.items()}, unequal))
-    print_few(test, class_scores)
+    print_scores(test, scores, class_scores, count_classes(photos, "train"), balanced)
+
+
+def remove_metrics_except(names: set[str]) -> None:
+    """Delete the metrics of networks that have been removed from params.yaml."""
+    for path in NETWORK_METRICS.glob("*.json"):
+        if path.stem not in names:
+            path.unlink()
 
 
 if __name__ == "__main__":

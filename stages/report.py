@@ -14,6 +14,7 @@ from pipeline.core.all_params import Params
 from pipeline.core.command_line import read_arguments
 from pipeline.core.files import atomic_write, require_files
 from pipeline.core.paths import (
+    BEST_MEMBER,
     COMBINATION,
     CONTACT_SHEET,
     ENSEMBLE_CLASS_SCORES,
@@ -42,6 +43,7 @@ INPUTS = (
     CONTACT_SHEET,
     PREPARE_SUMMARY,
     COMBINATION,
+    BEST_MEMBER,
     NETWORK_PREDICTIONS,
     ENSEMBLE_PREDICTIONS,
     NETWORK_SCORES,

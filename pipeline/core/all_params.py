@@ -2,7 +2,17 @@
 
 from pathlib import Path
 
-from pipeline.core.params import Classes, Device, LearningRate, Network, Networks, Precision, Section, Threads
+from pipeline.core.params import (
+    Classes,
+    Device,
+    LearningRate,
+    Network,
+    Networks,
+    Precision,
+    Section,
+    Threads,
+    weights_file,
+)
 from pipeline.core.sections.ensemble import Ensemble
 from pipeline.core.sections.evaluate import Evaluate
 from pipeline.core.sections.prepare import Prepare
@@ -28,7 +38,10 @@ class Params(Section):
 
 def without_folders(params: Params) -> Params:
     """Reduce the paths of photos and weights to file names, so that pages are the same in every folder."""
-    networks = {name: Network(weights=Path(network.weights).name) for name, network in params.networks.items()}
+    networks = dict(params.networks)
+    for name, network in networks.items():
+        if path := weights_file(network.weights):  # not timm's names, which have a slash
+            networks[name] = Network(weights=path.name)
     prepare = params.prepare.model_copy(
         update={"source": Path(params.prepare.source).name, "labels": Path(params.prepare.labels).name}
     )

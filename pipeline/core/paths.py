@@ -17,12 +17,13 @@ NETWORK_MODELS = MODELS / "networks"  # a file per network: see model
 COMBINATION = MODELS / "combination.json"
 REJECTION = MODELS / "rejection.safetensors"
 
-# Metrics are JSON: networks/NETWORK.json and ensemble.json. Tables are CSV: the folder says what they contain, and the
-# file name what they are about: a network, all `networks`, or the `ensemble`.
+# JSON holds single numbers; DVC shows those in networks/NETWORK.json and ensemble.json. Tables are CSV: the folder says
+# what they contain, and the file name what they are about: a network, all `networks`, or the `ensemble`.
 METRICS = Path("metrics")
 PREPARE_SUMMARY = METRICS / "prepare.json"
 NETWORK_METRICS = METRICS / "networks"  # a file per network: see network_metrics
 ENSEMBLE_METRICS = METRICS / "ensemble.json"
+BEST_MEMBER = METRICS / "best_member.json"  # the best network by itself, and what the ensemble changes
 NETWORK_PREDICTIONS = METRICS / "predictions/networks.csv"
 ENSEMBLE_PREDICTIONS = METRICS / "predictions/ensemble.csv"
 NETWORK_SCORES = METRICS / "scores/networks.csv"

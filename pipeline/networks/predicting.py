@@ -1,12 +1,14 @@
 """Inference: apply test-time flip, and run a network over a split."""
 
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Mapping
 
 from pipeline.networks.building import head_name
 from pipeline.networks.compute import autocast, to_device
 from pipeline.networks.dataset import Augment, PackedSplit
 from pipeline.networks.folding import fold_batchnorm
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -51,6 +53,20 @@ def warm_up(network: nn.Module, splits: Iterable[PackedSplit], dtype: torch.dtyp
                 network.eval()(images.contiguous(memory_format=torch.channels_last))
             packed.wait()
             torch.accelerator.synchronize(device)
+
+
+def predict_splits(
+    name: str, network: nn.Module, splits: Mapping[str, PackedSplit], test_time_flip: bool, dtype: torch.dtype
+) -> dict[str, np.ndarray]:
+    """A trained network's logits of the photos of each split, float32 [N, classes]; prints its images/s."""
+    device = next(iter(splits.values())).device
+    ready = ready_to_predict(network, test_time_flip, device)
+    warm_up(ready, splits.values(), dtype)
+    start = time.perf_counter()
+    logits = {split: predict_logits(ready, of, dtype, f"{name} {split}").numpy() for split, of in splits.items()}
+    photos = sum(map(len, logits.values()))
+    print(f"{name}: {photos / (time.perf_counter() - start):.1f} images/s", flush=True)
+    return logits
 
 
 def predict_features(

@@ -63,6 +63,7 @@ def describe_scores(results: Results) -> dict:
         "needs_weights": needs_weights(trained_on, {name: row["recall"] for name, row in by_class.items()}),
         "few_photos": describe_few(photos_by_class),
         "combination": results.combination,
+        "comparison": results.comparison,
         "agreement": count_agreement(results),
     }
 

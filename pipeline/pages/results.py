@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_json, require_file
 from pipeline.core.paths import (
+    BEST_MEMBER,
     COMBINATION,
     ENSEMBLE_CLASS_SCORES,
     ENSEMBLE_PREDICTIONS,
@@ -50,6 +51,7 @@ class Results:
     networks: list[str]
     main: str  # the ensemble, or the only network
     combination: dict  # the content of combination.json
+    comparison: dict  # with the best member: the content of best_member.json
     scores: dict[str, dict]  # on test
     validation: dict[str, dict]  # scores; without the ensemble if its weights were fitted on validation
     class_scores: dict[str, list[dict]]  # on test
@@ -85,6 +87,7 @@ def read_results() -> Results:
         networks=networks,
         main=main,
         combination=combination,
+        comparison=read_json(BEST_MEMBER),
         scores={name: row for name, [row] in by_network(scores[scores["split"] == "test"]).items()},
         validation={name: row for name, [row] in by_network(scores[scores["split"] == "validation"]).items()},
         class_scores=by_network(class_scores),

@@ -99,7 +99,7 @@ def fit_weights(logits: np.ndarray, labels: np.ndarray, networks: Sequence[str],
 def repeats_member(method: str, members: Sequence[str]) -> bool:
     """Whether the ensemble only repeats a single member, so that showing both is pointless.
 
-    fitted_weights calibrates even a single network, and majority_vote replaces its probabilities with votes.
+    fitted_weights changes even a single network's probabilities, and majority_vote replaces them with votes.
     """
     return len(members) == 1 and method in MEANS
 

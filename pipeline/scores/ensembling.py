@@ -34,13 +34,13 @@ def uncalibrated(combination: Combination, predictions: Predictions) -> np.ndarr
     return replace(combination, temperature=1.0)(list(predictions.logits.values()))
 
 
-def find_best_member(validation: Predictions) -> str:
-    """The network with the highest accuracy on validation, the first one in a tie."""
-    correct = {
-        name: (predicted_labels(probabilities) == validation.labels).sum()
-        for name, probabilities in validation.probabilities.items()
-    }
-    return max(correct, key=correct.__getitem__)
+def find_best_member(scores: pd.DataFrame) -> str:
+    """The network with the lowest log loss on validation, the first one in a tie; `scores` are all networks'.
+
+    By this score `train` chooses what it keeps, and experiments are ranked: with few photos many accuracies are equal.
+    """
+    validation = scores[scores["split"] == "validation"]
+    return str(validation.loc[validation["log_loss"].idxmin(), "network"])
 
 
 def describe_combination(combination: Combination, members: list[str], classes: list[str]) -> dict:

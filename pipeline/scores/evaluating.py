@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Set
 
-from pipeline.core.class_sizes import describe_few, describe_unequal, few_to_test_on
+from pipeline.core.class_sizes import are_unequal, describe_few, describe_unequal, few_to_test_on
 from pipeline.core.paths import NETWORK_CLASS_SCORES
 from pipeline.scores.predictions import Predictions, logit_columns
-from pipeline.scores.scoring import score
+from pipeline.scores.scoring import score, scores_table
 
 import numpy as np
 import pandas as pd
@@ -26,17 +26,38 @@ def logits_table(name: str, photos: pd.DataFrame, classes: list[str], logits: Ma
 
 
 def score_networks(
-    validation: Predictions, test: Predictions, temperatures: Mapping[str, float]
+    validation: Predictions, test: Predictions, descriptions: Mapping[str, dict]
 ) -> dict[str, dict[str, dict]]:
-    """The scores of each network on both splits; times its temperature, its logits are those before calibration."""
+    """The scores of each network on both splits.
+
+    Its logits, times the temperature in the model's description, are those before calibration.
+    """
     splits = {"validation": validation, "test": test}
-    return {
-        name: {
-            split: score(of.probabilities[name], of.labels, softmax(of.logits[name] * temperatures[name], axis=1))
+    scores: dict[str, dict[str, dict]] = {}
+    for name, description in descriptions.items():
+        temperature = description.get("temperature", 1.0)
+        scores[name] = {
+            split: score(of.probabilities[name], of.labels, softmax(of.logits[name] * temperature, axis=1))
             for split, of in splits.items()
         }
-        for name in test.logits
-    }
+    return scores
+
+
+def print_scores(
+    test: Predictions,
+    scores: Mapping[str, dict[str, dict]],
+    class_scores: dict[str, pd.DataFrame],
+    trained_on: Mapping[str, int],
+    balanced: Set[str],
+) -> None:
+    """Print the scores on test, and what to know of classes that are unequal or have few photos.
+
+    `trained_on` has the photos of each class in train; `balanced` networks were trained with class weights.
+    """
+    print_unequal(trained_on, class_scores, balanced)
+    unequal = are_unequal(test.photos_by_class.values())
+    print(scores_table({name: by_split["test"] for name, by_split in scores.items()}, unequal))
+    print_few(test, class_scores)
 
 
 def print_unequal(trained_on: Mapping[str, int], class_scores: dict[str, pd.DataFrame], balanced: Set[str]) -> None:

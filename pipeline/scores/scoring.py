@@ -135,10 +135,11 @@ def confusion_table(probabilities: np.ndarray, labels: np.ndarray, classes: Sequ
     return pd.DataFrame({"actual": names[labels], "predicted": names[predicted_labels(probabilities)]})
 
 
-def headline(test: dict, validation: dict | None) -> dict:
-    """The scores that `dvc metrics` shows; without `validation` for a model that was fitted on that split.
+def headline(test: dict, validation: dict | None = None) -> dict:
+    """The scores that `dvc metrics` and `dvc exp show` show: a few, so that their tables fit into a terminal.
 
-    There are only a few, so that the table fits into a terminal.
+    Only the ensemble has `validation` scores, unless it was fitted on that split: it is what experiments are ranked by.
+    So their names are unique, and DVC shows and sorts by `validation_log_loss` without the path of a file.
     """
     metrics = {name: test[name] for name in ("accuracy", "log_loss")}
     if validation:
@@ -163,7 +164,7 @@ def write_class_scores(path: Path, class_scores: dict[str, pd.DataFrame]) -> Non
 
 def read_scores(*paths: Path) -> pd.DataFrame:
     """The rows of tables that `write_scores` or `write_class_scores` wrote. Raises UserError if one is missing."""
-    return pd.concat(read_table(path, ["network"]) for path in paths)
+    return pd.concat((read_table(path, ["network"]) for path in paths), ignore_index=True)
 
 
 def scores_table(scores: dict[str, dict], unequal: bool) -> str:

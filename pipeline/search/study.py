@@ -41,6 +41,13 @@ def only_search() -> Iterator[None]:
         yield
 
 
+def require_full_history() -> None:
+    """Raise UserError in a shallow clone: DVC ends without an error there, but keeps no experiment."""
+    command = ["git", "rev-parse", "--is-shallow-repository"]
+    if subprocess.run(command, capture_output=True, text=True).stdout.strip() == "true":
+        raise UserError("this is a shallow clone, in which DVC keeps no trials; run `git fetch --unshallow` first")
+
+
 def base_commit() -> str:
     """The commit that all trials start from. Raises UserError if what they depend on has changed since."""
     if not (commit := find_commit().removesuffix("+")):
@@ -60,8 +67,9 @@ def open_study(space: Space, current: dict) -> Study:
     """The study of this search, to which the current params are added as its first trial.
 
     The trial that was running when the search was interrupted runs again. Raises UserError if .search/ holds another
-    search.
+    search, or in a shallow clone.
     """
+    require_full_history()
     study = optuna.create_study(
         study_name="search", storage=JournalStorage(JournalFileBackend(str(JOURNAL))), load_if_exists=True
     )

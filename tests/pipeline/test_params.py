@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.all_params import Params
+from pipeline.core.all_params import Params, without_folders
 from pipeline.core.errors import UserError
 from pipeline.core.read_params import read_params
 from tests.support.projects import REPOSITORY, Project, error_line
@@ -52,6 +52,20 @@ def refusal(params: Any, folder: Path) -> str:
     text = str(caught.value)
     assert "\n" not in text
     return text
+
+
+def test_pages_name_photos_and_weights_without_their_folders(params: dict, tmp_path: Path) -> None:
+    params["networks"] = {
+        "resnet18": {"weights": "/home/me/resnet18-0123abcd.pth"},
+        "resnet34": {"weights": "timm/resnet34.a1_in1k@0123abcd"},
+        "mobilenet_v2": {"weights": "IMAGENET1K_V1"},
+    }
+    params["prepare"] |= {"source": "/home/me/photos", "labels": "../mine.csv"}
+    shown = without_folders(read(params, tmp_path))
+    assert [network.weights for network in shown.networks.values()] == [
+        *("resnet18-0123abcd.pth", "timm/resnet34.a1_in1k@0123abcd", "IMAGENET1K_V1")
+    ]
+    assert (shown.prepare.source, shown.prepare.labels) == ("photos", "mine.csv")
 
 
 def every_key(section: dict, prefix: str = "") -> list[str]:

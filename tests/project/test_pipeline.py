@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import sysconfig
@@ -118,7 +119,12 @@ def test_dvc_exp_run_with_another_method_runs_no_network_and_can_be_compared(rep
     lines = repository.dvc("metrics", "show").splitlines()
     assert len(lines) == 4
     assert max(map(len, lines)) <= 120
-    assert "votes" in repository.dvc("exp", "show", "--csv")
+    page = (REPOSITORY / "docs/experiments.md").read_text(encoding="utf-8")
+    command = re.search("^dvc (exp show .*--sort-by .*?)  ", page, re.MULTILINE)
+    repository.environment |= {"COLUMNS": "120"}
+    lines = [line.strip() for line in repository.dvc(*shlex.split(command[1])).splitlines()]
+    assert lines[1].split() == ["Experiment", "Created", "validation_log_loss", "ensemble.method"]
+    assert re.fullmatch(r"└── \w{7} \[votes\] .* [\d.]+ +majority_vote", lines[-2])
     plots = json.loads(repository.dvc("plots", "diff", "--json"))["data"]
     rows = plots["metrics/reliability/ensemble.csv"][0]["content"]["data"]["values"]
     assert {row["rev"] for row in rows} == {"HEAD", "workspace"}

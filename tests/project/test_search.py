@@ -79,6 +79,14 @@ def test_search_runs_trials_as_experiments_and_names_the_best_to_apply(repositor
 
 
 @pytest.mark.slow
+def test_search_refuses_a_shallow_clone_in_which_dvc_keeps_no_trials(repository: Repository) -> None:
+    (repository.root / ".git/shallow").write_text(repository.git("rev-parse", "HEAD"))
+    assert error_line(repository.run("search.py")) == (
+        "this is a shallow clone, in which DVC keeps no trials; run `git fetch --unshallow` first"
+    )
+
+
+@pytest.mark.slow
 def test_an_interrupted_search_leaves_nothing_behind_and_resumes(repository: Repository) -> None:
     """In new processes, because Ctrl-C reaches all of them at once."""
     script = repository.root / "stages/train.py"

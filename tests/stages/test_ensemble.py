@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+from tests.support.predictions import write_network_scores
 from tests.support.projects import Project, error_line
 
 import numpy as np
@@ -49,11 +50,13 @@ def write_predictions(root: Path, **splits: list[tuple[str, dict]]) -> None:
 
 
 def combine(project: Project, method: str, validation: list = VALIDATION_MARGINS, test: list = TEST_MARGINS) -> dict:
-    """The scores on test and the content of combination.json, as the ensemble stage writes them."""
+    """What the ensemble stage writes: the scores on test, the combination, the comparison with the best member."""
     write_predictions(project.root, validation=validation, test=test)
+    write_network_scores(project.root)
     project.params["ensemble"]["method"] = method
     project.succeed("ensemble.py")
-    return scores_on(project, "test") | project.read_json("models/combination.json")
+    written = ("models/combination.json", "metrics/best_member.json")
+    return scores_on(project, "test") | project.read_json(written[0]) | project.read_json(written[1])
 
 
 def scores_on(project: Project, split: str) -> dict:
@@ -111,10 +114,21 @@ def test_ensemble_of_mean_logits_averages_margins_and_is_compared_with_the_best_
     assert (scores["accuracy_low"], scores["accuracy_high"]) == (pytest.approx(4 / (4 + 1.959964**2), abs=1e-5), 1.0)
     assert scores["best_member"] == "first"  # on validation; on test it is no better than the second
     assert (scores["corrected"], scores["broken"], scores["mcnemar_p"]) == (1, 0, 1.0)
-    assert list(project.read_json("models/combination.json")) == [
-        *("method", "members", "classes", "temperature", "best_member", "corrected", "broken", "mcnemar_p")
-    ]
+    assert list(project.read_json("models/combination.json")) == ["method", "members", "classes", "temperature"]
+    assert list(project.read_json("metrics/best_member.json")) == ["best_member", "corrected", "broken", "mcnemar_p"]
     assert (scores["method"], scores["members"]) == ("mean_logits", ["first", "second", "third"])
+
+
+def test_the_best_member_has_the_lowest_log_loss_on_validation(project: Project) -> None:
+    sign = {"dog": 1, "cat": -1}
+    hesitant = dict.fromkeys(range(4), 0.1)  # all correct, log loss 0.64
+    confident = hesitant | {0: -0.1, 1: 9.0, 2: 9.0}  # one is incorrect, log loss 0.35
+    labels = ["dog", "cat", "dog", "cat"]
+    validation = [
+        (label, {"first": hesitant[n] * sign[label], "second": confident[n] * sign[label]})
+        for n, label in enumerate(labels)
+    ]
+    assert combine(project, "majority_vote", validation, validation)["best_member"] == "second"
 
 
 def test_ensemble_of_mean_probabilities_averages_each_networks_probabilities(project: Project) -> None:

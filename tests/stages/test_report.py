@@ -349,25 +349,35 @@ def test_report_of_two_networks_and_equal_classes_shows_the_ensemble_and_not_tha
     assert "unequal" not in page
 
 
-@pytest.mark.parametrize(("sharpness", "verdict"), [(4, "overconfident"), (0.2, "underconfident")])
-def test_report_says_how_to_correct_the_confidence_unless_weights_are_fitted(
-    rare: Project, tmp_path: Path, sharpness: float, verdict: str
+MORE = "fitted on {validation} validation photos; more of them would give a better fit."
+PROBABILITIES = (
+    "Use probabilities, which are calibrated, instead of votes; nothing is retrained: dvc exp run -S "
+    "ensemble.method=mean_logits"
+)
+
+
+@pytest.mark.parametrize(
+    ("sharpness", "method", "said"),
+    [
+        (4, "mean_logits", f"resnet18 is overconfident. The temperature that calibrates it was {MORE}"),
+        (0.2, "mean_logits", f"resnet18 is underconfident. The temperature that calibrates it was {MORE}"),
+        (4, "majority_vote", f"the ensemble is overconfident. {PROBABILITIES}"),
+        (4, "fitted_weights", f"the ensemble is overconfident. Its weights were {MORE}"),
+    ],
+)
+def test_report_says_how_to_improve_the_confidence(
+    rare: Project, tmp_path: Path, sharpness: float, method: str, said: str
 ) -> None:
     project = copy_of(rare, tmp_path)
     predict(project, ["ant", "bee", "cow"], np.random.default_rng(1), sharpness)
-    command = "dvc exp run -S ensemble.method=fitted_weights"
+    project.params["ensemble"]["method"] = method
     project.succeed("ensemble.py")
     project.succeed("report.py")
-    verdict = f"resnet18 is {verdict}."
-    advice = f"{verdict} Weights fitted on validation usually correct this; nothing is retrained: {command}"
-    assert advice in text_of(section(project, "reliability"))
-
-    project.params["ensemble"]["method"] = "fitted_weights"
-    project.succeed("ensemble.py")
-    project.succeed("report.py")
-    assert command not in read_page(project)
-    assert shows_ensemble(read_page(project))  # its probabilities are not the network's own
-    assert scores_of(project)["ensemble.log_loss"] < scores_of(project)["resnet18.log_loss"]
+    validation = project.read_json("metrics/prepare.json")["validation"]
+    assert said.replace("{validation}", str(validation)) in text_of(section(project, "reliability"))
+    assert shows_ensemble(read_page(project)) == (method != "mean_logits")  # it changes the network's probabilities
+    if method == "fitted_weights":
+        assert scores_of(project)["ensemble.log_loss"] < scores_of(project)["resnet18.log_loss"]
 
 
 @pytest.mark.slow

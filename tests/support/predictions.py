@@ -1,5 +1,10 @@
 """What a project's stages have predicted, for comparison with its tools."""
 
+from pathlib import Path
+
+from pipeline.scores.evaluating import score_networks
+from pipeline.scores.predictions import read_predictions, select_split
+from pipeline.scores.scoring import write_scores
 from tests.support.projects import Project
 
 import pandas as pd
@@ -16,6 +21,15 @@ def predicted_by(project: Project) -> dict[str, pd.DataFrame]:
         predicted[name] = pd.DataFrame(softmax(logits.to_numpy(), axis=1), logits.index, logits.columns)
     predicted["ensemble"] = by_class(on_test(project, "predictions/ensemble"), "probability_")
     return predicted
+
+
+def write_network_scores(root: Path) -> None:
+    """Write the scores of metrics/predictions/networks.csv, as evaluate does."""
+    predictions = read_predictions(root / "metrics/predictions/networks.csv")
+    validation, test = (select_split(predictions, split) for split in ("validation", "test"))
+    (root / "metrics/scores").mkdir(exist_ok=True)
+    scores = score_networks(validation, test, {name: {} for name in test.logits})
+    write_scores(root / "metrics/scores/networks.csv", scores)
 
 
 def on_test(project: Project, name: str) -> pd.DataFrame:

@@ -144,8 +144,8 @@ def test_predict_prints_a_table_for_people(finished: Repository, tmp_path: Path)
 def test_predict_with_one_network_repeats_no_column(flowers: Project, tmp_path: Path, method: str) -> None:
     project = copy_of(flowers, tmp_path)
     del project.params["networks"]["resnet34"]
-    logits = pd.read_csv(project.root / "metrics/predictions/networks.csv")
-    logits[logits["network"] == "resnet18"].to_csv(project.root / "metrics/predictions/networks.csv", index=False)
+    for path in (project.root / f"metrics/{kind}/networks.csv" for kind in ("predictions", "scores")):
+        pd.read_csv(path).query("network == 'resnet18'").to_csv(path, index=False)
     project.params["ensemble"]["method"] = method
     project.succeed("ensemble.py")
     columns = project.succeed("predict.py", "data/raw/train.zip").splitlines()[0].split()
