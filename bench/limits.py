@@ -7,6 +7,7 @@ from pipeline.core.all_params import Params
 from pipeline.networks.compute import autocast
 from pipeline.networks.dataset import PackedSplit
 from pipeline.networks.distributed import Processes
+from pipeline.networks.live import LiveTables
 from pipeline.networks.predicting import inference_batch_size, ready_to_predict
 from pipeline.networks.training import Training, make_network
 
@@ -41,7 +42,9 @@ def difference_of_graph(name: str, params: Params, train: PackedSplit, dtype: to
 def new_training(name: str, params: Params, train: PackedSplit, dtype: torch.dtype) -> Training:
     """train.py's training run, before its first step; from random weights, which are as fast as any."""
     settings = params.train.model_copy(update={"head_init": "random", "epochs": MAX_EPOCHS})
-    training = Training(name, "none", params.lr, settings, train, train, dtype, Processes(rank=0, count=1))
+    training = Training(
+        name, "none", params.lr, settings, train, train, dtype, Processes(rank=0, count=1), LiveTables()
+    )
     training.start(None)
     return training
 
