@@ -73,9 +73,12 @@ def log_loss_interval(losses: np.ndarray) -> dict[str, float]:
 
 
 def headlines(scores: pd.DataFrame) -> dict[str, dict[str, float]]:
-    """The scores that `dvc metrics` shows, by network and of the ensemble."""
+    """The scores that `dvc metrics` shows, by network and of the ensemble.
+
+    Without those on validation, whose names only the metrics of the stage `ensemble` have: see its `headline`.
+    """
     together = scores[scores["fold"] == ALL].set_index("network")
-    names = [name for name in together if any(str(name).startswith((key, "validation")) for key in SCORES)]
+    names = [name for name in together if str(name).startswith(SCORES)]
     return {
         str(name): {str(key): float(value) for key, value in row.items()} for name, row in together[names].iterrows()
     }
