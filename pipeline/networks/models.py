@@ -1,7 +1,9 @@
 """Models: trained weights and the description needed to use them, as safetensors files."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from pipeline.core.errors import UserError, first_line, list_some
 from pipeline.core.packed import difference
@@ -9,9 +11,11 @@ from pipeline.core.paths import model, packed_split
 from pipeline.networks.building import bare_network, replace_output, with_version
 from pipeline.networks.dataset import PackedSplit
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 
 def save_model(path: Path, state_dict: dict[str, Tensor], description: dict) -> None:
@@ -20,15 +24,27 @@ def save_model(path: Path, state_dict: dict[str, Tensor], description: dict) -> 
     path.write_bytes(save(tensors, metadata={"network": json.dumps(description, sort_keys=True)}))
 
 
+class _EmptyOnMeta(TorchFunctionMode):
+    """New weights take neither memory nor random numbers, because those of a file replace them.
+
+    Only what layers create with torch.empty: RegNets compute with other tensors while they are built.
+    """
+
+    def __torch_function__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = dict(kwargs or {}) | ({"device": "meta"} if func is torch.empty else {})
+        return func(*args, **kwargs)
+
+
 def load_model(path: Path) -> tuple[nn.Module, dict]:
     """Return a network written by `save_model`, and its description. Raises UserError if the file is not a model."""
     try:
         with safe_open(path, framework="pt") as file:
             description = json.loads((file.metadata() or {})["network"])
             state_dict = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        network = bare_network(description["network"])
-        replace_output(network, len(description["classes"]), description["head_width"], description["dropout"])
-        network.load_state_dict(with_version(state_dict, network))
+        with _EmptyOnMeta():
+            network = bare_network(description["network"])
+            replace_output(network, len(description["classes"]), description["head_width"], description["dropout"])
+        network.load_state_dict(with_version(state_dict, network), assign=True)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(
             f"{path} is not a model written by this pipeline ({first_line(error)}); run `dvc repro` to restore it"
