@@ -1,6 +1,7 @@
-"""A port that only this computer can open, for the tools that serve a page."""
+"""A port, which by default only this computer can open, for the tools that serve a page."""
 
 import argparse
+import errno
 import os
 import socket
 
@@ -14,6 +15,11 @@ TRUSTED = (HOST, "localhost")  # hosts in requests; any other may be a page else
 def read_port(docstring: str | None, default: int) -> int:
     """The port, the only argument of a script with this docstring. Raises UserError if it is wrong."""
     parser = ArgumentParser(docstring)
+    add_port(parser, default)
+    return parser.parse_args().port
+
+
+def add_port(parser: ArgumentParser, default: int) -> None:
     parser.add_argument(
         "port",
         nargs="?",
@@ -22,7 +28,6 @@ def read_port(docstring: str | None, default: int) -> int:
         metavar="PORT",
         help="default: %(default)s; 0: any free port",
     )
-    return parser.parse_args().port
 
 
 def _port_number(text: str) -> int:
@@ -31,15 +36,24 @@ def _port_number(text: str) -> int:
     return int(text)
 
 
-def listen(port: int, script: str) -> socket.socket:
-    """A socket that listens on the port. Raises UserError, which names `script`, if it cannot be used."""
+def listen(port: int, script: str, host: str = HOST) -> socket.socket:
+    """A socket that listens on the port. Raises UserError, which names `script`, if it cannot be used.
+
+    `host` is an address or name of this computer; UserError if it is not.
+    """
     try:
-        return socket.create_server((HOST, port))
+        [(family, *_, address), *_] = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        return socket.create_server(address[:2], family=family)
+    except socket.gaierror as error:
+        raise UserError(f"--host {host}: {error.strerror}") from None
     except OSError as error:
         reason = os.strerror(error.errno)  # pyrefly: ignore[bad-argument-type]
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise UserError(f"--host {host}: {reason}; expected an address of this computer") from None
         raise UserError(f"port {port}: {reason}; try another: python {script} 8002") from None
 
 
-def announce(listening: socket.socket) -> None:
+def announce(listening: socket.socket, host: str = HOST) -> None:
     """Print the page's address."""
-    print(f"http://{HOST}:{listening.getsockname()[1]} (press Ctrl-C to stop)", flush=True)
+    shown = f"[{host}]" if ":" in host else host
+    print(f"http://{shown}:{listening.getsockname()[1]} (press Ctrl-C to stop)", flush=True)

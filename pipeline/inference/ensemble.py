@@ -191,17 +191,17 @@ class Ensemble:
             for photo, pixels in zip(photos, decoded, strict=True)
             if not isinstance(pixels, UnreadablePhoto)
         ]
-        predictions = self._predict_readable(readable, keep_pixels, explain, reject)
+        predictions = self.predict_images(readable, keep_pixels, explain, reject)
         for photo, pixels in zip(photos, decoded, strict=True):
             if isinstance(pixels, UnreadablePhoto):
                 yield Prediction(photo.photo, unreadable=str(pixels))
             else:
                 yield next(predictions)
 
-    def _predict_readable(
-        self, photos: list[tuple[str, np.ndarray]], keep_pixels: bool, explain: bool, reject: bool
+    def predict_images(
+        self, photos: list[tuple[str, np.ndarray]], keep_pixels: bool = True, explain: bool = False, reject: bool = True
     ) -> Iterator[Prediction]:
-        """As `predict`, for at least one photo, each given by its name and its decoded image."""
+        """As `predict`, in one batch, for at least one photo, each given by its name and its decoded image."""
         images = np.stack([pixels for _, pixels in photos])
         ensemble, members = self.probabilities(images)
         rejected = self.rejects(images) if reject else np.zeros(len(images), bool)

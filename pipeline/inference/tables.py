@@ -60,19 +60,20 @@ def as_json(predictions: list[Prediction], can_reject: bool) -> str:
 
     With `can_reject` also none_of_these, true for a photo that seems to show none of the classes.
     """
-    records = [
-        {"photo": prediction.photo, "unreadable": prediction.unreadable}
-        if prediction.unreadable
-        else {
-            "photo": prediction.photo,
-            "label": prediction.label,
-            **({"none_of_these": prediction.rejected} if can_reject else {}),
-            "probabilities": rounded(prediction.ensemble),
-            "members": {name: rounded(probabilities) for name, probabilities in prediction.members.items()},
-        }
-        for prediction in predictions
-    ]
-    return json.dumps(records, indent=2, ensure_ascii=False)
+    return json.dumps([as_record(prediction, can_reject) for prediction in predictions], indent=2, ensure_ascii=False)
+
+
+def as_record(prediction: Prediction, can_reject: bool) -> dict:
+    """A photo's object in `as_json`."""
+    if prediction.unreadable:
+        return {"photo": prediction.photo, "unreadable": prediction.unreadable}
+    return {
+        "photo": prediction.photo,
+        "label": prediction.label,
+        **({"none_of_these": prediction.rejected} if can_reject else {}),
+        "probabilities": rounded(prediction.ensemble),
+        "members": {name: rounded(probabilities) for name, probabilities in prediction.members.items()},
+    }
 
 
 def rounded(probabilities: dict[str, float]) -> dict[str, float]:

@@ -79,6 +79,6 @@ def test_serve_names_a_package_that_is_not_installed(tmp_path: Path) -> None:
     ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    (tmp_path / "tools/flask.py").write_text("raise ModuleNotFoundError(name='flask')")  # found before the real one
+    (tmp_path / "tools/fastapi.py").write_text("raise ModuleNotFoundError(name='fastapi')")  # found before the real one
     done = forked.run(["tools/serve.py"], tmp_path, os.environ)
-    assert error_line(done) == "flask is not installed; run `pip install -r requirements/serve.txt` or `make serve`"
+    assert error_line(done) == "fastapi is not installed; run `pip install -r requirements/serve.txt` or `make serve`"

@@ -133,7 +133,7 @@ PACKAGES = {
     "jinja2": {"report"},  # though PyTorch requires it
     "dvc": NOTHING,
     "tqdm": NOTHING,
-    "flask": NOTHING,
+    "fastapi": NOTHING,
 }
 
 
