@@ -83,6 +83,11 @@ def test_serve_answers_uploaded_photos(browser: "Browser", address: str, tmp_pat
     assert problems == []
     assert all(url.startswith((address, "data:")) for url in requests)
 
+    page.route("**/predict?*", lambda route: route.fulfill(status=503, json={"error": "too <b>busy</b>"}))
+    page.get_by_role("button", name="Classify", exact=True).click()
+    page.get_by_text("too <b>busy</b>").wait_for()
+    assert page.get_by_role("heading", name="Answers").count() == 0  # those of the last photos are gone
+
     assert page.request.get(address, headers={"Host": "elsewhere.example"}).status == 400
     page.close()
 
@@ -93,6 +98,8 @@ def test_serve_shows_the_two_most_probable_of_three_classes(
 ) -> None:
     (tmp_path / "rose.jpg").write_bytes(photo_bytes("rose", 1))
     (tmp_path / "tulip.jpg").write_bytes(photo_bytes("tulip", 1))
+    for number in range(20):  # more than the page sends at once
+        (tmp_path / f"unreadable {number:02}.jpg").write_text("Dear all")
     with serving(flowers) as url:
         page = browser.new_page(viewport={"width": 375, "height": 700})
         page.goto(url)
@@ -100,7 +107,10 @@ def test_serve_shows_the_two_most_probable_of_three_classes(
         page.get_by_label("Photos to classify").set_input_files(sorted(tmp_path.iterdir()))
         page.get_by_role("button", name="Classify", exact=True).click()
         page.get_by_text("Every photo is classified as ox-eye daisy, rose or tulip, whatever it shows.").wait_for()
-        for photo in page.locator(".gallery li").all():
+        page.get_by_text("unreadable 19.jpg").wait_for()
+        rose, tulip, *unreadable = page.locator(".gallery li").all()
+        assert len(unreadable) == 20
+        for photo in (rose, tulip):
             answers = [
                 re.fullmatch(r"(.*?)\s[<>]?\s?([\d.]+)\s%", text) for text in photo.locator("p").all_inner_texts()
             ]
