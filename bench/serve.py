@@ -32,12 +32,13 @@ from pipeline.inference.ensemble import Ensemble, InputPhoto, load_ensemble
 from pipeline.photos.source import PhotoSource
 from watching import private_memory
 
+import numpy as np
 import psutil
 
 SERVE = Path(__file__).resolve().parents[1] / "tools/serve.py"
 EACH = (1, 16)  # photos in a request
 MOST_READ = 1000  # photos of the archive, which are sent again and again
-SAMPLES = 200  # of memory
+SAMPLES = 100  # of memory
 BOUNDARY = "end-of-a-photo"
 
 
@@ -101,7 +102,7 @@ def measure_rates(ensemble: Ensemble, photos: list[bytes], port: int, arguments:
     yield f"| predict | {base:.1f} | 1.00 | | |"
     for each in EACH:
         ratio = statistics.median(rate / other for rate, other in zip(rates[each], predict, strict=True))
-        p50, p99 = (1000 * statistics.quantiles(seconds[each], n=100)[part - 1] for part in (50, 99))
+        p50, p99 = 1000 * np.percentile(seconds[each], (50, 99))
         name = f"serve, {each} photo{'s' if each > 1 else ''} in a request"
         yield f"| {name} | {statistics.median(rates[each]):.1f} | {ratio:.2f} | {p50:.0f} | {p99:.0f} |"
 
@@ -116,13 +117,13 @@ def predict_rate(ensemble: Ensemble, photos: list[bytes]) -> float:
 
 def measure_memory(photos: list[bytes], port: int, server: psutil.Process, arguments: argparse.Namespace) -> str:
     """The memory of the server and the processes that decode for it, while it answers many photos."""
-    sizes = [memory_of(server)]
-    for _ in range(SAMPLES):
-        send(port, photos, arguments.clients, 1, max(1, arguments.photos // SAMPLES))
+    sizes, samples = [memory_of(server)], min(SAMPLES, arguments.photos)
+    for part in range(samples):
+        count = arguments.photos * (part + 1) // samples - arguments.photos * part // samples
+        send(port, photos, arguments.clients, 1, count)
         sizes.append(memory_of(server))
-    sent = max(1, arguments.photos // SAMPLES) * SAMPLES
-    tenths = ", ".join(f"{sizes[SAMPLES * part // 10]:.0f}" for part in range(11))
-    return f"memory over {sent} photos, MB: {tenths}; at most {max(sizes):.0f}"
+    tenths = ", ".join(f"{sizes[samples * part // 10]:.0f}" for part in range(11))
+    return f"memory over {arguments.photos} photos, MB: {tenths}; at most {max(sizes):.0f}"
 
 
 def memory_of(server: psutil.Process) -> float:

@@ -17,6 +17,7 @@ from pipeline.photos.decoding import UnreadablePhoto
 
 import numpy as np
 
+KILLED = "a process that decodes photos was killed, probably because memory ran out; send fewer photos, or smaller ones"
 PATIENCE_S = 0.005  # how long a batch waits for photos that are still being decoded
 
 Shown = TypeVar("Shown")
@@ -29,7 +30,6 @@ class _Job:
     photo: InputPhoto
     explain: bool
     show: Callable[[Prediction], object]
-    pixels: np.ndarray | None = None
     future: Future = field(default_factory=Future)
 
 
@@ -51,7 +51,7 @@ class Batcher:
         self._showing = ThreadPoolExecutor(2, "show")
         self._changed = threading.Condition()
         self._decoding = 0
-        self._decoded: deque[_Job] = deque()
+        self._decoded: deque[tuple[_Job, np.ndarray]] = deque()
         blank = np.zeros((ensemble.image_size, ensemble.image_size, 3), np.uint8)
         list(ensemble.predict_images([("", blank)], keep_pixels=False))
         threading.Thread(target=self._run_networks, name="networks", daemon=True).start()
@@ -71,33 +71,36 @@ class Batcher:
                 future.add_done_callback(lambda _: self._slots.release())
                 futures.append(future)
             return await asyncio.gather(*futures)
-        finally:
+        finally:  # without an answer, if the client is gone or one of its photos failed
             for future in futures:
-                future.cancel()  # what is left of a request that nobody waits for any more
+                future.cancel()
 
     def _start(self, job: _Job) -> Future:
         with self._changed:
             self._decoding += 1
-        decoding = self._decoders.decode(job.photo.read(), self.ensemble.image_size, self.ensemble.resize)
+        try:
+            decoding = self._decoders.decode(job.photo.read(), self.ensemble.image_size, self.ensemble.resize)
+        except OSError as error:  # no process can be started instead of one that was killed
+            decoding = Future()
+            decoding.set_exception(error)
         decoding.add_done_callback(lambda decoding: self._pass_on(job, decoding))
         return job.future
 
     def _pass_on(self, job: _Job, decoding: Future[np.ndarray]) -> None:
         """Pass a decoded photo on to the networks, unless it is unreadable."""
+        pixels = None
         try:
-            job.pixels = decoding.result()
+            pixels = decoding.result()
         except UnreadablePhoto as reason:
             self._showing.submit(_finish, job, Prediction(job.photo.photo, unreadable=str(reason)))
         except BrokenProcessPool:
-            _fail(
-                job, UserError("a process that decodes photos was killed, probably because memory ran out; try again")
-            )
+            _fail(job, UserError(KILLED))
         except BaseException as error:
             _fail(job, error)
         with self._changed:
             self._decoding -= 1
-            if job.pixels is not None:
-                self._decoded.append(job)
+            if pixels is not None:
+                self._decoded.append((job, pixels))
             self._changed.notify()
 
     def _run_networks(self) -> None:
@@ -107,21 +110,21 @@ class Batcher:
                 self._changed.wait_for(lambda: self._decoded)
                 self._changed.wait_for(lambda: len(self._decoded) >= self._batch_size or not self._decoding, PATIENCE_S)
                 count = min(len(self._decoded), self._batch_size)
-                jobs = [self._decoded.popleft() for _ in range(count)]
-            jobs = [job for job in jobs if not job.future.cancelled()]
+                batch = [self._decoded.popleft() for _ in range(count)]
+            wanted = [(job, pixels) for job, pixels in batch if not job.future.cancelled()]
             for explain in (False, True):
-                if alike := [job for job in jobs if job.explain == explain]:
+                if alike := [(job, pixels) for job, pixels in wanted if job.explain == explain]:
                     self._predict(alike, explain)
 
-    def _predict(self, jobs: list[_Job], explain: bool) -> None:
-        images = [(job.photo.photo, job.pixels) for job in jobs]
+    def _predict(self, batch: list[tuple[_Job, np.ndarray]], explain: bool) -> None:
+        images = [(job.photo.photo, pixels) for job, pixels in batch]
         try:
             predictions = list(self.ensemble.predict_images(images, explain=explain))
         except BaseException as error:
-            for job in jobs:
+            for job, _ in batch:
                 _fail(job, error)
             return
-        for job, prediction in zip(jobs, predictions, strict=True):
+        for (job, _), prediction in zip(batch, predictions, strict=True):
             self._showing.submit(_finish, job, prediction)
 
 

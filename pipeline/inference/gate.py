@@ -5,7 +5,7 @@ import binascii
 import ipaddress
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from urllib.parse import urlsplit
 
 from pipeline.core.local_port import HOST
@@ -19,7 +19,7 @@ MOST_REQUESTS = 256  # answered at the same time
 CHALLENGES = 'Bearer, Basic realm="photos"'
 
 
-def problem(status: int, text: str, headers: dict[str, str] | None = None) -> JSONResponse:
+def problem(status: int, text: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """An error: {"error": text}."""
     return JSONResponse({"error": text}, status, headers)
 

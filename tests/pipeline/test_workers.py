@@ -49,7 +49,7 @@ def test_results_come_in_order_from_all_processes() -> None:
 
 
 def test_threads_do_the_work_outside_of_the_main_thread() -> None:
-    """The page of `serve` asks from such a thread, and only the main one may handle signals."""
+    """Only the main thread may handle signals."""
     found = []
 
     def ask() -> None:

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import threading
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures.process import BrokenProcessPool
@@ -22,8 +23,9 @@ from pipeline.inference.ensemble import InputPhoto, Prediction
 from pipeline.inference.gate import Gate
 from pipeline.inference.server import Protocol
 from pipeline.inference.uploads import Uploads
+from tests.support import forked
 from tests.support.photos import draw_photo, encode, photo_bytes
-from tests.support.projects import Repository, error_line
+from tests.support.projects import REPOSITORY, Repository, error_line
 from tests.support.waiting import wait_for
 from tests.tools.test_serve import serving, started
 
@@ -206,6 +208,21 @@ def test_serve_finishes_what_it_has_begun(finished: Repository) -> None:
         assert server.wait(timeout=60) == 0
 
 
+@pytest.mark.slow
+def test_bench_compares_serve_with_predict(finished: Repository) -> None:
+    arguments = ["data/raw/train.zip", "--clients", "4", "--photos", "20", "--each", "16", "--rounds", "1"]
+    done = forked.run([str(REPOSITORY / "bench/serve.py"), *arguments], finished.root, os.environ)
+    assert done.returncode == 0
+    rows = [[cell.strip() for cell in line.split("|")] for line in done.stdout.splitlines() if line.startswith("| ")]
+    (_, predict, rate, *_), *served = rows[2:]
+    assert (predict, float(rate) > 0, len(served)) == ("predict", True, 2)
+    for _, _, rate, ratio, p50, p99, _ in served:
+        assert min(float(rate), float(ratio)) > 0
+        assert 0 < float(p50) <= float(p99)
+    assert "memory over 20 photos, MB: " in done.stdout
+    assert " 0 lost; then 4 of 4 clients refused; exit status 0" in done.stdout
+
+
 def test_serve_listens_to_other_computers_only_with_a_token(finished: Repository) -> None:
     for arguments, text in (
         (["--host", "0.0.0.0"], "--host needs --token or SERVE_TOKEN, because other computers can then send photos"),
@@ -285,6 +302,22 @@ def test_uploads_have_limits(monkeypatch: pytest.MonkeyPatch, limit: str, value:
         asyncio.run(read())
     assert caught.value.status_code == status
     assert reader._total == 0  # none of it is kept
+
+
+def test_uploads_are_kept_in_memory_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile.SpooledTemporaryFile, "rollover", lambda _: pytest.fail("written to the disk"))
+    photo = bytes(3_000_000)
+    body = b'--a\r\nContent-Disposition: form-data; name="photos"; filename="b\x07"\r\n\r\n' + photo + b"\r\n--a--\r\n"
+
+    async def receive() -> dict:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def read() -> list[tuple[str, bytes]]:
+        request = Request(scope_of("POST", {"content-type": "multipart/form-data; boundary=a"}), receive)
+        async with Uploads().photos_of(request) as photos:
+            return [(photo.photo, photo.read()) for photo in photos]
+
+    assert asyncio.run(read()) == [("b\\x07", photo)]
 
 
 @asynccontextmanager
