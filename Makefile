@@ -27,7 +27,7 @@ test-fast: .venv/installed-for-test  ## the tests that take less than a minute t
 verify: .venv/installed  ## rebuild every result in .verify/ and compare it with the current results, byte for byte
 	.venv/bin/python tools/verify.py
 
-serve: .venv/installed-for-serve  ## a local page for classifying photos, at http://127.0.0.1:8000
+serve: .venv/installed-for-serve  ## a page and an API for classifying photos, at http://127.0.0.1:8000
 	.venv/bin/python tools/serve.py
 
 watch: .venv/installed  ## a local page on which to watch training, at http://127.0.0.1:8001
