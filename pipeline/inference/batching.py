@@ -75,6 +75,11 @@ class Batcher:
             for future in futures:
                 future.cancel()
 
+    def close(self) -> None:
+        """End the processes and threads, once all photos are predicted; the thread that runs the networks waits on."""
+        self._decoders.close()
+        self._showing.shutdown()
+
     def _start(self, job: _Job) -> Future:
         with self._changed:
             self._decoding += 1

@@ -44,6 +44,10 @@ class Decoders:
             self._pool = _start_pool()
             return self._pool.submit(_decode, content, size, resize)
 
+    def close(self) -> None:
+        """Wait until all photos are decoded, and end the processes."""
+        self._pool.shutdown()
+
 
 def _start_pool() -> Executor:
     if sys.platform != "linux":

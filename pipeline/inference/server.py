@@ -4,6 +4,7 @@ import asyncio
 import json
 import signal
 import socket
+from contextlib import closing
 from typing import Any
 
 from pipeline.core.local_port import HOST
@@ -47,7 +48,8 @@ def serve(ensemble: Ensemble, listening: socket.socket, host: str, token: str | 
     After SIGTERM or Ctrl-C, requests that have arrived are answered, and new ones are refused. Returns after SIGTERM;
     raises KeyboardInterrupt after Ctrl-C.
     """
-    app = Gate(make_app(Batcher(ensemble), host == HOST, bool(token)), host, token, lambda: server.should_exit)
+    batcher = Batcher(ensemble)
+    app = Gate(make_app(batcher, host == HOST, bool(token)), host, token, lambda: server.should_exit)
     settings: dict[str, Any] = {"http": Protocol, "ws": "none", "lifespan": "off", "proxy_headers": False}
     log: dict[str, Any] = {"log_level": "error", "access_log": False, "server_header": False}
     limits: dict[str, Any] = {"timeout_keep_alive": HEADER_S, "timeout_graceful_shutdown": ANSWER_S}
@@ -57,4 +59,5 @@ def serve(ensemble: Ensemble, listening: socket.socket, host: str, token: str | 
         server.should_exit = True
 
     signal.signal(signal.SIGTERM, stop)
-    server.run(sockets=[listening])
+    with closing(batcher):
+        server.run(sockets=[listening])

@@ -12,7 +12,7 @@ import tempfile
 import threading
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -378,16 +378,16 @@ def test_photos_of_many_requests_are_predicted_together() -> None:
     ensemble = StandIn()
 
     async def ask() -> list[list[tuple[str, bool]]]:
-        batcher = Batcher(ensemble)
-        requests = [
-            batcher.predict([InputPhoto(f"{number}{part}", lambda: CAT) for part in "ab"], show, explain=number == 7)
-            for number in range(16)
-        ]
-        answers = asyncio.gather(*requests)
-        while sum(map(len, ensemble.batches[1:])) + len(batcher._decoded) < 32:
-            await asyncio.sleep(0.001)
-        ensemble.go_on.set()
-        return await answers
+        with closing(Batcher(ensemble)) as batcher:
+            asked = [
+                batcher.predict([InputPhoto(f"{number}{part}", lambda: CAT) for part in "ab"], show, number == 7)
+                for number in range(16)
+            ]
+            answers = asyncio.gather(*asked)
+            while sum(map(len, ensemble.batches[1:])) + len(batcher._decoded) < 32:
+                await asyncio.sleep(0.001)
+            ensemble.go_on.set()
+            return await answers
 
     def show(prediction: Prediction) -> tuple[str, bool]:
         return prediction.photo, bool(prediction.heat_maps)
@@ -404,11 +404,12 @@ def test_an_error_of_the_networks_reaches_only_its_requests() -> None:
     ensemble.go_on.set()
 
     async def ask() -> None:
-        batcher = Batcher(ensemble)
-        with pytest.raises(RuntimeError, match="out of luck"):
-            await batcher.predict([InputPhoto("broken", lambda: CAT)], lambda prediction: prediction)
-        assert await batcher.predict([InputPhoto("whole", lambda: CAT)], lambda prediction: prediction.label) == ["cat"]
-        assert batcher._slots._value == 2 * batcher._batch_size  # none is lost
+        with closing(Batcher(ensemble)) as batcher:
+            with pytest.raises(RuntimeError, match="out of luck"):
+                await batcher.predict([InputPhoto("broken", lambda: CAT)], lambda prediction: prediction)
+            labels = await batcher.predict([InputPhoto("whole", lambda: CAT)], lambda prediction: prediction.label)
+            assert labels == ["cat"]
+            assert batcher._slots._value == 2 * batcher._batch_size  # none is lost
 
     asyncio.run(ask())
 
@@ -416,15 +417,10 @@ def test_an_error_of_the_networks_reaches_only_its_requests() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads decode")
 def test_decoders_survive_that_one_is_killed() -> None:
     earlier = multiprocessing.active_children()
-    decoders = Decoders()
-    for process in multiprocessing.active_children():
-        if process not in earlier:
-            os.kill(process.pid, signal.SIGKILL)
-            break
-
-    def decoded() -> np.ndarray:
-        return decoders.decode(CAT, 8, "stretch").result(60)
-
-    with suppress(BrokenProcessPool):
-        decoded()
-    assert decoded().shape == (8, 8, 3)
+    with closing(Decoders()) as decoders:
+        first = next(process for process in multiprocessing.active_children() if process not in earlier)
+        os.kill(first.pid, signal.SIGKILL)
+        with suppress(BrokenProcessPool):
+            decoders.decode(CAT, 8, "stretch").result(60)
+        assert decoders.decode(CAT, 8, "stretch").result(60).shape == (8, 8, 3)
+    wait_for(lambda: multiprocessing.active_children() == earlier)
