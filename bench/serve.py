@@ -83,6 +83,7 @@ def serving() -> Iterator[tuple[int, subprocess.Popen]]:
     command = [sys.executable, SERVE, "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
+            assert server.stdout  # for the type checker
             yield int(server.stdout.readline().split()[0].rpartition(":")[2]), server
         finally:
             server.terminate()
