@@ -8,6 +8,7 @@ from pipeline.core.packed import difference
 from pipeline.core.paths import model, packed_split
 from pipeline.networks.building import bare_network, replace_output, with_version
 from pipeline.networks.dataset import PackedSplit
+from pipeline.networks.from_timm import fit_to_size
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -29,6 +30,7 @@ def load_model(path: Path) -> tuple[nn.Module, dict]:
         network = bare_network(description["network"])
         replace_output(network, len(description["classes"]), description["head_width"], description["dropout"])
         network.load_state_dict(with_version(state_dict, network))
+        fit_to_size(network, description.get("image_size", 0))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(
             f"{path} is not a model written by this pipeline ({first_line(error)}); run `dvc repro` to restore it"
