@@ -86,6 +86,7 @@ def test_serve_names_a_package_that_is_not_installed(tmp_path: Path) -> None:
 
 def test_only_timms_networks_need_timm(tmp_path: Path) -> None:
     copy_pipeline(tmp_path)
+    Project(tmp_path).write_params()
     (tmp_path / "tools/timm.py").write_text("raise ModuleNotFoundError(name='timm')")
     done = forked.run(["tools/networks.py", "resnet18", "timm/resnet18"], tmp_path, os.environ)
     assert error_line(done) == "timm is not installed; run `pip install -r requirements/timm.txt` or `make timm`"
