@@ -2,7 +2,7 @@ PYTHON ?= python3
 PIP_INSTALL = .venv/bin/python -m pip install --disable-pip-version-check --require-hashes --requirement
 COMPILE = .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 
-.PHONY: help install demo photos test test-fast lock verify serve watch submission audit export search bench tables gpu-check
+.PHONY: help install demo photos test test-fast lock verify serve watch submission audit export search timm bench tables gpu-check
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
@@ -45,6 +45,8 @@ export: .venv/installed-for-export  ## the networks and the ensemble as ONNX, wi
 search: .venv/installed-for-search  ## better params for training, by DVC experiments; see search.yaml
 	.venv/bin/python tools/search.py $(SEARCH)
 
+timm: .venv/installed-for-timm  ## timm, for networks such as timm/convnext_nano
+
 bench: .venv/installed-for-bench  ## speed compared with the usual alternatives and the hardware limit, in .bench/
 	.venv/bin/python bench/compare.py .bench $(BENCH)
 
@@ -56,7 +58,7 @@ gpu-check: .venv/installed  ## on a GPU: whether two runs give identical results
 
 lock: .venv/installed-for-test  ## compile requirements*.txt from requirements*.in
 	$(COMPILE) requirements.in --output-file requirements.txt
-	for name in audit bench export parquet phones s3 search serve test; do \
+	for name in audit bench export parquet phones s3 search serve test timm; do \
 		$(COMPILE) requirements/$$name.in --output-file requirements/$$name.txt || exit 1; \
 	done
 

@@ -44,7 +44,7 @@ from pipeline.core.cores import usable_cores
 from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_write, write_json
 from pipeline.core.params import weights_file
-from pipeline.core.paths import SPLIT_TABLE
+from pipeline.core.paths import SPLIT_TABLE, train_stage
 from pipeline.core.process import run_stage
 from pipeline.core.read_params import read_params
 from pipeline.core.split_table import read_split_table
@@ -263,7 +263,7 @@ def measure_time_to_goal(archive: Path, folder: Path, pipeline: Path, measured: 
     """How long each takes from the archive to the first epoch whose validation accuracy reaches GOAL."""
     name = next(iter(read_params(Params, pipeline / "params.yaml").networks))
     what = f"{name}: archive to {GOAL} on validation, s"
-    dvc = [sys.executable, "-m", "dvc", "repro", "--force", "--no-run-cache", f"train_{name}"]
+    dvc = [sys.executable, "-m", "dvc", "repro", "--force", "--no-run-cache", train_stage(name)]
     measured[what, OURS].append(seconds_to(GOAL, dvc, pipeline))
     unpacking = unpack(archive, folder, pipeline)
     scripts = {TORCHVISION: "torchvision_recipe.py"} | ({FASTAI: "fastai_fine_tune.py"} if HAS_FASTAI else {})

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pipeline.core import SPLITS
 from pipeline.core.all_params import Params
 from pipeline.core.split_table import read_split_table
-from pipeline.networks.building import build_network, check_image_size
+from pipeline.networks.building import build_network, check_image_size, normalisation_of
 from pipeline.networks.compute import to_device
 from pipeline.networks.dataset import PackedSplit
 from pipeline.networks.predicting import predict_features
@@ -48,7 +48,10 @@ def features_of(name: str, splits: dict[str, PackedSplit], params: Params, dtype
     network = build_network(name, weights, classes=2, head_width=None, dropout=0, seed=0)
     check_image_size(network, name, splits["train"].description["image_size"], "prepare.image_size")
     to_device(network, splits["train"].device)
-    features = [predict_features(network, packed, dtype, f"{name} {split}") for split, packed in splits.items()]
+    features = []
+    for split, packed in splits.items():
+        images = packed.normalised(normalisation_of(name, weights))
+        features.append(predict_features(network, images, dtype, f"{name} {split}"))
     return torch.cat(features).numpy()
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import UserError
+from pipeline.core.paths import train_stage
 from pipeline.core.tool_paths import RESULTS, SPEED_RECORD
 from pipeline.editing.recipes import DEFAULT
 
@@ -153,7 +154,7 @@ class Row:
 
     def training_time(self, network: str) -> str:
         """The mean over the runs in seconds, if one was timed."""
-        stage = f"train_{network}"
+        stage = train_stage(network)
         return mean([run["seconds"][stage] for run in self.runs if stage in run["seconds"]], "{:,.0f}")
 
 

@@ -17,7 +17,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.local_port import TRUSTED
 from pipeline.core.packed import read_packed
 from pipeline.core.params import Section
-from pipeline.core.paths import PARAMS, learning_curve, packed_split, step_curve
+from pipeline.core.paths import PARAMS, from_disk, learning_curve, packed_split, step_curve
 from pipeline.core.read_params import read_params
 from pipeline.core.sections.train import Train
 from pipeline.pages import plots
@@ -89,9 +89,9 @@ def find_watched() -> list[Watched]:
     found = []
     for run, folder in find_runs():
         files = [path for curve in (learning_curve, step_curve) for path in folder.glob(str(curve("*")))]
-        for network in sorted({path.stem for path in files}):
+        for network in sorted({from_disk(path.stem) for path in files}):
             with suppress(FileNotFoundError):  # the results just replace it, or DVC deletes it
-                changed = max(path.stat().st_mtime for path in files if path.stem == network)
+                changed = max(path.stat().st_mtime for path in files if from_disk(path.stem) == network)
                 watched = read_watched(run, network, folder, changed)
                 if len(watched.curve) + len(watched.steps) and (run == WORKSPACE or not watched.is_finished):
                     found.append(watched)

@@ -4,7 +4,7 @@ Reads models/networks/ and data/prepared/; writes metrics/networks/ (the main sc
 tables networks.csv in metrics/predictions/ (one row per photo and network), metrics/scores/ and metrics/class_scores/.
 `ensemble` and `report` run no network, so it also writes the heat maps that the report shows,
 metrics/heat_maps.safetensors: `rows`, the photos' rows in test (int64 [N]), and for each network uint8 [N, height,
-width], 255 for the area that supports its prediction most. Networks without a last feature map (ViT) have none.
+width], 255 for the area that supports its prediction most. Networks without a last feature map have none.
 """
 
 import sys
@@ -24,9 +24,11 @@ from pipeline.core.paths import (
     NETWORK_PREDICTIONS,
     NETWORK_SCORES,
     SPLIT_TABLE,
+    from_disk,
     model,
     network_metrics,
     packed_split,
+    train_stage,
 )
 from pipeline.core.process import run_stage
 from pipeline.core.read_params import read_params
@@ -54,16 +56,17 @@ def read_inputs() -> Params:
 
 def require_models(names: set[str]) -> None:
     """Raise UserError unless models/networks/ has exactly these networks, because the stage depends on all of it."""
-    found = {path.stem for path in NETWORK_MODELS.glob("*.safetensors")}
-    if missing := names - found:
-        name = min(missing)
+    expected, found = {model(name): name for name in names}, {*NETWORK_MODELS.glob("*.safetensors")}
+    if missing := expected.keys() - found:
+        path = min(missing)
         raise UserError(
-            f"{model(name)} does not exist; run `dvc repro` (if dvc.yaml has no stage train_{name}, first run "
-            f"`python tools/networks.py {' '.join(sorted(names))}`)"
+            f"{path} does not exist; run `dvc repro` (if dvc.yaml has no stage {train_stage(expected[path])}, first "
+            f"run `python tools/networks.py {' '.join(sorted(names))}`)"
         )
-    if strays := found - names:
-        name = min(strays)
-        raise UserError(f"{model(name)} is not for a network in params.yaml; add {name} to networks or delete the file")
+    if strays := found - expected.keys():
+        path = min(strays)
+        name = from_disk(path.stem)
+        raise UserError(f"{path} is not for a network in params.yaml; add {name} to networks or delete the file")
 
 
 def main() -> None:
@@ -75,6 +78,7 @@ def main() -> None:
     from pipeline.networks.dataset import open_split
     from pipeline.networks.explaining import explain
     from pipeline.networks.models import load_trained
+    from pipeline.networks.normalisation import Normalisation
     from pipeline.networks.predicting import predict_splits
     from pipeline.scores.evaluating import logits_table, print_scores, score_networks
     from pipeline.scores.hardest import hardest_with_any_method
@@ -93,7 +97,8 @@ def main() -> None:
     networks, descriptions, tables = {}, {}, []
     for name in params.networks:
         networks[name], descriptions[name] = load_trained(name, splits)
-        outputs = predict_splits(name, networks[name], splits, params.evaluate.test_time_flip, dtype)
+        normalised = {split: of.normalised(Normalisation.of(descriptions[name])) for split, of in splits.items()}
+        outputs = predict_splits(name, networks[name], normalised, params.evaluate.test_time_flip, dtype)
         tables.append(logits_table(name, photos, splits["test"].description["classes"], outputs))
     logits = pd.concat(tables)
 
@@ -103,7 +108,10 @@ def main() -> None:
 
     hardest = hardest_with_any_method(validation, test)  # the photos that the report shows
     predicted = {name: predicted_labels(values) for name, values in test.logits.items()}
-    heat_maps = explain(networks, splits["test"], hardest, predicted)
+    images = {
+        name: splits["test"].normalised(Normalisation.of(description)) for name, description in descriptions.items()
+    }
+    heat_maps = explain(networks, images, hardest, predicted)
 
     with atomic_write() as write_to:
         logits.to_csv(write_to(NETWORK_PREDICTIONS), index=False)
@@ -122,7 +130,7 @@ def main() -> None:
 def remove_metrics_except(names: set[str]) -> None:
     """Delete the metrics of networks that have been removed from params.yaml."""
     for path in NETWORK_METRICS.glob("*.json"):
-        if path.stem not in names:
+        if path not in map(network_metrics, names):
             path.unlink()
 
 

@@ -100,7 +100,8 @@ def main() -> None:
     training.network.load_state_dict(training.kept_model()[0])
     network = ready_to_predict(training.network, params.evaluate.test_time_flip, device)
     logits = {
-        part: predict_logits(network, parts[part], dtype, f"{name} {part}").numpy() for part in ("validation", HELD_OUT)
+        part: predict_logits(network, parts[part].normalised(training.normalisation), dtype, f"{name} {part}").numpy()
+        for part in ("validation", HELD_OUT)
     }
     with atomic_write() as write_to:
         table = logits_table(name, photos, classes, logits)

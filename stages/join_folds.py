@@ -81,7 +81,7 @@ def main() -> None:
         for name, values in headlines(scores).items():
             write_json(write_to(folds_metrics(name)), values)
     for path in FOLDS_METRICS.glob("*.json"):
-        if path.stem not in held_out.probabilities:
+        if path not in map(folds_metrics, held_out.probabilities):
             path.unlink()  # left over from a removed network
 
 

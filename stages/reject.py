@@ -12,6 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `pipeline` can be imported
 
 import json
+from dataclasses import asdict
 
 from pipeline.core import SPLITS
 from pipeline.core.command_line import read_arguments
@@ -75,7 +76,7 @@ def fit(params: Params, rate: float) -> None:
     """Compute the features of known photos, set the threshold, and write both."""
     # Slow imports, which are not needed if reject.false_rejection_rate is null.
     from pipeline.core.split_table import read_split_table
-    from pipeline.networks.building import build_network
+    from pipeline.networks.building import build_network, normalisation_of
     from pipeline.networks.compute import set_up, to_device
     from pipeline.networks.dataset import open_split
     from pipeline.networks.predicting import predict_features
@@ -85,13 +86,14 @@ def fit(params: Params, rate: float) -> None:
 
     name, weights = first_network(params)
     device, dtype = set_up(params.device, params.precision, params.threads)
+    normalisation = normalisation_of(name, weights)
     network = build_network(name, weights, classes=1, head_width=None, dropout=0, seed=0)
     to_device(network, device)
-    train = open_split(packed_split("train"), device)
-    references = make_references(network, train, dtype)
+    splits = {split: open_split(packed_split(split), device).normalised(normalisation) for split in SPLITS}
+    references = make_references(network, splits["train"], dtype)
     photos, similar = read_split_table(), {}
     for split in ("validation", "test"):
-        features = predict_features(network, open_split(packed_split(split), device), dtype, f"{name} {split}")
+        features = predict_features(network, splits[split], dtype, f"{name} {split}")
         similar[split] = similarities(features, references)
     threshold = choose_threshold(similar["validation"], rate)
 
@@ -106,7 +108,8 @@ def fit(params: Params, rate: float) -> None:
             "network": name,
             "false_rejection_rate": rate,
             "threshold": threshold,
-            **train.description,
+            **asdict(normalisation),
+            **splits["train"].description,
         }
         save_rejection(write_to(REJECTION), network, references, description)
         pd.concat(tables)[COLUMNS].to_csv(write_to(REJECTION_TABLE), index=False)

@@ -86,9 +86,9 @@ def main() -> None:
             answers.to_csv(write_to(confusion_file(name)), index=False)
             results.roc[name].to_csv(write_to(roc_file(name)), index=False)
             results.reliability[name].to_csv(write_to(reliability_file(name)), index=False)
-    for folder in (confusion_file("").parent, roc_file("").parent, reliability_file("").parent):
-        for path in folder.glob("*.csv"):
-            if path.stem not in results.scores:
+    for file_of in (confusion_file, roc_file, reliability_file):
+        for path in file_of("").parent.glob("*.csv"):
+            if path not in map(file_of, results.scores):
                 path.unlink()  # left over from a removed network or ensemble
     print(f"{REPORT}: {len(page) / 1e6:.1f} MB; open it in a browser")
 

@@ -1,4 +1,4 @@
-"""Train one of torchvision's networks and keep the weights that are best on validation.
+"""Train one network and keep the weights that are best on validation.
 
 Reads data/prepared/{train,validation}.safetensors; writes models/networks/NETWORK.safetensors,
 metrics/train/NETWORK.json, metrics/curves/NETWORK.csv (by epoch) and metrics/steps/NETWORK.csv. The curves grow during

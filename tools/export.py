@@ -17,7 +17,7 @@ from pipeline.core.files import atomic_write
 from pipeline.core.process import extra_packages, run_stage
 from pipeline.core.read_params import read_params
 from pipeline.core.results import require_ensemble
-from pipeline.core.tool_paths import EXPORT
+from pipeline.core.tool_paths import EXPORT, graph_file
 
 
 def read_inputs() -> Params:
@@ -48,19 +48,22 @@ def main() -> None:
         from pipeline.export.runtimes import compare
 
     ensemble = Ensemble(params, torch.device("cpu"), torch.float32)
-    graphs = {name: ([network], Combination("mean_logits")) for name, network in ensemble.networks.items()}
+    graphs = {name: ([name], Combination("mean_logits")) for name in ensemble.networks}
     if ensemble.shown_members:
-        graphs[ENSEMBLE] = (list(ensemble.networks.values()), ensemble.combination)
+        graphs[ENSEMBLE] = (list(ensemble.networks), ensemble.combination)
     photos = read_photos(ensemble)
     example = encode_png(draw_example())
     pixels = np.concatenate([photos, decode(example, ensemble.image_size, ensemble.resize)[np.newaxis]])
-    combined, members = ensemble.probabilities(pixels)
-    expected = {**members, ENSEMBLE: combined}
+    combined, by_member = ensemble.probabilities(pixels)
+    expected = {**by_member, ENSEMBLE: combined}
     differences = {}
     with atomic_write() as write_to:
-        for name, (networks, combination) in graphs.items():
-            file = write_to(EXPORT / f"{name}.onnx")
-            write_onnx(ImageToProbabilities(networks, combination, ensemble.image_size), ensemble.classes, file)
+        for name, (members, combination) in graphs.items():
+            networks = [ensemble.networks[member] for member in members]
+            normalisations = [ensemble.normalisations[member] for member in members]
+            file = write_to(graph_file(name))
+            graph = ImageToProbabilities(networks, normalisations, combination, ensemble.image_size)
+            write_onnx(graph, ensemble.classes, file)
             differences[name] = compare(name, file, pixels, expected[name])
         write_to(EXPORT / "example.png").write_bytes(example)
         table = pd.DataFrame.from_dict(differences, orient="index")
@@ -72,9 +75,9 @@ def main() -> None:
         card = model_card(without_folders(params), ensemble, table, len(photos), example_answers)
         write_to(EXPORT / "MODEL_CARD.md").write_text(card, encoding="utf-8")
     for path in EXPORT.glob("*.onnx"):
-        if path.stem not in graphs:
+        if path not in map(graph_file, graphs):
             path.unlink()  # left over from a removed network or ensemble
-    print(f"{EXPORT}/: " + ", ".join(f"{name}.onnx" for name in graphs) + ", example.png and MODEL_CARD.md")
+    print(f"{EXPORT}/: " + ", ".join(graph_file(name).name for name in graphs) + ", example.png and MODEL_CARD.md")
     print(f"Largest difference between a runtime's probabilities and the pipeline's, over {len(pixels)} photos:")
     print(table.map("{:.1e}".format).to_string())
 

@@ -56,7 +56,7 @@ def main() -> None:
     if done.returncode:
         sys.exit(done.returncode)
     used = {*models_of(networks, folds)}
-    for path in FOLD_MODELS.iterdir():
+    for path in FOLD_MODELS.rglob("*.*"):
         if path not in used:
             path.unlink()  # left over from more folds, or from a removed network
     print("\n".join(["", *describe(read_joined(), read_scores(FOLDS_SCORES)), ""]))

@@ -1,7 +1,8 @@
-"""Set which networks are trained, evaluated and combined, in params.yaml and dvc.yaml.
+"""Set which networks are trained, evaluated and combined, in params.yaml and dvc.yaml; or list them.
 
-Existing networks keep their weights and their stage; new ones get torchvision's IMAGENET1K_V1. The results of networks
-that are not given are deleted; `git restore . && dvc checkout` restores everything.
+Existing networks keep their weights and their stage; new ones get torchvision's IMAGENET1K_V1, or the first of timm's
+weights. The results of networks that are not given are deleted; `git restore . && dvc checkout` restores everything.
+With --list nothing changes, and names may be patterns.
 """
 
 import sys
@@ -10,27 +11,90 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `pipeline` can be imported
 
 import argparse
+import re
 
 from pipeline.core.command_line import ArgumentParser
 from pipeline.core.errors import UserError
-from pipeline.core.paths import PARAMS, PIPELINE, learning_curve, model, network_metrics, step_curve, train_scores
+from pipeline.core.params import Device, Precision, Section, Threads
+from pipeline.core.paths import (
+    PARAMS,
+    PIPELINE,
+    learning_curve,
+    model,
+    network_metrics,
+    on_disk,
+    step_curve,
+    train_scores,
+    train_stage,
+)
 from pipeline.core.process import run_stage
+from pipeline.core.read_params import read_params
+from pipeline.core.sections.prepare import Prepare
 from pipeline.editing.yaml_files import as_text, parse, read_to_edit, write_edited
 
 from ruamel.yaml.comments import CommentedMap
 
-TRAIN = "train_"  # the prefix of the training stages' names
+COLUMNS = "{:32}{:>11}{:>10}  {}"
+
+
+class Params(Section):
+    """What --list reads of params.yaml: how networks run here, and the size of the images."""
+
+    device: Device
+    precision: Precision
+    threads: Threads
+    prepare: Prepare
 
 
 def read_arguments() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("networks", nargs="+", metavar="NETWORK", help="torchvision's name, such as resnet18")
-    return parser.parse_args()
+    parser.add_argument(
+        "networks", nargs="*", metavar="NETWORK", help="torchvision's name, such as resnet18, or timm/ and timm's name"
+    )
+    parser.add_argument(
+        "--list",
+        action="store_true",
+        help="list the networks with these names, such as 'resnet*' or 'timm/convnext*', or all of torchvision's, with "
+        "their parameters, their speed here and the ImageNet accuracy of their weights",
+    )
+    arguments = parser.parse_args()
+    if not (arguments.networks or arguments.list):
+        parser.error("the following arguments are required: NETWORK or --list")
+    return arguments
 
 
 def main() -> None:
-    names = read_arguments().networks
+    arguments = read_arguments()
+    if arguments.list:
+        list_networks(arguments.networks)
+    else:
+        use_networks(arguments.networks)
 
+
+def list_networks(patterns: list[str]) -> None:
+    """Print a line per network, as soon as its speed is measured."""
+    params = read_params(Params)
+
+    from pipeline.networks.compute import dtype_name, set_up
+    from pipeline.networks.listing import entries, matching_names
+
+    names, size = matching_names(patterns), params.prepare.image_size
+    device, dtype = set_up(params.device, params.precision, params.threads)
+    print(f"images/s: inference at {size} pixels a side, {dtype_name(dtype)} on {device.type}; training takes longer")
+    print(COLUMNS.format("network", "parameters", "images/s", "weights, with their accuracy on ImageNet in %"))
+    for entry in entries(names, size, device, dtype):
+        weights = [f"{name} {accuracy:.1f}" if accuracy else name for name, accuracy in entry.weights.items()]
+        rate = describe_rate(entry.images_per_s) if entry.images_per_s else f"not {size}"
+        parameters = f"{entry.parameters / 1e6:.1f} M"
+        print(COLUMNS.format(entry.name, parameters, rate, ", ".join(weights) or "none"), flush=True)
+
+
+def describe_rate(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}" if rate >= 1 else f"{rate:.2g}"
+
+
+def use_networks(names: list[str]) -> None:
+    """Make params.yaml and dvc.yaml contain exactly these networks."""
     from pipeline.networks.building import require_known  # not before: it imports PyTorch, which takes seconds
 
     for name in names:
@@ -50,22 +114,22 @@ def main() -> None:
 
 def set_networks(networks: CommentedMap, names: list[str]) -> None:
     """Make the section `networks` of params.yaml contain exactly `names`."""
+    from pipeline.networks.from_timm import is_timms, timms_weights
+
     for name in [*networks]:
         if name not in names:
             del networks[name]
     for name in names:
         if name not in networks:
-            networks[name] = CommentedMap(weights="IMAGENET1K_V1")
+            weights = next(iter(timms_weights(name)), "none") if is_timms(name) else "IMAGENET1K_V1"
+            networks[name] = CommentedMap(weights=weights)
             networks[name].fa.set_flow_style()
 
 
 def trained_networks(stages: CommentedMap) -> list[str]:
     """The networks with a training stage in dvc.yaml: one that runs stages/train.py for it."""
-    return [
-        name.removeprefix(TRAIN)
-        for name, stage in stages.items()
-        if name.startswith(TRAIN) and f"stages/train.py {name.removeprefix(TRAIN)}" in str(stage.get("cmd"))
-    ]
+    commands = {stage: re.search(r"stages/train\.py (\S+)", str(of.get("cmd"))) for stage, of in stages.items()}
+    return [found[1] for stage, found in commands.items() if found and stage == train_stage(found[1])]
 
 
 def set_stages(stages: CommentedMap, names: list[str]) -> None:
@@ -73,19 +137,22 @@ def set_stages(stages: CommentedMap, names: list[str]) -> None:
     trained = trained_networks(stages)
     if not trained:
         raise UserError(
-            f"{PIPELINE} has no training stage; expected at least one {TRAIN}NETWORK; run `git restore {PIPELINE}`"
+            f"{PIPELINE} has no training stage; expected at least one, {train_stage('NETWORK')}; run `git restore "
+            f"{PIPELINE}`"
         )
     last = trained[-1]
-    deps = stages[TRAIN + last]["deps"]
+    deps = stages[train_stage(last)]["deps"]
     for name in names:
         if name not in trained:
-            stage = parse(as_text(stages[TRAIN + last]).replace(last, name))
+            stage = parse(as_text(stages[train_stage(last)]).replace(last, name))
             stage["deps"] = deps  # the same list, so that YAML writes an alias
-            stages.insert(list(stages).index("evaluate"), TRAIN + name, stage)
+            files = as_text(stages[train_stage(last)]["outs"]).replace(on_disk(last), on_disk(name))
+            stage["outs"] = parse(files)
+            stages.insert(list(stages).index("evaluate"), train_stage(name), stage)
     deps.yaml_set_anchor("train_deps", always_dump=True)
     for name in trained:
         if name not in names:
-            del stages[TRAIN + name]
+            del stages[train_stage(name)]
 
 
 def set_artifacts(artifacts: CommentedMap, names: list[str], removed: set[str]) -> None:
@@ -95,7 +162,7 @@ def set_artifacts(artifacts: CommentedMap, names: list[str], removed: set[str]) 
         if artifacts[key].get("path") in removed_paths:
             del artifacts[key]
     for name in names:
-        key = name.replace("_", "-")  # DVC does not allow underscores in artifact names
+        key = on_disk(name).replace("_", "-")  # DVC does not allow underscores in artifact names
         if key not in artifacts:
             artifacts[key] = CommentedMap(path=str(model(name)), type="model")
             artifacts[key].fa.set_flow_style()
@@ -109,7 +176,7 @@ def set_plots(plots: list, names: list[str]) -> None:
             if isinstance(files, dict) and (shown := [file for file in files if Path(file).parent == curve("").parent]):
                 column = files[shown[0]]
                 for file in shown:
-                    if Path(file).stem not in names:
+                    if Path(file) not in map(curve, names):
                         del files[file]
                 for name in names:
                     files.setdefault(str(curve(name)), column)

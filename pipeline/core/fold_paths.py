@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from pipeline.core.paths import on_disk
+
 FOLDS_PIPELINE = Path("folds/dvc.yaml")  # its stages; the tool writes it
 FOLDS_LOCK = Path("folds/dvc.lock")
 
@@ -14,7 +16,10 @@ FOLDS_METRICS = FOLDS / "networks"  # a file per network and for the ensemble: s
 
 
 def fold_predictions(network: str, fold: int) -> Path:
-    """The predictions of a network whose training left out a fold, for that fold and for its validation photos."""
+    """The predictions of a network whose training left out a fold, for that fold and for its validation photos.
+
+    Those of timm's networks are in a folder timm/, because a stage of a matrix cannot write its value differently.
+    """
     return FOLD_MODELS / f"{network}-{fold}.csv"
 
 
@@ -25,4 +30,4 @@ def fold_scores(network: str, fold: int) -> Path:
 
 def folds_metrics(name: str) -> Path:
     """The numbers that `dvc metrics` shows of a network or of the ensemble."""
-    return FOLDS_METRICS / f"{name}.json"
+    return FOLDS_METRICS / f"{on_disk(name)}.json"

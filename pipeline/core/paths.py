@@ -35,6 +35,24 @@ HEAT_MAPS = METRICS / "heat_maps.safetensors"
 REPORT = METRICS / "report.html"
 
 
+def on_disk(network: str) -> str:
+    """A network's name as files and stages have it: `timm-resnet18` for timm/resnet18.
+
+    The names stay different, because neither torchvision nor timm has a hyphen in a network's name.
+    """
+    return network.replace("/", "-")
+
+
+def from_disk(name: str) -> str:
+    """The network of a file: the inverse of `on_disk`."""
+    return name.replace("-", "/")
+
+
+def train_stage(network: str) -> str:
+    """The stage in dvc.yaml that trains a network."""
+    return f"train_{on_disk(network)}"
+
+
 def code_text(stage: str) -> Path:
     """The file in which `track_code` describes the code that a script in stages/ runs."""
     return CODE / f"{stage}.txt"
@@ -46,28 +64,28 @@ def packed_split(split: str) -> Path:
 
 
 def model(network: str) -> Path:
-    return NETWORK_MODELS / f"{network}.safetensors"
+    return NETWORK_MODELS / f"{on_disk(network)}.safetensors"
 
 
 def checkpoint_file(network: str) -> Path:
-    return NETWORK_MODELS / f"{network}.checkpoint"
+    return NETWORK_MODELS / f"{on_disk(network)}.checkpoint"
 
 
 def learning_curve(network: str) -> Path:
-    return METRICS / f"curves/{network}.csv"
+    return METRICS / f"curves/{on_disk(network)}.csv"
 
 
 def step_curve(network: str) -> Path:
-    return METRICS / f"steps/{network}.csv"
+    return METRICS / f"steps/{on_disk(network)}.csv"
 
 
 def train_scores(network: str) -> Path:
-    return METRICS / f"train/{network}.json"
+    return METRICS / f"train/{on_disk(network)}.json"
 
 
 def network_metrics(network: str) -> Path:
     """The numbers that `dvc metrics` shows of a network."""
-    return NETWORK_METRICS / f"{network}.json"
+    return NETWORK_METRICS / f"{on_disk(network)}.json"
 
 
 def plot_file(kind: str) -> Path:
@@ -76,14 +94,14 @@ def plot_file(kind: str) -> Path:
 
 def confusion_file(name: str) -> Path:
     """The actual and predicted classes of a network or of the ensemble."""
-    return METRICS / f"confusion/{name}.csv"
+    return METRICS / f"confusion/{on_disk(name)}.csv"
 
 
 def roc_file(name: str) -> Path:
     """The ROC curve of a network or of the ensemble."""
-    return METRICS / f"roc/{name}.csv"
+    return METRICS / f"roc/{on_disk(name)}.csv"
 
 
 def reliability_file(name: str) -> Path:
     """The reliability table of a network or of the ensemble."""
-    return METRICS / f"reliability/{name}.csv"
+    return METRICS / f"reliability/{on_disk(name)}.csv"

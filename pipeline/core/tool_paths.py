@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipeline.core.paths import METRICS
+from pipeline.core.paths import METRICS, on_disk
 
 RECIPES = Path("recipes")
 
@@ -22,3 +22,8 @@ SUBMISSION = Path("submission.csv")
 
 SEARCH_SPACE = Path("search.yaml")
 SEARCH = Path(".search")  # what tools/search.py writes: its state, the trials' output and the plots
+
+
+def graph_file(name: str) -> Path:
+    """The ONNX graph of a network or of the ensemble."""
+    return EXPORT / f"{on_disk(name)}.onnx"

@@ -5,7 +5,7 @@ import logging
 import warnings
 from pathlib import Path
 
-from pipeline.networks.dataset import IMAGENET_MEAN, IMAGENET_STD
+from pipeline.networks.normalisation import Normalisation
 from pipeline.networks.predicting import TestTimeFlip
 from pipeline.scores.combining import Combination
 
@@ -24,26 +24,42 @@ class ImageToProbabilities(nn.Module):
     antialias), and no negative steps, comparisons or indices that drop an axis (OpenCV fails or is silently wrong).
     """
 
-    def __init__(self, networks: list[nn.Module], combination: Combination, size: int) -> None:
+    def __init__(
+        self, networks: list[nn.Module], normalisations: list[Normalisation], combination: Combination, size: int
+    ) -> None:
+        """The networks expect images normalised by `normalisations`, one each."""
         super().__init__()
         self.flips = [isinstance(network, TestTimeFlip) for network in networks]
         self.networks = nn.ModuleList(
             network.network if isinstance(network, TestTimeFlip) else network for network in networks
         )
         self.combination = combination
-        self.register_buffer("mean", 255 * torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
-        self.register_buffer("std", 255 * torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
+        different = list(dict.fromkeys(normalisations))
+        self.normalising = nn.ModuleList(map(_Normalising, different))
+        self.number_of = [different.index(normalisation) for normalisation in normalisations]
         self.register_buffer("mirrored", torch.arange(size - 1, -1, -1))
 
     def forward(self, image: Tensor) -> Tensor:
-        image = (image - self.mean) / self.std
+        images = [normalise(image) for normalise in self.normalising]
         member_logits = []
-        for network, flips in zip(self.networks, self.flips, strict=True):
-            logits = network(image)
+        for network, number, flips in zip(self.networks, self.number_of, self.flips, strict=True):
+            logits = network(images[number])
             if flips:
-                logits = (logits + network(image.index_select(3, self.mirrored))) / 2
+                logits = (logits + network(images[number].index_select(3, self.mirrored))) / 2
             member_logits.append(logits)
         return self.combination(member_logits, softmax=softmax, votes=votes, array=torch.tensor)
+
+
+class _Normalising(nn.Module):
+    """A Normalisation in a graph, for float32 images [1, 3, size, size] from 0 to 255."""
+
+    def __init__(self, normalisation: Normalisation) -> None:
+        super().__init__()
+        self.register_buffer("mean", 255 * torch.tensor(normalisation.mean).view(1, 3, 1, 1))
+        self.register_buffer("std", 255 * torch.tensor(normalisation.std).view(1, 3, 1, 1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        return (image - self.mean) / self.std
 
 
 def softmax(logits: Tensor) -> Tensor:

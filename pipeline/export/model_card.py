@@ -12,6 +12,7 @@ from pipeline.core.paths import (
     PREPARE_SUMMARY,
 )
 from pipeline.core.split_table import MAX_NAMED, describe_classes, read_split_table
+from pipeline.core.tool_paths import graph_file
 from pipeline.export.graphs import IR_VERSION, OPSET
 from pipeline.inference.ensemble import Ensemble
 from pipeline.pages.rendering import render
@@ -34,6 +35,7 @@ def model_card(
         classes=ensemble.classes,
         most_named=MAX_NAMED,
         main=graphs[-1],
+        files={name: graph_file(name).name for name in graphs},
         networks=list(ensemble.networks),
         method=ensemble.combination.method,
         test_time_flip=params.evaluate.test_time_flip,

@@ -12,9 +12,9 @@ from pipeline.core.paths import REJECTION, model
 from pipeline.core.read_params import read_params
 from pipeline.core.results import require_ensemble, require_results
 from pipeline.networks.compute import autocast, set_up
-from pipeline.networks.dataset import normalise
 from pipeline.networks.explaining import heat_maps
 from pipeline.networks.models import load_model
+from pipeline.networks.normalisation import Normalisation
 from pipeline.networks.predicting import INFERENCE_BATCH_SIZE, ready_to_predict
 from pipeline.networks.rejection import Rejection, load_rejection
 from pipeline.photos.decoding import UnreadablePhoto, silence_pillow
@@ -63,10 +63,11 @@ class Prediction:
 class Ensemble:
     """The trained networks of params.yaml, combined as models/combination.json says.
 
-    `networks` are ready to predict on `device`; `classes` are in the order of their outputs; `kept_epochs` are the
-    epochs that `train` kept: 0 for a fitted head, a text such as `0+6` for a mean, None in models of earlier versions;
-    `description` is the first model's, and all are for the same photos. Raises UserError if a model or combination.json
-    is missing, or if the models were not trained with the same classes, image size, resize and split.
+    `networks` are ready to predict on `device`, for images normalised by their `normalisations`; `classes` are in the
+    order of their outputs; `kept_epochs` are the epochs that `train` kept: 0 for a fitted head, a text such as `0+6`
+    for a mean, None in models of earlier versions; `description` is the first model's, and all are for the same photos.
+    Raises UserError if a model or combination.json is missing, or if the models were not trained with the same classes,
+    image size, resize and split.
     """
 
     def __init__(self, params: Params, device: torch.device, dtype: torch.dtype) -> None:
@@ -74,10 +75,12 @@ class Ensemble:
         names = list(params.networks)
         self.device, self.dtype = device, dtype
         self.networks: dict[str, nn.Module] = {}
+        self.normalisations: dict[str, Normalisation] = {}
         descriptions = []
         for name in names:
             network, description = load_model(model(name))
             descriptions.append(description)
+            self.normalisations[name] = Normalisation.of(description)
             self.networks[name] = ready_to_predict(network, params.evaluate.test_time_flip, device)
         self.description = descriptions[0]
         for description in descriptions:
@@ -108,11 +111,11 @@ class Ensemble:
     @torch.inference_mode()
     def logits(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         """Each network's logits, float64 [N, classes], for uint8 images [N, image_size, image_size, 3]."""
-        images = self._normalise(pixels)
+        images = self._images(pixels)
         logits = {}
         for name, network in self.networks.items():
             with autocast(self.device, self.dtype):
-                logits[name] = network(images).float().cpu().numpy().astype("float64")
+                logits[name] = network(images[name]).float().cpu().numpy().astype("float64")
         return logits
 
     def probabilities(self, pixels: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -125,7 +128,7 @@ class Ensemble:
         """Whether each image seems to show none of the classes, bool [N], for images as in `logits`."""
         if self._rejection is None:
             return np.zeros(len(pixels), bool)
-        similar = self._rejection.similarities(self._normalise(pixels), self.dtype)
+        similar = self._rejection.similarities(self._on_device(pixels), self.dtype)
         return (similar < self._rejection.threshold).numpy()
 
     @cached_property
@@ -141,17 +144,23 @@ class Ensemble:
             )
         return rejection
 
-    def _normalise(self, pixels: np.ndarray) -> torch.Tensor:
-        return normalise(torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2))
+    def _on_device(self, pixels: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)
+
+    def _images(self, pixels: np.ndarray) -> dict[str, torch.Tensor]:
+        """The images as each network expects them, the same tensor for all that expect the same."""
+        on_device = self._on_device(pixels)
+        normalised = {normalise: normalise(on_device) for normalise in self.normalisations.values()}
+        return {name: normalised[normalise] for name, normalise in self.normalisations.items()}
 
     def heat_maps(self, pixels: np.ndarray, members: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """What supports each network's prediction, for images as in `logits`: uint8 [N, height, width].
 
-        `members` are their probabilities. ViT has no heat maps.
+        `members` are their probabilities. A network without a last feature map has no heat maps.
         """
-        images = self._normalise(pixels)
+        images = self._images(pixels)
         found = {
-            name: heat_maps(network, images, torch.from_numpy(predicted_labels(members[name])).to(self.device))
+            name: heat_maps(network, images[name], torch.from_numpy(predicted_labels(members[name])).to(self.device))
             for name, network in self._unfolded.items()
         }
         return {name: maps.numpy() for name, maps in found.items() if maps is not None}

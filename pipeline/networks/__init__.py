@@ -1,4 +1,4 @@
-"""torchvision's networks: building, training and running them on packed splits."""
+"""torchvision's and timm's networks: building, training and running them on packed splits."""
 
 from pipeline.networks.startup import import_torchvision, keep_optimizers_from_importing_dynamo
 

@@ -1,4 +1,4 @@
-"""Build torchvision's networks with pretrained weights and our own head."""
+"""Build torchvision's and timm's networks with pretrained weights and our own head."""
 
 import difflib
 import re
@@ -6,8 +6,10 @@ import warnings
 from collections import OrderedDict
 from typing import cast
 
-from pipeline.core.errors import UserError, first_line
+from pipeline.core.errors import UserError, first_line, list_some
 from pipeline.core.params import MAX_SIZE, MIN_SIZE
+from pipeline.networks.from_timm import is_timms, timms_names, timms_network, timms_normalisation
+from pipeline.networks.normalisation import IMAGENET, Normalisation
 from pipeline.networks.weights import read_weights, strip_prefix
 
 import torch
@@ -36,7 +38,7 @@ class Head(nn.Sequential):
 def build_network(
     name: str, weights: str, classes: int, head_width: int | None, dropout: float, seed: int
 ) -> nn.Module:
-    """Build torchvision's network `name` with a new head instead of its last linear layer; `seed` sets its weights.
+    """Build the network `name` with a new head instead of its last linear layer; `seed` sets its weights.
 
     `weights` is `none` (random, also from `seed`), one of torchvision's or timm's names (downloaded once, checked by
     hash), or a .pth, .pt, .ckpt or .safetensors file named like torch.hub's, `<name>-<SHA-256, at least 8 digits>.pth`.
@@ -54,13 +56,22 @@ def build_network(
 
 
 def require_known(name: str) -> None:
-    """Raise UserError unless `name` is one of torchvision's classification networks."""
-    known = models.list_models(module=models)
+    """Raise UserError unless `name` is one of torchvision's classification networks, or one of timm's."""
+    library, known = ("timm", timms_names()) if is_timms(name) else ("torchvision", models.list_models(module=models))
     if name not in known:
-        similar = ", ".join(difflib.get_close_matches(name, known)) or "resnet18"
+        similar = ", ".join(difflib.get_close_matches(name, known)) or ("timm/" * is_timms(name) + "resnet18")
         raise UserError(
-            f"params.yaml: networks.{name}: torchvision has no such network; expected a name such as {similar}"
+            f"params.yaml: networks.{name}: {library} has no such network; expected a name such as {similar}"
         )
+
+
+def normalisation_of(name: str, weights: str) -> Normalisation:
+    """How the network `name` expects its images, with these `weights` (of `networks.<name>.weights`).
+
+    Raises UserError for an unknown name, and if `weights` name some of timm's, but not of this network.
+    """
+    require_known(name)
+    return timms_normalisation(name, weights) if is_timms(name) else IMAGENET
 
 
 def head_of(network: nn.Module) -> Head:
@@ -103,7 +114,9 @@ def _size_error(network: nn.Module, size: int) -> Exception | None:
 
 
 def bare_network(name: str) -> nn.Module:
-    """torchvision's network `name` with random weights and without auxiliary heads."""
+    """The network `name` with random weights and without auxiliary heads."""
+    if is_timms(name):
+        return timms_network(name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # googlenet and inception_v3 warn about weight initialisation
         network = models.get_model(name, weights=None)
@@ -115,16 +128,22 @@ def bare_network(name: str) -> nn.Module:
     return network
 
 
-def _output_name(network: nn.Module) -> str:
-    """The name of the module that a Head replaces: the last linear layer, or in SqueezeNet the whole classifier."""
+def output_name(network: nn.Module) -> str:
+    """The name of the module that a Head replaces.
+
+    It is the last linear layer, in SqueezeNet the whole classifier, and in timm's networks what they say it is.
+    """
     if isinstance(network, models.SqueezeNet):
         return "classifier"
+    if get_classifier := getattr(network, "get_classifier", None):
+        classifier = get_classifier()
+        return next(name for name, module in network.named_modules() if module is classifier)
     return [name for name, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
 
 
 def replace_output(network: nn.Module, classes: int, head_width: int | None, dropout: float) -> None:
     """Replace the network's output layer by a new Head."""
-    name = _output_name(network)
+    name = output_name(network)
     if isinstance(network, models.SqueezeNet):  # its classifier is a convolution followed by pooling
         replacement = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), Head(512, classes, head_width, dropout))
     else:
@@ -136,19 +155,32 @@ def replace_output(network: nn.Module, classes: int, head_width: int | None, dro
 def _load_backbone(network: nn.Module, name: str, weights: str) -> None:
     """Load all weights except the output layer's, which may be missing or for other classes."""
     tensors = read_weights(name, weights)
-    unused = (f"{_output_name(network)}.", "aux1.", "aux2.", "AuxLogits.")
-    expected = [key for key in network.state_dict() if not key.startswith(unused)]
+    unused = (f"{output_name(network)}.", "aux1.", "aux2.", "AuxLogits.")
+    expected = {key: tensor for key, tensor in network.state_dict().items() if not key.startswith(unused)}
     if isinstance(network, models.DenseNet):  # torchvision's files have norm.1 instead of norm1
         tensors = {re.sub(r"(denselayer\d+\.(?:norm|conv))\.", r"\1", key): tensors[key] for key in tensors}
-    tensors = strip_prefix(tensors, expected)
-    mismatch = f"networks.{name}.weights: {weights} contains weights for a different network"
-    try:
-        backbone = {key: tensor for key, tensor in tensors.items() if not key.startswith(unused)}
-        missing, unexpected = network.load_state_dict(with_version(backbone, network), strict=False)
-    except (RuntimeError, AttributeError) as error:
-        raise UserError(f"{mismatch} ({first_line(error)})") from None
-    if differing := unexpected + [key for key in missing if not key.startswith(unused)]:
-        raise UserError(f"{mismatch} ({differing[0]} is missing or unexpected)")
+    tensors = strip_prefix(tensors, [*expected])
+    backbone = {key: tensor for key, tensor in tensors.items() if not key.startswith(unused)}
+    if difference := _describe_difference(expected, backbone):
+        raise UserError(
+            f"networks.{name}.weights: {weights} contains weights for a different network ({difference}); expected "
+            f"those of {'timm' if is_timms(name) else 'torchvision'}'s {name.rpartition('/')[2]}"
+        )
+    network.load_state_dict(with_version(backbone, network), strict=False)
+
+
+def _describe_difference(expected: dict[str, Tensor], found: dict[str, Tensor]) -> str:
+    """The first tensors in which `found` differs from what a network expects; empty if it does not."""
+    # Older files do not count BatchNorm's batches.
+    missing = [key for key in expected if key not in found and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in found if key not in expected]
+    reshaped = [
+        f"{key} {list(found[key].shape)} instead of {list(tensor.shape)}"
+        for key, tensor in expected.items()
+        if key in found and found[key].shape != tensor.shape
+    ]
+    differing = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
+    return "; ".join(f"{how}: {list_some(keys)}" for how, keys in differing.items() if keys)
 
 
 def with_version(state_dict: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:

@@ -33,7 +33,7 @@ class Checkpoint:
             "settings": settings,
             "files": [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files],
             "code": describe(script),
-            "versions": [torch.__version__, torchvision.__version__],
+            "versions": [torch.__version__, torchvision.__version__, *_version_of_timm()],
             "device": hardware_name(device),
             "threads": torch.get_num_threads(),
         }
@@ -91,3 +91,8 @@ class Checkpoint:
                 f"warning: {self._path}: {error.strerror}; an interrupted training run will start from scratch",
                 file=sys.stderr,
             )
+
+
+def _version_of_timm() -> list[str]:
+    """The version of timm, if the network is one of timm's: only then has it been imported."""
+    return [sys.modules["timm"].__version__] if "timm" in sys.modules else []

@@ -1,21 +1,18 @@
 """Open packed splits and make batches from them."""
 
-import functools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.core.packed import read_packed
 from pipeline.networks.devices import free_memory
+from pipeline.networks.normalisation import IMAGENET, Normalisation
 from pipeline.networks.reading import copy_in_background, read_ahead
 
 import torch
 from torch import Tensor
-
-IMAGENET_MEAN = [0.485, 0.456, 0.406]  # of RGB values from 0 to 1, as torchvision's weights expect
-IMAGENET_STD = [0.229, 0.224, 0.225]
 
 MAX_SHARE_OF_FREE_MEMORY = 1 / 3  # for one split; the rest is for the other one, the network and its activations
 
@@ -29,13 +26,14 @@ class PackedSplit:
     The labels, and the images that are made from the pixels, are on `device`. The pixels are there too unless they are
     too large (`is_large`). On the CPU they are memory-mapped: opening takes no time, and a batch reads only its own
     photos. On a CUDA GPU, `content` is a future for the copied pixels; their first use waits for it. Rows are given as
-    int64 tensors on the pixels' device.
+    int64 tensors on the pixels' device. Images are normalised with `normalise`: see `normalised`.
     """
 
     content: Tensor | Future[Tensor]
     labels: Tensor
     description: dict
     is_large: bool = False
+    normalise: Normalisation = IMAGENET
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -65,11 +63,15 @@ class PackedSplit:
             read = (self.pixels[rows] for rows in rows_of)
         for pixels in read:
             images = pixels.permute(0, 3, 1, 2)
-            yield normalise(augment(images) if augment else images)
+            yield self.normalise(augment(images) if augment else images)
 
     def part(self, rows: slice | Tensor) -> "PackedSplit":
         """The photos in `rows`; a slice does not copy them."""
-        return PackedSplit(self.pixels[rows], self.labels[rows], self.description, self.is_large)
+        return replace(self, content=self.pixels[rows], labels=self.labels[rows])
+
+    def normalised(self, normalise: Normalisation) -> "PackedSplit":
+        """The same photos, with images as a network expects them."""
+        return replace(self, normalise=normalise)
 
     def photos_by_class(self) -> dict[str, int]:
         """The number of photos of each class."""
@@ -93,18 +95,6 @@ class PackedSplit:
             if len(found) and found[0, 0] >= count:
                 rows.append(found[0])
         return self.part(torch.cat(rows).to(self.pixels.device)) if len(rows) > 1 else self.part(slice(count))
-
-
-def normalise(pixels: Tensor) -> Tensor:
-    """Normalise uint8 RGB [N, 3, height, width] with ImageNet's mean and standard deviation, to float32."""
-    mean, std = _mean_and_std(pixels.device)
-    return pixels.float().sub_(mean).div_(std)
-
-
-@functools.cache  # once per device: copying them for every batch would stall a GPU
-def _mean_and_std(device: torch.device) -> tuple[Tensor, Tensor]:
-    mean, std = (torch.tensor(value, device=device).view(3, 1, 1) for value in (IMAGENET_MEAN, IMAGENET_STD))
-    return 255 * mean, 255 * std
 
 
 def open_split(path: Path, device: torch.device) -> PackedSplit:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from pipeline.core.packed import difference
 from pipeline.core.paths import model, packed_split
 from pipeline.networks.building import bare_network, replace_output, with_version
 from pipeline.networks.dataset import PackedSplit
+from pipeline.networks.from_timm import fit_to_size, is_timms
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,7 +29,8 @@ def save_model(path: Path, state_dict: dict[str, Tensor], description: dict) -> 
 class _EmptyOnMeta(TorchFunctionMode):
     """New weights take neither memory nor random numbers, because those of a file replace them.
 
-    Only what layers create with torch.empty: RegNets compute with other tensors while they are built.
+    Only what layers create with torch.empty: RegNets compute with other tensors while they are built. Not for timm's
+    networks, which may have such tensors that are not in the file.
     """
 
     def __torch_function__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -41,10 +44,12 @@ def load_model(path: Path) -> tuple[nn.Module, dict]:
         with safe_open(path, framework="pt") as file:
             description = json.loads((file.metadata() or {})["network"])
             state_dict = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        with _EmptyOnMeta():
-            network = bare_network(description["network"])
+        name = description["network"]
+        with nullcontext() if is_timms(name) else _EmptyOnMeta():
+            network = bare_network(name)
             replace_output(network, len(description["classes"]), description["head_width"], description["dropout"])
         network.load_state_dict(with_version(state_dict, network), assign=True)
+        fit_to_size(network, description.get("image_size", 0))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(
             f"{path} is not a model written by this pipeline ({first_line(error)}); run `dvc repro` to restore it"

@@ -15,6 +15,7 @@ from pipeline.networks.building import bare_network, head_name, replace_output, 
 from pipeline.networks.compute import autocast, to_device
 from pipeline.networks.dataset import PackedSplit
 from pipeline.networks.folding import fold_batchnorm
+from pipeline.networks.normalisation import Normalisation
 from pipeline.networks.predicting import predict_features
 
 import torch
@@ -37,12 +38,12 @@ class Rejection:
 
     @torch.inference_mode()
     def similarities(self, images: Tensor, dtype: torch.dtype) -> Tensor:
-        """How similar each image is to known photos: float32 [N], at most 1, on the CPU.
+        """How similar each of these uint8 images [N, 3, size, size] is to known photos: float32 [N], at most 1.
 
-        `images` are normalised, float32 [N, 3, size, size].
+        The result is on the CPU.
         """
         with autocast(images.device, dtype):
-            features = self.network(images)
+            features = self.network(Normalisation.of(self.description)(images))
         return similarities(features.float().cpu(), self.references)
 
 

@@ -1,8 +1,8 @@
-"""Use torchvision and torch.optim without torch._dynamo, which takes more than a second to import.
+"""Use torchvision, timm and torch.optim without torch._dynamo, which takes more than a second to import.
 
 It is part of torch.compile, which is not used here. torchvision refers to one of its functions, in an operation for
-detection; optimizers tell it which of their methods not to compile. No setting of PyTorch avoids the import: it comes
-with TORCHDYNAMO_DISABLE=1, too.
+detection; timm and optimizers tell it what not to compile. No setting of PyTorch avoids the import: it comes with
+TORCHDYNAMO_DISABLE=1, too.
 """
 
 import importlib
@@ -32,6 +32,17 @@ def import_torchvision() -> None:
         importlib.import_module("torchvision")
     finally:
         del sys.modules[NEEDED]
+
+
+def import_timm() -> ModuleType:
+    """Import timm without what it does for torch.compile; raises ModuleNotFoundError if it is not installed."""
+    import torch
+
+    disable, torch.compiler.disable = torch.compiler.disable, lambda fn=None, recursive=True, *, reason=None: fn
+    try:
+        return importlib.import_module("timm")
+    finally:
+        torch.compiler.disable = disable
 
 
 def keep_optimizers_from_importing_dynamo() -> None:

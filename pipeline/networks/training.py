@@ -2,12 +2,13 @@
 
 import math
 import time
+from dataclasses import asdict
 
 from pipeline.core.class_sizes import describe_unequal
 from pipeline.core.errors import UserError
 from pipeline.core.sections.train import Train
 from pipeline.networks.augmentation import Augmentation
-from pipeline.networks.building import build_network, check_image_size, divide_logits
+from pipeline.networks.building import build_network, check_image_size, divide_logits, normalisation_of
 from pipeline.networks.compute import to_device
 from pipeline.networks.dataset import PackedSplit
 from pipeline.networks.distributed import Processes
@@ -53,7 +54,8 @@ class Training:
         live: LiveTables,
     ) -> None:
         self.name, self.params = name, params
-        self.train, self.validation = train, validation
+        self.normalisation = normalisation_of(name, weights)
+        self.train, self.validation = (packed.normalised(self.normalisation) for packed in (train, validation))
         self.dtype, self.processes, self.live = dtype, processes, live
         weights = weights if processes.is_first else "none"  # the other processes get the first one's
         self.network = make_network(name, weights, params, train)
@@ -290,6 +292,7 @@ class Training:
             "head_width": self.params.head_width,
             "dropout": self.params.dropout,
             **({"class_weights": self.params.class_weights} if self.class_weights is not None else {}),
+            **asdict(self.normalisation),
             **self.train.description,
         }
         weights = divide_logits(self.network, self.best_weights, self.kept["temperature"])

@@ -17,6 +17,7 @@ from urllib.parse import urlparse
 from pipeline.core.errors import UserError, first_line
 from pipeline.core.params import find_weights
 from pipeline.core.process import DISK_FULL
+from pipeline.networks.from_timm import is_timms, require_timms_weights
 
 import safetensors.torch
 import torch
@@ -74,7 +75,7 @@ def _check_hash(key: str, name: str, path: Path, sha256: str) -> None:
     if not digits:
         raise UserError(
             f"{key}: the name of {path} must end in the first digits of its SHA-256, so that DVC notices when the file "
-            f"changes; rename it to {name}-{sha256[:SHOWN_DIGITS]}{path.suffix}"
+            f"changes; rename it to {name.rpartition('/')[2]}-{sha256[:SHOWN_DIGITS]}{path.suffix}"
         )
     if not sha256.startswith(digits[1]):
         raise UserError(
@@ -100,6 +101,8 @@ def _downloaded(name: str, weights: str) -> Path:
 
     Raises UserError if there are no such weights, if the download fails, or if timm's are named without their hash.
     """
+    if is_timms(name):
+        require_timms_weights(name, weights)
     folder = Path(torch.hub.get_dir(), "checkpoints")
     if timm := TIMM_NAME.fullmatch(weights):
         model, digits = timm.groups()

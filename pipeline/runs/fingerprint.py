@@ -11,6 +11,7 @@ from pipeline.core.paths import ENSEMBLE_PREDICTIONS, NETWORK_PREDICTIONS
 from pipeline.core.read_params import read_params
 from pipeline.networks.compute import dtype_name, set_up
 from pipeline.networks.devices import hardware_name
+from pipeline.networks.from_timm import is_timms
 from pipeline.runs.git import find_commit
 from pipeline.scores.predictions import by_network, outputs_of, read_predictions
 from pipeline.scores.scoring import ENSEMBLE, predicted_labels
@@ -36,13 +37,14 @@ def describe() -> dict:
 def made_with(params: Params) -> dict:
     """The hardware and the versions with which networks run here."""
     device, dtype = set_up(params.device, params.precision, params.threads)
+    packages = [*PACKAGES, *(["timm"] if any(map(is_timms, params.networks)) else [])]
     return {
         "hardware": hardware_name(device),
         "threads": torch.get_num_threads(),
         "precision": dtype_name(dtype),
         "python": platform.python_version(),
         "platform": platform.platform(terse=True),
-        **{package: version(package) for package in PACKAGES},
+        **{package: version(package) for package in packages},
     }
 
 

@@ -26,6 +26,7 @@ from pipeline.core.paths import (
     SPLIT_TABLE,
     model,
     network_metrics,
+    train_stage,
 )
 from pipeline.core.results import LOCK, require_results
 from pipeline.core.split_table import read_split_table
@@ -162,7 +163,7 @@ def read_lock(name: str, read: Callable[[Path], bytes]) -> dict[str, dict]:
     try:
         stages = yaml.safe_load(read(LOCK))["stages"]
         networks = stages["evaluate"]["params"][PARAMS.name]["networks"]
-        needed = ("prepare", *(f"train_{network}" for network in networks), "evaluate", "ensemble")
+        needed = ("prepare", *map(train_stage, networks), "evaluate", "ensemble")
         stages = {stage: stages[stage] for stage in needed}
         written = written_by(stages)
     except KeyError as error:

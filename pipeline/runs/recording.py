@@ -14,6 +14,7 @@ from pipeline.core.params import find_weights
 from pipeline.core.paths import PREPARE_SUMMARY, packed_split, train_scores
 from pipeline.editing.recipes import apply_recipe, changed_values, recipe_names
 from pipeline.networks.dataset import open_split
+from pipeline.networks.from_timm import is_timms
 from pipeline.runs.fingerprint import hash_of, made_with
 from pipeline.runs.git import changed_files, find_commit
 from pipeline.runs.reading import Run, read_here, read_lock
@@ -72,7 +73,7 @@ def describe_weights(name: str, weights: str) -> dict[str, str]:
     """The file of a network's pretrained weights; with its hash, unless torchvision's or timm's name has it."""
     if path := find_weights(name, weights):
         return {"file": path.name, "sha256": hash_of(path)}
-    torchvisions = models.get_model_weights(name).__members__
+    torchvisions = {} if is_timms(name) else models.get_model_weights(name).__members__
     return {"file": Path(urlparse(torchvisions[weights].url).path).name if weights in torchvisions else weights}
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.core.errors import UserError
 from pipeline.core.params import as_written
-from pipeline.core.paths import train_scores
+from pipeline.core.paths import train_scores, train_stage
 from pipeline.core.tool_paths import SEARCH
 from pipeline.runs.dvc_command import start_dvc
 from pipeline.runs.reading import open_run
@@ -86,7 +86,7 @@ def train(study: Study, trial: Trial, name: str, networks: list[str]) -> str:
     log = SEARCH / f"{name}.log"
     command = ["exp", "run", "--temp", "--allow-missing", "--name", name]  # missing: the photos, if git ignores them
     command += [f"--set-param={key}={as_written(value)}" for key, value in changes.items()]
-    command += [f"train_{network}" for network in networks]
+    command += map(train_stage, networks)
     process = start_dvc(*command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
     with log.open("w", encoding="utf-8") as file:
         try:

@@ -11,8 +11,9 @@ import evaluate
 import train
 from pipeline.networks import dataset, reading
 from pipeline.networks.augmentation import Augmentation, crop, crop_together, draw_boxes
-from pipeline.networks.dataset import PackedSplit, normalise, open_split
+from pipeline.networks.dataset import PackedSplit, open_split
 from pipeline.networks.devices import free_memory
+from pipeline.networks.normalisation import IMAGENET
 from tests.support.projects import Project, copy_of
 
 import pytest
@@ -120,7 +121,7 @@ def test_a_split_waits_for_its_copy_before_the_first_use(images: Tensor) -> None
     packed = PackedSplit(copying, torch.zeros(len(pixels)), {})
     assert len(packed) == len(pixels)  # needs no pixels
     threading.Timer(0.1, copying.set_result, [pixels]).start()
-    assert torch.equal(packed.images(torch.arange(2)), normalise(images[:2]))
+    assert torch.equal(packed.images(torch.arange(2)), IMAGENET(images[:2]))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")

@@ -136,8 +136,18 @@ def test_build_network_takes_weights_only_if_the_files_name_and_content_agree(tm
     ):
         build_network("mobilenet_v2", str(path), 2, 512, 0.5, seed=1)
     larger = write_weights(tmp_path, "resnet34")  # everything that resnet18 has, and more
-    with pytest.raises(UserError, match=r"weights for a different network \(layer1\.2\S+ is missing or unexpected\)"):
+    with pytest.raises(UserError, match=r" for a different network \(unexpected: layer1\.2\S+, .* \(96 in all\)\)"):
         build_network("resnet18", str(larger), 2, 512, 0.5, seed=1)
+    reshaped = torch.load(path, weights_only=True)
+    reshaped["conv1.weight"] = torch.zeros(64, 1, 7, 7)
+    del reshaped["bn1.bias"]
+    other = save_weights(tmp_path, "resnet18", reshaped)
+    with pytest.raises(UserError) as error:
+        build_network("resnet18", str(other), 2, 512, 0.5, seed=1)
+    assert str(error.value) == (
+        f"networks.resnet18.weights: {other} contains weights for a different network (missing: bn1.bias; of another "
+        "shape: conv1.weight [64, 1, 7, 7] instead of [64, 3, 7, 7]); expected those of torchvision's resnet18"
+    )
     wrong = path.rename(tmp_path / "resnet18-00000000.pth")
     with pytest.raises(UserError, match=r"its SHA-256 starts with [0-9a-f]{8}, its name says 00000000"):
         build_network("resnet18", str(wrong), 2, 512, 0.5, seed=1)

@@ -64,7 +64,7 @@ def test_stages_name_wrong_params_and_missing_files_at_once(name: str, project: 
 
 
 def test_scripts_name_a_missing_argument_in_one_line(project: Project) -> None:
-    for script, argument in (("train.py", "NETWORK"), ("networks.py", "NETWORK"), ("predict.py", "PHOTO")):
+    for script, argument in (("train.py", "NETWORK"), ("networks.py", "NETWORK or --list"), ("predict.py", "PHOTO")):
         line = error_line(project.run(script))
         assert line == f"the following arguments are required: {argument}; see {script} --help"
 
@@ -82,3 +82,12 @@ def test_serve_names_a_package_that_is_not_installed(tmp_path: Path) -> None:
     (tmp_path / "tools/fastapi.py").write_text("raise ModuleNotFoundError(name='fastapi')")  # found before the real one
     done = forked.run(["tools/serve.py"], tmp_path, os.environ)
     assert error_line(done) == "fastapi is not installed; run `pip install -r requirements/serve.txt` or `make serve`"
+
+
+def test_only_timms_networks_need_timm(tmp_path: Path) -> None:
+    copy_pipeline(tmp_path)
+    Project(tmp_path).write_params()
+    (tmp_path / "tools/timm.py").write_text("raise ModuleNotFoundError(name='timm')")
+    done = forked.run(["tools/networks.py", "resnet18", "timm/resnet18"], tmp_path, os.environ)
+    assert error_line(done) == "timm is not installed; run `pip install -r requirements/timm.txt` or `make timm`"
+    assert forked.run(["tools/networks.py", "resnet18"], tmp_path, os.environ).returncode == 0

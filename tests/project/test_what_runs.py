@@ -128,6 +128,7 @@ PACKAGES = {
     "torch": NETWORKS | {"reject"},
     "pillow": EVERYTHING,
     "pillow-heif": EVERYTHING,  # optional
+    "timm": NETWORKS | {"reject"},  # optional
     "scikit-learn": EVALUATION,
     "matplotlib": {"report"},
     "jinja2": {"report"},  # though PyTorch requires it

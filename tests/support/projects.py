@@ -1,6 +1,7 @@
 """Scratch projects: a folder with params.yaml and photos, in which scripts run as users run them, also under DVC."""
 
 import csv
+import importlib.util
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from tests.support import forked
 from tests.support.photos import Files, kaggle_files, write_folder, write_zip
 
 import numpy as np
+import pytest
 import yaml
 from safetensors import safe_open
 
@@ -38,6 +40,9 @@ SPLITS = ("train", "validation", "test")
 DVC_SETTINGS = ("DVC_NO_ANALYTICS", "DVC_SITE_CACHE_DIR")  # of conftest.py
 # In dvc.yaml's order.
 STAGE_NAMES = ("track_code", "prepare", "reject", "train_resnet18", "train_resnet34", "evaluate", "ensemble", "report")
+NEEDS_TIMM = pytest.mark.skipif(
+    importlib.util.find_spec("timm") is None, reason="needs timm: pip install -r requirements/timm.txt"
+)
 
 
 class Project:
@@ -188,7 +193,7 @@ class Repository(Project):
 
     def stages_run_by(self, *arguments: str) -> list[str]:
         """The stages that a `dvc` command runs, in their order."""
-        return re.findall(r"Running stage '(\w+)'", self.dvc(*arguments))
+        return re.findall(r"Running stage '([\w-]+)'", self.dvc(*arguments))
 
     def has_clean_status(self) -> bool:
         return self.try_dvc("status", "--quiet").returncode == 0

@@ -17,7 +17,7 @@ import download
 from pipeline.core.errors import UserError
 from pipeline.networks import weights
 from pipeline.networks.building import build_network
-from tests.support.projects import REPOSITORY, Project, error_line
+from tests.support.projects import NEEDS_TIMM, REPOSITORY, Project, error_line
 from tests.support.waiting import wait_for
 
 import numpy as np
@@ -296,6 +296,14 @@ def test_build_network_downloads_timms_weights_once_and_only_with_their_hash(
     assert all(torch.equal(network[key], published[key]) for key in backbone)
     assert [path.name for path in checkpoints.iterdir()] == [f"resnet18.a1_in1k-{timm}.safetensors"]
     assert server.ranges == [None]  # downloaded once
+
+
+@NEEDS_TIMM
+def test_build_network_downloads_weights_for_timms_own_network(timm: str, checkpoints: Path, server: Server) -> None:
+    published = load(server.content)
+    network = build_network("timm/resnet18", f"timm/resnet18.a1_in1k@{timm}", 2, None, 0.5, seed=1).state_dict()
+    assert all(torch.equal(network[key], published[key]) for key in published if not key.startswith("fc."))
+    assert [path.name for path in checkpoints.iterdir()] == [f"resnet18.a1_in1k-{timm}.safetensors"]
 
 
 def test_build_network_refuses_timms_weights_that_have_changed(timm: str, checkpoints: Path, server: Server) -> None:

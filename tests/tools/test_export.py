@@ -8,11 +8,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 from pipeline.export.graphs import ImageToProbabilities, write_onnx
-from pipeline.networks.dataset import normalise
+from pipeline.networks.building import build_network
+from pipeline.networks.folding import fold_batchnorm
+from pipeline.networks.models import load_model, save_model
+from pipeline.networks.normalisation import IMAGENET, Normalisation
 from pipeline.scores.combining import Combination
 from tests.support.photos import FLOWERS
 from tests.support.predictions import CLOSE, predicted_by
-from tests.support.projects import Project, Repository, copy_of
+from tests.support.projects import NEEDS_TIMM, Project, Repository, copy_of
 
 import numpy as np
 import onnx
@@ -119,15 +122,38 @@ def test_export_combines_any_number_of_classes_as_the_pipeline_does(count: int, 
     weights = {"first": 0.7, "second": 1.2, "third": -0.1}
     combination = Combination(method, weights, dict(zip(classes, np.linspace(-1, 1, count).tolist(), strict=True)))
     file = tmp_path / "ensemble.onnx"
-    write_onnx(ImageToProbabilities(networks, combination, size=8), classes, file)
+    write_onnx(ImageToProbabilities(networks, [IMAGENET] * 3, combination, size=8), classes, file)
     assert classes_in(file) == classes
 
     pixels = torch.randint(0, 256, (20, 3, 8, 8), dtype=torch.uint8)
     with torch.inference_mode():
-        expected = combination([network(normalise(pixels)).double().numpy() for network in networks])
+        expected = combination([network(IMAGENET(pixels)).double().numpy() for network in networks])
     images = [image[np.newaxis] for image in pixels.numpy().astype("float32")]
     for run in (run_onnxruntime, run_openvino, run_opencv):
         assert np.concatenate(run(file, images)) == pytest.approx(expected, abs=1e-5), run
+
+
+@NEEDS_TIMM
+def test_export_normalises_each_of_timms_networks_as_it_expects(tmp_path: Path) -> None:
+    """In one graph, and of a transformer for images of another size than it was made for."""
+    from pipeline.export.graphs import ImageToProbabilities, write_onnx
+    from pipeline.scores.combining import Combination
+
+    pixels = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    networks, normalisations, logits = [], [], []
+    for name, normalisation in ("timm/test_vit", Normalisation((0.5,) * 3, (0.5,) * 3)), ("timm/test_resnet", IMAGENET):
+        network = build_network(name, "none", 2, None, 0, seed=1).eval()
+        description = {"network": name, "head_width": None, "dropout": 0, "classes": ["cat", "dog"], "image_size": 64}
+        save_model(tmp_path / "model.safetensors", network.state_dict(), description)
+        networks.append(fold_batchnorm(load_model(tmp_path / "model.safetensors")[0]))
+        normalisations.append(normalisation)
+        with torch.inference_mode():
+            logits.append(network(normalisation(pixels)).double().numpy())
+    combination, file = Combination("mean_logits"), tmp_path / "ensemble.onnx"
+    write_onnx(ImageToProbabilities(networks, normalisations, combination, size=64), ["cat", "dog"], file)
+    images = [image[np.newaxis] for image in pixels.numpy().astype("float32")]
+    for run in (run_onnxruntime, run_openvino):
+        assert np.concatenate(run(file, images)) == pytest.approx(combination(logits), abs=1e-5), run
 
 
 def classes_in(file: Path) -> list[str]:

@@ -1,6 +1,6 @@
 """tools/networks.py, which changes the set of networks: what then runs, and what the stages say of other networks."""
 
-from tests.support.projects import Project, Repository, error_line
+from tests.support.projects import NEEDS_TIMM, Project, Repository, error_line
 
 import pandas as pd
 import pytest
@@ -80,4 +80,35 @@ def test_networks_refuses_a_name_that_torchvision_does_not_know_and_changes_noth
 def test_networks_outside_a_project_says_where_to_run_it(project: Project) -> None:
     assert error_line(project.run("networks.py", "resnet18")) == (
         f"params.yaml does not exist in {project.root}; run this from the project's root"
+    )
+
+
+@pytest.mark.slow
+@NEEDS_TIMM
+def test_networks_sets_and_removes_timms(stand_ins: Repository) -> None:
+    before = {name: (stand_ins.root / name).read_text() for name in ("dvc.yaml", "params.yaml")}
+    assert stand_ins.run("networks.py", "resnet18", "timm/convnext_nano", "timm/vit_tiny_patch16_224").returncode == 0
+    params = (stand_ins.root / "params.yaml").read_text()
+    assert "  timm/vit_tiny_patch16_224: {weights: timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k}\n" in params
+    pipeline = (stand_ins.root / "dvc.yaml").read_text()
+    assert "  timm-convnext-nano: {path: models/networks/timm-convnext_nano.safetensors, type: model}\n" in pipeline
+    assert stand_ins.stages_run_by("repro", "train_timm-convnext_nano") == ["train_timm-convnext_nano"]
+    assert (stand_ins.root / "models/networks/timm-convnext_nano.safetensors").exists()
+    assert stand_ins.run("networks.py", "timm/convnext_nano").returncode == 0  # new stages are copies of this one
+    assert stand_ins.run("networks.py", "resnet18", "resnet34").returncode == 0
+    assert not (stand_ins.root / "models/networks/timm-convnext_nano.safetensors").exists()
+    assert (stand_ins.root / "dvc.yaml").read_text() == before["dvc.yaml"]
+
+
+@NEEDS_TIMM
+def test_networks_lists_parameters_speed_and_accuracy(project: Project) -> None:
+    output = project.succeed("networks.py", "--list", "squeezenet1_1", "timm/test_vit")
+    lines = [line.split() for line in output.splitlines()[2:]]
+    assert [line[0] for line in lines] == ["squeezenet1_1", "timm/test_vit"]
+    assert [line[1:3] for line in lines] == [["0.7", "M"], ["0.3", "M"]]
+    assert all(float(line[3]) > 0 for line in lines)
+    assert lines[0][4:] == ["IMAGENET1K_V1", "58.2"]
+    assert lines[1][4:] == ["timm/test_vit.r160_in1k"]
+    assert error_line(project.run("networks.py", "--list", "timm/nothing*")) == (
+        "no network matches timm/nothing*; expected a name such as resnet18, or 'resnet*'"
     )
