@@ -20,6 +20,7 @@ from pipeline.networks.normalisation import IMAGENET, Normalisation
 from pipeline.networks.predicting import predict_features
 from tests.support.predictions import CLOSE, predicted_by
 from tests.support.projects import NEEDS_TIMM, Project, copy_of
+from tests.support.waiting import wait_for
 from tests.support.weight_files import save_weights, write_weights
 
 import pandas as pd
@@ -251,6 +252,7 @@ def test_training_resumes_with_the_same_bytes(
 
     def interrupted(run: training.Training, epoch: int) -> str:
         if epoch == 2:
+            wait_for(model.with_suffix(".checkpoint").exists)  # it is written in the background
             raise KeyboardInterrupt
         return run_epoch(run, epoch)
 
