@@ -5,16 +5,16 @@ import functools
 import hashlib
 import io
 import json
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from pipeline.core.errors import UserError
-from pipeline.core.local_port import TRUSTED
+from pipeline.core.local_port import TRUSTED, host_name
 from pipeline.core.packed import read_packed
 from pipeline.core.params import Section
 from pipeline.core.paths import PARAMS, from_disk, learning_curve, packed_split, step_curve
@@ -120,7 +120,8 @@ def read_growing(path: Path) -> pd.DataFrame:
     """The rows of a table so far; none if it does not exist."""
     with suppress(FileNotFoundError):
         text = path.read_text(encoding="utf-8")
-        return pd.read_csv(io.StringIO(text[: text.rfind("\n") + 1]))
+        if rows := text[: text.rfind("\n") + 1]:  # training opens the file before it writes the header
+            return pd.read_csv(io.StringIO(rows))
     return pd.DataFrame()
 
 
@@ -180,14 +181,16 @@ def draw(watched: Watched, epochs: int | None) -> dict[str, Markup]:
 class Handler(BaseHTTPRequestHandler):
     """Answers GET / with the page. Requests for a host other than this computer are refused."""
 
+    one_at_a_time = threading.Lock()  # Matplotlib's settings are those of the whole process
+
     def do_GET(self) -> None:
-        host = urlsplit(f"//{self.headers.get('Host', '')}").hostname
-        if host not in TRUSTED:
+        if host_name(self.headers.get("Host", "")) not in TRUSTED:
             self.send_error(400, "Unknown host")
         elif self.path != "/":
             self.send_error(404)
         else:
-            content = page().encode()
+            with self.one_at_a_time:
+                content = page().encode()
             with suppress(ConnectionError):  # the reader has left
                 self.send_response(200)
                 self.send_header("Content-Type", "text/html; charset=utf-8")

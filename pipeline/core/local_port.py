@@ -4,6 +4,7 @@ import argparse
 import errno
 import os
 import socket
+from urllib.parse import urlsplit
 
 from pipeline.core.command_line import ArgumentParser
 from pipeline.core.errors import UserError
@@ -46,6 +47,8 @@ def listen(port: int, script: str, host: str = HOST) -> socket.socket:
         return socket.create_server(address[:2], family=family)
     except socket.gaierror as error:
         raise UserError(f"--host {host}: {error.strerror}") from None
+    except UnicodeError:  # an empty part, or one of more than 63 letters
+        raise UserError(f"--host {host} is not a host's name; expected an address or name of this computer") from None
     except OSError as error:
         reason = os.strerror(error.errno)  # pyrefly: ignore[bad-argument-type]
         if error.errno == errno.EADDRNOTAVAIL:
@@ -57,3 +60,11 @@ def announce(listening: socket.socket, host: str = HOST) -> None:
     """Print the page's address."""
     shown = f"[{host}]" if ":" in host else host
     print(f"http://{shown}:{listening.getsockname()[1]} (press Ctrl-C to stop)", flush=True)
+
+
+def host_name(header: str) -> str:
+    """`localhost` from a Host header such as `localhost:8000`; empty if it is malformed."""
+    try:
+        return urlsplit(f"//{header}").hostname or ""
+    except ValueError:
+        return ""

@@ -85,7 +85,7 @@ class Batcher:
             self._decoding += 1
         try:
             decoding = self._decoders.decode(job.photo.read(), self.ensemble.image_size, self.ensemble.resize)
-        except OSError as error:  # no process can be started instead of one that was killed
+        except Exception as error:  # such as too little memory, or a process that cannot be replaced
             decoding = Future()
             decoding.set_exception(error)
         decoding.add_done_callback(lambda decoding: self._pass_on(job, decoding))

@@ -1,14 +1,12 @@
 """Which requests are answered at all, as an ASGI middleware; and errors as JSON."""
 
 import base64
-import binascii
 import ipaddress
 import secrets
 import socket
 from collections.abc import Callable, Mapping
-from urllib.parse import urlsplit
 
-from pipeline.core.local_port import HOST
+from pipeline.core.local_port import HOST, host_name
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
@@ -62,14 +60,6 @@ class Gate:
         return None
 
 
-def host_name(header: str) -> str:
-    """`localhost` from a Host header such as `localhost:8000`; empty if it is malformed."""
-    try:
-        return urlsplit(f"//{header}").hostname or ""
-    except ValueError:
-        return ""
-
-
 def is_own(name: str, host: str) -> bool:
     """Whether a request for `name` is meant for this server, which listens on `host`.
 
@@ -96,6 +86,6 @@ def token_in(headers: Headers) -> bytes:
     if scheme.lower() == "basic":
         try:
             return base64.b64decode(value).partition(b":")[2]
-        except binascii.Error:
+        except ValueError:  # not base64, or not even ASCII
             return b""
     return b""

@@ -228,6 +228,7 @@ def test_serve_listens_to_other_computers_only_with_a_token(finished: Repository
         (["--host", "0.0.0.0"], "--host needs --token or SERVE_TOKEN, because other computers can then send photos"),
         (["--host", "0.0.0.0", "--token", ""], "--token: expected ASCII characters without spaces"),
         (["--host", "192.0.2.1", "--token", TOKEN], "--host 192.0.2.1: Cannot assign requested address; expected an"),
+        (["--host", "a..b", "--token", TOKEN], "--host a..b is not a host's name; expected an address or name"),
     ):
         assert error_line(finished.run("serve.py", "0", *arguments)).startswith(text)
 
@@ -248,6 +249,7 @@ def test_serve_listens_to_other_computers_only_with_a_token(finished: Repository
         ("127.0.0.1", TOKEN, {"host": "localhost", "authorization": f"Bearer {TOKEN}x"}, 401),
         ("127.0.0.1", TOKEN, {"host": "localhost", "authorization": TOKEN}, 401),
         ("127.0.0.1", TOKEN, {"host": "localhost", "authorization": "Basic ?"}, 401),
+        ("127.0.0.1", TOKEN, {"host": "localhost", "authorization": "Basic é"}, 401),
         ("127.0.0.1", TOKEN, {"host": "localhost", "authorization": "Bearer é"}, 401),
         (
             *("127.0.0.1", TOKEN),
@@ -399,17 +401,23 @@ def test_photos_of_many_requests_are_predicted_together() -> None:
     assert len(sizes) <= 4  # the first, and all others; and those of the request for heat maps
 
 
-def test_an_error_of_the_networks_reaches_only_its_requests() -> None:
+def test_an_error_reaches_only_its_requests() -> None:
     ensemble = StandIn()
     ensemble.go_on.set()
+
+    def too_large() -> bytes:
+        raise MemoryError
 
     async def ask() -> None:
         with closing(Batcher(ensemble)) as batcher:
             with pytest.raises(RuntimeError, match="out of luck"):
                 await batcher.predict([InputPhoto("broken", lambda: CAT)], lambda prediction: prediction)
+            with pytest.raises(MemoryError):
+                await batcher.predict([InputPhoto("large", too_large)], lambda prediction: prediction)
             labels = await batcher.predict([InputPhoto("whole", lambda: CAT)], lambda prediction: prediction.label)
             assert labels == ["cat"]
             assert batcher._slots._value == 2 * batcher._batch_size  # none is lost
+            assert batcher._decoding == 0
 
     asyncio.run(ask())
 

@@ -84,13 +84,15 @@ def test_watch_shows_what_is_training_here_and_in_experiments(watched: Project, 
 
     with (watched.root / "metrics/steps/resnet34.csv").open("a") as file:
         file.write("11,2.75,0.0001,0.5,0.875\n12,3.")  # the second row is only half written
+    (watched.root / "metrics/curves/vgg16.csv").touch()  # opened, but its header is not written yet
     with urlopen(address) as answer:
         assert "Epoch 2.75 of 3, step 11; last change " in answer.read().decode()
 
 
 def test_watch_answers_only_this_computer_and_has_only_one_page(address: str) -> None:
     here = address.removeprefix("http://")
-    for path, host, status in ("/", "elsewhere.example", 400), ("/", "", 400), ("/params.yaml", here, 404):
+    hosts = ["elsewhere.example", "", "["]
+    for path, host, status in (*(("/", host, 400) for host in hosts), ("/params.yaml", here, 404)):
         with pytest.raises(HTTPError) as refused:
             urlopen(Request(f"{address}{path}", headers={"Host": host}))
         assert refused.value.code == status
