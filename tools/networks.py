@@ -171,7 +171,7 @@ def set_artifacts(artifacts: CommentedMap, names: list[str], removed: set[str]) 
 def set_plots(plots: list, names: list[str]) -> None:
     """Make the plots that take a column from each network's curve take it from those of `names`."""
     for plot in plots:
-        files = next(iter(plot.values())).get("y") if isinstance(plot, dict) else None
+        files = (next(iter(plot.values())) or {}).get("y") if isinstance(plot, dict) else None
         for curve in (learning_curve, step_curve):
             if isinstance(files, dict) and (shown := [file for file in files if Path(file).parent == curve("").parent]):
                 column = files[shown[0]]
