@@ -64,6 +64,7 @@ def main() -> None:
     from pipeline.folds.describing import write_plots
     from pipeline.folds.joining import join
     from pipeline.folds.scoring import headlines, scores_by_fold
+    from pipeline.scores.predictions import PROBABILITY_DIGITS
 
     photos = assign_folds(read_split_table(), arguments.folds, arguments.seed)
     photos = photos.sort_values("photo", ignore_index=True)
@@ -75,7 +76,8 @@ def main() -> None:
     }
     scores = scores_by_fold(held_out, chose, kept)
     with atomic_write() as write_to:
-        held_out.table().to_csv(write_to(FOLDS_PREDICTIONS), index=False, float_format="%.9f")
+        table = held_out.table()
+        table.to_csv(write_to(FOLDS_PREDICTIONS), index=False, float_format=f"%.{PROBABILITY_DIGITS}f")
         scores.to_csv(write_to(FOLDS_SCORES), index=False)
         write_plots(write_to(FOLDS_PLOT), held_out, scores)
         for name, values in headlines(scores).items():

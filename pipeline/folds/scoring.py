@@ -3,6 +3,7 @@
 import math
 
 from pipeline.folds.joining import Joined
+from pipeline.scores.predictions import MIN_PROBABILITY, log_losses
 from pipeline.scores.scoring import DIGITS, accuracy_interval, balanced_accuracy_interval, predicted_labels
 
 import numpy as np
@@ -11,7 +12,6 @@ from scipy.stats import t
 
 SCORES = ("accuracy", "balanced_accuracy", "log_loss")
 ALL = "all"  # instead of the number of a fold
-MIN_PROBABILITY = 5e-10  # they are stored with nine digits
 
 
 def scores_by_fold(held_out: Joined, chose: Joined, kept: dict[tuple[str, str], int | str]) -> pd.DataFrame:
@@ -48,7 +48,7 @@ def _score(probabilities: np.ndarray, labels: np.ndarray) -> dict:
     is_correct = predicted_labels(probabilities) == labels
     photos = np.bincount(labels, minlength=probabilities.shape[1])
     recall = np.bincount(labels[is_correct], minlength=len(photos)) / photos
-    losses = -np.log(probabilities[np.arange(len(labels)), labels].clip(MIN_PROBABILITY))
+    losses = log_losses(probabilities, labels)
     scores = {
         "accuracy": is_correct.mean(),
         **accuracy_interval(int(is_correct.sum()), len(labels)),

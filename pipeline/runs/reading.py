@@ -35,6 +35,7 @@ from pipeline.scores.predictions import (
     by_network,
     classes_of,
     label_numbers,
+    log_losses,
     outputs_of,
     prefix_of,
     read_predictions,
@@ -50,7 +51,6 @@ from dvc.repo import Repo
 from scipy.special import log_softmax, softmax
 
 SEED = "train.seed"
-MIN_PROBABILITY = 5e-10  # those of the ensemble are stored with nine digits
 
 
 @dataclass(frozen=True)
@@ -261,10 +261,9 @@ def answer(name: str, path: Path, photos: pd.DataFrame, rows: pd.DataFrame) -> A
     if len(rows) != len(photos) or not len(photos):
         raise UserError(f"{name}: {path} is not for the photos in {SPLIT_TABLE}; run `dvc repro`")
     classes, outputs = classes_of(rows), outputs_of(rows)
-    if prefix_of(rows) == LOGIT:
-        probabilities, log_probabilities = softmax(outputs, axis=1), log_softmax(outputs, axis=1)
-    else:
-        probabilities, log_probabilities = outputs, np.log(outputs.clip(MIN_PROBABILITY))
     labels = label_numbers(photos["label"], classes)
-    correct = predicted_labels(probabilities) == labels
-    return Answers(classes, probabilities, correct, -log_probabilities[np.arange(len(labels)), labels])
+    if prefix_of(rows) == LOGIT:
+        probabilities, losses = softmax(outputs, axis=1), -log_softmax(outputs, axis=1)[np.arange(len(labels)), labels]
+    else:
+        probabilities, losses = outputs, log_losses(outputs, labels)
+    return Answers(classes, probabilities, predicted_labels(probabilities) == labels, losses)

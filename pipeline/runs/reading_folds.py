@@ -12,7 +12,6 @@ from pipeline.core.split_table import read_split_table
 from pipeline.folds.joining import read_joined
 from pipeline.folds.stages import read_arguments
 from pipeline.runs.reading import (
-    MIN_PROBABILITY,
     Answers,
     Run,
     open_run,
@@ -21,9 +20,9 @@ from pipeline.runs.reading import (
     require_consistent,
     written_by,
 )
+from pipeline.scores.predictions import log_losses
 from pipeline.scores.scoring import ENSEMBLE, predicted_labels
 
-import numpy as np
 import yaml
 
 FOLDED = "train and validation"  # what messages call these photos, as they call others by their split
@@ -45,12 +44,11 @@ def read_folds(name: str) -> Run:
     hash_of = read_split_table(io.BytesIO(read(SPLIT_TABLE)), f"{name}: {SPLIT_TABLE}").set_index("photo")["sha256"]
     photos = joined.photos.assign(sha256=joined.photos["photo"].map(hash_of))
     order = photos.sort_values(["sha256", "photo"]).index
-    labels, rows = joined.labels[order], np.arange(len(order))
-    answers = {}
+    labels, answers = joined.labels[order], {}
     for network, values in joined.probabilities.items():
         probabilities = values[order]
-        losses = -np.log(probabilities[rows, labels].clip(MIN_PROBABILITY))
-        answers[network] = Answers(joined.classes, probabilities, predicted_labels(probabilities) == labels, losses)
+        correct = predicted_labels(probabilities) == labels
+        answers[network] = Answers(joined.classes, probabilities, correct, log_losses(probabilities, labels))
     hashes = written_by(stages)
     models = {
         network: " ".join(hashes[fold_predictions(network, fold).as_posix()] for fold in range(1, folds + 1))

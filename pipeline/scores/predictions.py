@@ -15,7 +15,8 @@ import pandas as pd
 from scipy.special import softmax
 
 LOGIT, PROBABILITY = "logit_", "probability_"  # a column's name starts with this and ends with the class
-PROBABILITY_DIGITS = 9  # decimal places of the ensemble's probabilities in files
+PROBABILITY_DIGITS = 9  # decimal places of probabilities in files
+MIN_PROBABILITY = 0.5 * 10**-PROBABILITY_DIGITS  # in a log loss; smaller ones are 0 in files
 
 
 def logit_columns(classes: Sequence[str]) -> list[str]:
@@ -45,6 +46,11 @@ def outputs_of(table: pd.DataFrame) -> np.ndarray:
 def label_numbers(labels: pd.Series, classes: Sequence[str]) -> np.ndarray:
     """Class names as int [N]: their positions in `classes`."""
     return labels.map({name: number for number, name in enumerate(classes)}).to_numpy(dtype=int)
+
+
+def log_losses(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The log loss of each photo in nats, float64 [N], from probabilities [N, classes] that were read from a file."""
+    return -np.log(probabilities[np.arange(len(labels)), labels].clip(MIN_PROBABILITY))
 
 
 def read_predictions(file: Path | BinaryIO, name: str = "") -> pd.DataFrame:
