@@ -87,11 +87,13 @@ def main() -> None:
                 write_json(write_to(train_scores(name)), training.kept_scores())
                 save_model(write_to(model(name)), *training.kept_model())
             checkpoint.delete()
-        classes = len(train.description["classes"])
-        if unequal := training.describe_unequal():
-            processes.report(f"{name} on validation: {unequal}")
-        choice = explain_choice(training.curve, training.mean, classes, params.train, params.lr)
-        processes.report(f"{name}: {choice}")
+
+    # Not inside the block: the results stay if nobody reads this, as in `| head`.
+    if unequal := training.describe_unequal():
+        processes.report(f"{name} on validation: {unequal}")
+    classes = len(train.description["classes"])
+    choice = explain_choice(training.curve, training.mean, classes, params.train, params.lr)
+    processes.report(f"{name}: {choice}")
 
 
 def check_batch_size(batch_size: int, photos: int, processes: int) -> None:

@@ -525,6 +525,21 @@ def test_train_has_fewer_rows_than_steps_if_there_are_many(small: Project, monke
     assert means == pytest.approx(curve["train_loss"].tolist(), abs=1e-5)
 
 
+@pytest.mark.slow
+def test_train_keeps_its_results_if_nobody_reads_its_last_line(tiny: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody_reads(*_: object) -> str:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("sys.argv", ["train.py", "resnet18"])
+    monkeypatch.chdir(tiny.root)
+    monkeypatch.setattr("pipeline.scores.selection.explain_choice", nobody_reads)
+    with pytest.raises(BrokenPipeError):
+        train.main()
+    assert (tiny.root / "models/networks/resnet18.safetensors").exists()
+    assert "kept" in pd.read_csv("metrics/curves/resnet18.csv")
+    assert len(pd.read_csv("metrics/steps/resnet18.csv"))
+
+
 def test_notes_of_steps_do_not_depend_on_when_they_are_read() -> None:
     """A CPU is read at each note, a GPU, which would have to wait, less often."""
     images, labels = torch.randn(6, 4, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 0, 0, 1, 1, 1])
