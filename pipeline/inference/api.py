@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pipeline.core.errors import UserError
-from pipeline.core.paths import COMBINATION, model
+from pipeline.core.paths import COMBINATION, REJECTION, model
 from pipeline.inference.batching import Batcher
 from pipeline.inference.ensemble import Ensemble, Prediction
 from pipeline.inference.gate import problem
@@ -120,6 +120,7 @@ def make_app(batcher: Batcher, is_local: bool = True, has_token: bool = False) -
         docs_url=None,  # these pages would load scripts from elsewhere
         redoc_url=None,
         dependencies=[Depends(HTTPBearer(auto_error=False))] if has_token else [],
+        exception_handlers=HANDLERS,
     )
 
     @app.get("/", include_in_schema=False)
@@ -161,33 +162,42 @@ def make_app(batcher: Batcher, is_local: bool = True, has_token: bool = False) -
             answers = await in_time(batcher.predict(photos, show, explain), request)
         return Response(f"[{','.join(answers)}]", media_type="application/json")
 
-    @app.exception_handler(HTTPException)
-    async def refused(request: Request, error: HTTPException) -> Response:
-        path, allowed = request.url.path, (error.headers or {}).get("Allow")
-        texts = {
-            404: f"there is no {path}; GET /openapi.json describes what there is",
-            405: f"{path} does not answer {request.method}; expected {allowed}",
-        }
-        return problem(error.status_code, texts.get(error.status_code, error.detail), error.headers)
-
-    @app.exception_handler(RequestValidationError)
-    async def wrong_value(_: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        return problem(422, f"{first['loc'][-1]} is {first['input']!r}; expected true or false")
-
-    @app.exception_handler(UserError)
-    async def not_possible_now(_: Request, error: UserError) -> Response:
-        return problem(503, str(error))
-
-    @app.exception_handler(ClientDisconnect)
-    async def gone(_: Request, __: ClientDisconnect) -> Response:
-        return problem(400, "the client has closed the connection")  # which nobody reads
-
-    @app.exception_handler(Exception)
-    async def failed(_: Request, __: Exception) -> Response:
-        return problem(500, "an error in the server; its log says more")
-
     return app
+
+
+async def refused(request: Request, error: HTTPException) -> Response:
+    path, allowed = request.url.path, (error.headers or {}).get("Allow")
+    texts = {
+        404: f"there is no {path}; GET /openapi.json describes what there is",
+        405: f"{path} does not answer {request.method}; expected {allowed}",
+    }
+    return problem(error.status_code, texts.get(error.status_code, error.detail), error.headers)
+
+
+async def wrong_value(_: Request, error: RequestValidationError) -> Response:
+    first = error.errors()[0]
+    return problem(422, f"{first['loc'][-1]} is {first['input']!r}; expected true or false")
+
+
+async def not_possible_now(_: Request, error: UserError) -> Response:
+    return problem(503, str(error))
+
+
+async def gone(_: Request, __: ClientDisconnect) -> Response:
+    return problem(400, "the client has closed the connection")  # which nobody reads
+
+
+async def failed(_: Request, __: Exception) -> Response:
+    return problem(500, "an error in the server; its log says more")
+
+
+HANDLERS: dict[Any, Any] = {
+    HTTPException: refused,
+    RequestValidationError: wrong_value,
+    UserError: not_possible_now,
+    ClientDisconnect: gone,
+    Exception: failed,
+}
 
 
 def problems(statuses: dict[int, str]) -> dict[int | str, dict[str, Any]]:
@@ -197,7 +207,7 @@ def problems(statuses: dict[int, str]) -> dict[int | str, dict[str, Any]]:
 
 def describe(ensemble: Ensemble, version: str) -> Health:
     digest = hashlib.sha256()
-    for path in (*map(model, ensemble.networks), COMBINATION):
+    for path in (*map(model, ensemble.networks), COMBINATION, *([REJECTION] if ensemble.can_reject else [])):
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     served = ServedModel(
