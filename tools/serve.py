@@ -37,7 +37,7 @@ def read_inputs() -> argparse.Namespace:
     )
     parser.add_argument(
         "--token",
-        default=os.environ.get(TOKEN),
+        default=os.environ.get(TOKEN) or None,
         help=f"what requests must have (default: the environment variable {TOKEN}, which other users cannot see)",
     )
     arguments = parser.parse_args()

@@ -49,7 +49,8 @@ class Gate:
     def _refusal(self, headers: Headers, method: str) -> JSONResponse | None:
         host = host_name(headers.get("host", ""))
         if not is_own(host, self._host):
-            return problem(400, f"the request is for host {host!r}; expected {self._host} or localhost")
+            own = f"{HOST} or localhost" if self._host == HOST else "an address or the name of this computer"
+            return problem(400, f"the request is for host {host!r}; expected {own}")
         if self._token and not secrets.compare_digest(token_in(headers), self._token.encode()):
             text = "the token is missing or wrong; expected the header `Authorization: Bearer TOKEN`"
             return problem(401, text, {"WWW-Authenticate": CHALLENGES})
