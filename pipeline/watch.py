@@ -102,6 +102,8 @@ def find_watched() -> list[Watched]:
 def read_watched(run: str, network: str, folder: Path, changed: float) -> Watched:
     """The curves of a network as they are since `changed`."""
     curve, steps = (read_growing(folder / of(network)) for of in (learning_curve, step_curve))
+    if "validation_calibrated_loss" not in curve:  # there is none yet, or an earlier version wrote it
+        curve = pd.DataFrame()
     return Watched(run, network, folder, curve, steps, changed)
 
 

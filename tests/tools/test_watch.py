@@ -37,11 +37,16 @@ def write_curves(folder: Path, network: str, losses: list[float], *, is_finished
 
 @pytest.fixture
 def watched(tiny: Project) -> Project:
-    """A project in which resnet18 was trained and resnet34 is being trained, as in an experiment in a copy."""
+    """A project in which resnet18 was trained and resnet34 is being trained, and vgg11 in an experiment in a copy.
+
+    Version 1.1 of the pipeline trained vgg19.
+    """
     tiny.params["train"]["epochs"] = 3
     tiny.write_params()
     write_curves(tiny.root, "resnet18", [0.6, 0.5], is_finished=True)
     write_curves(tiny.root, "resnet34", [0.4, 0.6])
+    of_1_1 = "epoch,train_loss,validation_loss,validation_accuracy,kept\n1,0.5,0.4,0.75,True\n"
+    (tiny.root / "metrics/curves/vgg19.csv").write_text(of_1_1)
     copy = tiny.root / ".dvc/tmp/exps/tmp<b>"
     write_curves(copy, "vgg11", [])
     write_curves(copy, "vgg13", [0.5], is_finished=True)
