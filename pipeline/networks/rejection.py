@@ -67,7 +67,7 @@ def choose_threshold(similarities: Tensor, share: float) -> float:
 def save_rejection(path: Path, network: nn.Module, references: Tensor, description: dict) -> None:
     """Write what `load_rejection` reads; `network` has a linear head, which is not kept.
 
-    `description` holds network, threshold, share and what prepare says of the photos.
+    `description` holds network, false_rejection_rate, threshold, the normalisation and what prepare says of the photos.
     """
     head = f"{head_name(network)}."
     backbone = {key: tensor for key, tensor in network.state_dict().items() if not key.startswith(head)}
