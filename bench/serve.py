@@ -63,7 +63,7 @@ def main() -> None:
         table = [*measure_rates(ensemble, photos, port, arguments)]
         memory = measure_memory(photos, port, psutil.Process(server.pid), arguments)
         stop = measure_stop(photos, port, server, arguments)
-    print(f"{arguments.clients} clients, {arguments.rounds} rounds of {arguments.each} photos\n")
+    print(f"{arguments.clients} clients, {arguments.rounds} rounds of {arguments.sample} photos\n")
     print("\n".join(["| | photos/s | of predict's | p50, ms | p99, ms |", "| --- | --- | --- | --- | --- |", *table]))
     print(f"\n{memory}\n{stop}")
 
@@ -73,7 +73,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("archive", type=Path, help="a folder or archive of photos")
     parser.add_argument("--clients", type=int, default=32, help="default: %(default)s")
     parser.add_argument("--photos", type=int, default=20_000, help="for the memory (default: %(default)s)")
-    parser.add_argument("--each", type=int, default=1000, help="photos of each measurement (default: %(default)s)")
+    parser.add_argument("--sample", type=int, default=1000, help="photos of each measurement (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
     return parser.parse_args()
 
@@ -93,10 +93,10 @@ def measure_rates(ensemble: Ensemble, photos: list[bytes], port: int, arguments:
     """The rows of the table: medians of the rounds."""
     predict, rates, seconds = [], {each: [] for each in EACH}, {each: [] for each in EACH}
     for _ in range(arguments.rounds):
-        predict.append(predict_rate(ensemble, [*islice(cycle(photos), arguments.each)]))
+        predict.append(predict_rate(ensemble, [*islice(cycle(photos), arguments.sample)]))
         for each in EACH:
             start = time.perf_counter()
-            tally = send(port, photos, arguments.clients, each, arguments.each)
+            tally = send(port, photos, arguments.clients, each, arguments.sample)
             rates[each].append(tally.photos / (time.perf_counter() - start))
             seconds[each] += tally.seconds
     base = statistics.median(predict)

@@ -1,13 +1,10 @@
 """The page on which photos are classified. Its script sends them to the API."""
 
-from pathlib import Path
-
 from pipeline.core.split_table import MAX_NAMED
 from pipeline.inference.ensemble import Ensemble
-from pipeline.pages import rendering
-from pipeline.pages.rendering import render
+from pipeline.pages.rendering import TEMPLATES, render
 
-SCRIPT = Path(rendering.__file__).with_name("templates") / "serve.js"
+SCRIPT = TEMPLATES / "serve.js"
 
 
 def page(ensemble: Ensemble, is_local: bool) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
+TEMPLATES = Path(__file__).with_name("templates")
 JPEG_QUALITY = 80
 HEAT_COLOUR = (255, 90, 0)
 
@@ -16,7 +17,7 @@ HEAT_COLOUR = (255, 90, 0)
 def render(template: str, **content: object) -> str:
     """Fill in a template from templates/. In HTML templates, all content is escaped unless it is Markup."""
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=FileSystemLoader(TEMPLATES),
         autoescape=lambda name: name is not None and name.endswith(".html.jinja"),
         undefined=StrictUndefined,
         trim_blocks=True,

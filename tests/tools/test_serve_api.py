@@ -210,7 +210,7 @@ def test_serve_finishes_what_it_has_begun(finished: Repository) -> None:
 
 @pytest.mark.slow
 def test_bench_compares_serve_with_predict(finished: Repository) -> None:
-    arguments = ["data/raw/train.zip", "--clients", "4", "--photos", "20", "--each", "16", "--rounds", "1"]
+    arguments = ["data/raw/train.zip", "--clients", "4", "--photos", "20", "--sample", "16", "--rounds", "1"]
     done = forked.run([str(REPOSITORY / "bench/serve.py"), *arguments], finished.root, os.environ)
     assert done.returncode == 0
     rows = [[cell.strip() for cell in line.split("|")] for line in done.stdout.splitlines() if line.startswith("| ")]
