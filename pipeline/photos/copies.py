@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
 
 from pipeline.core.cores import usable_cores
-from pipeline.photos.decoding import HASHED_SIZE, open_upright
 from pipeline.photos.source import Photo
 
 import imagehash
 import numpy as np
+from PIL import Image
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
@@ -29,13 +29,12 @@ MAX_PAIRS = 5_000_000  # kept in memory before they are reduced
 ROBOFLOW = re.compile(r"(.+)\.rf\.[0-9a-f]{32}", re.IGNORECASE)  # its augmented copies of a photo
 
 
-def perceptual_hash(content: bytes) -> bytes:
+def perceptual_hash(image: Image.Image) -> bytes:
     """256 bits that change little if a photo is re-encoded, rescaled or slightly cropped (a DCT hash).
 
-    Empty for a photo that shows nothing (all white, say). Raises UnreadablePhoto. Source:
-    https://www.hackerfactor.com/blog/index.php?/archives/432
+    `image` has at least HASHED_SIZE pixels a side, or all that the photo has. Empty for a photo that shows nothing (all
+    white, say). Source: https://www.hackerfactor.com/blog/index.php?/archives/432
     """
-    image = open_upright(content, least_side=HASHED_SIZE)
     bits = imagehash.phash(image, hash_size=HASH_SIDE, highfreq_factor=2).hash
     if bits.sum() < MIN_SET_BITS:
         return b""

@@ -71,6 +71,9 @@ TURNED = {  # by EXIF orientation: the transposition that turns the image uprigh
 }
 
 
+ON_THE_SIDE = [TURNED[orientation] for orientation in (5, 6, 7, 8)]  # these swap width and height
+
+
 class UnreadablePhoto(Exception):
     """Raised for bytes that cannot be decoded. Its text gives the reason, which is the same on every machine."""
 
@@ -96,12 +99,20 @@ def open_upright(content: bytes, least_side: int | None = None) -> Image.Image:
     A JPEG may be decoded at a half, a quarter or an eighth of its size, which is several times faster, as long as both
     sides keep `least_side` pixels or more.
     """
+    return open_upright_with_size(content, least_side)[0]
+
+
+def open_upright_with_size(content: bytes, least_side: int | None = None) -> tuple[Image.Image, tuple[int, int]]:
+    """As `open_upright`, and the full width and height of the upright photo."""
     try:
         with Image.open(io.BytesIO(content)) as image:
+            size = image.size
             if least_side:
                 image.draft(None, (least_side, least_side))
             image.load()
-            return _to_rgb(_turn_upright(image))
+            turn = _transposition(image)
+            upright = image if turn is None else image.transpose(turn)
+            return _to_rgb(upright), size[::-1] if turn in ON_THE_SIDE else size
     except MemoryError:
         raise
     except Exception as error:  # a decoder may raise anything on damaged bytes
@@ -127,16 +138,15 @@ def silence_pillow() -> None:
     logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
-def _turn_upright(image: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation, and nothing else of it.
+def _transposition(image: Image.Image) -> Image.Transpose | None:
+    """The transposition that turns an image upright, by its EXIF orientation; None if it is upright.
 
     Pillow's ImageOps.exif_transpose also rewrites the whole EXIF block, and fails on odd entries in it.
     """
     orientation = UPRIGHT
     with suppress(Exception):  # a defect of the metadata costs no photo
         orientation = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
-    method = TURNED.get(orientation)
-    return image if method is None else image.transpose(method)
+    return TURNED.get(orientation)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -46,6 +46,7 @@ class Photo:
     readable: bool = True  # False once it could not be decoded
     sha256: str = ""  # of its bytes
     perceptual_hash: bytes = b""
+    size: tuple[int, int] | None = None  # width and height in pixels, upright; None if it has no label or is unreadable
     copy_of: str = ""  # the name of the first photo in its group of copies
     split: str = ""  # train, validation or test; set when the photo is written to that split's file
     row: int = -1  # index in that file

@@ -26,6 +26,8 @@ def split_table(photos: list[Photo], classes: Sequence[str]) -> pd.DataFrame:
             "excluded": photo.excluded,
             "relabelled_from": photo.relabelled_from,
             "copy_of": photo.copy_of,
+            "width": photo.size[0] if photo.size else "",
+            "height": photo.size[1] if photo.size else "",
         }
         for photo in sorted(photos, key=lambda photo: (order.get(photo.split, len(SPLITS)), photo.row, photo.name))
     )

@@ -164,13 +164,15 @@ def test_prepare_packs_splits_of_exactly_the_sizes_asked_for_with_equal_classes(
 def test_prepare_lists_every_photo_in_split_csv_in_the_order_of_the_packed_labels(prepared: Project) -> None:
     table = prepared.split_table()
     files = {name.removeprefix("train/"): content for name, content in kaggle_files(cats=10, dogs=10).items()}
-    assert list(table[0]) == ["photo", "label", "split", "sha256", "excluded", "relabelled_from", "copy_of"]
+    columns = ["photo", "label", "split", "sha256", "excluded", "relabelled_from", "copy_of", "width", "height"]
+    assert list(table[0]) == columns
     assert sorted(row["photo"] for row in table) == sorted(files)
     assert [row["split"] for row in table] == ["train"] * 8 + ["validation"] * 4 + ["test"] * 4 + [""] * 4
     for row in table:
         assert row["label"] == row["photo"][:3]
         assert row["sha256"] == hashlib.sha256(files[row["photo"]]).hexdigest()
         assert row["excluded"] == ("" if row["split"] else "not needed")
+        assert (row["width"], row["height"]) == ("40", "30")
     for split in SPLITS:
         labels = [CLASSES.index(row["label"]) for row in table if row["split"] == split]
         assert prepared.packed(split)[1].tolist() == labels
@@ -288,24 +290,36 @@ UNUSUAL = unusual_photos()
 
 
 @pytest.fixture(scope="module")
-def unusual(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
-    """The packed pixels of `UNUSUAL`, by the photo's name."""
+def unusual(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project with `UNUSUAL`, prepared. Read only."""
     project = Project(tmp_path_factory.mktemp("unusual"))
     photos = {f"cats/{name}": content for name, (content, _) in UNUSUAL.items()}
     files = photos | {f"dogs/{number}.jpg": photo_bytes("dog", number) for number in range(len(photos) + 1)}
     project.photos(files, "photos")
     project.split(train=2 * len(photos) - 4, validation=2, test=2)
     project.prepare()
-    return {name.removeprefix("cats/"): pixels for name, pixels in project.pixels_of().items()}
+    return project
+
+
+@pytest.fixture(scope="module")
+def unusual_pixels(unusual: Project) -> dict[str, np.ndarray]:
+    """The packed pixels of `UNUSUAL`, by the photo's name."""
+    return {name.removeprefix("cats/"): pixels for name, pixels in unusual.pixels_of().items()}
+
+
+def test_split_csv_has_the_size_of_the_upright_photo_in_full(unusual: Project) -> None:
+    found = {row["photo"]: f"{row['width']} x {row['height']}" for row in unusual.split_table()}
+    for name, (_, upright) in UNUSUAL.items():
+        assert found[f"cats/{name}"] == f"{upright.shape[1]} x {upright.shape[0]}"
 
 
 @pytest.mark.parametrize("name", UNUSUAL)
 def test_prepare_packs_a_photo_as_the_upright_rgb_image_that_a_person_sees(
-    name: str, unusual: dict[str, np.ndarray]
+    name: str, unusual_pixels: dict[str, np.ndarray]
 ) -> None:
     expected = squeezed(Image.fromarray(UNUSUAL[name][1].astype(np.uint8)))
     tolerance = 2 if name == "cmyk.jpg" else 0  # JPEG's colours are not exact
-    np.testing.assert_allclose(unusual[name].astype(int), expected.astype(int), rtol=0, atol=tolerance)
+    np.testing.assert_allclose(unusual_pixels[name].astype(int), expected.astype(int), rtol=0, atol=tolerance)
 
 
 def test_prepare_center_crops_without_distortion(project: Project) -> None:
