@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 from pipeline.core import SPLITS
 from pipeline.core.all_params import Params
+from pipeline.core.paths import SPLIT_TABLE
+from pipeline.core.read_table import require_columns
 from pipeline.core.split_table import read_split_table
 from pipeline.networks.building import build_network, check_image_size, normalisation_of
 from pipeline.networks.compute import to_device
@@ -28,9 +30,10 @@ REGULARISATION = 0.001  # scikit-learn's C; strong, so that wrong labels have li
 def read_photos() -> pd.DataFrame:
     """The photos of all splits in the row order of their packed files.
 
-    `row` is the position in the split; copies have the same `group`.
+    `width` and `height` are in pixels; `row` is the position in the split; copies have the same `group`.
     """
     table = read_split_table()
+    require_columns(str(SPLIT_TABLE), ["width", "height"], table)
     photos = pd.concat([table[table["split"] == split] for split in SPLITS], ignore_index=True)
     photos["row"] = photos.groupby("split").cumcount()
     photos["group"] = photos["copy_of"].where(photos["copy_of"] != "", photos["photo"])
@@ -72,11 +75,13 @@ def show(
     photos: pd.DataFrame, probabilities: np.ndarray, classes: list[str], splits: dict[str, PackedSplit]
 ) -> Iterator[dict]:
     """What the page shows for each photo; the index of `photos` is its row in `probabilities`."""
-    for index, photo in zip(photos.index, photos.to_dict("records"), strict=True):
+    for index, photo in zip(photos.index, thumbnails(photos, splits), strict=True):
         by_class = dict(zip(classes, probabilities[index].tolist(), strict=True))
-        yield {
-            **photo,
-            "probabilities": by_class,
-            "other": next(name for name in most_probable(by_class, 2) if name != photo["label"]),
-            "image": thumbnail(splits[photo["split"]].pixels[photo["row"]].cpu().numpy()),
-        }
+        other = next(name for name in most_probable(by_class, 2) if name != photo["label"])
+        yield {**photo, "probabilities": by_class, "other": other}
+
+
+def thumbnails(photos: pd.DataFrame, splits: dict[str, PackedSplit]) -> Iterator[dict]:
+    """The columns of each photo, and its `image` as a data URI."""
+    for photo in photos.to_dict("records"):
+        yield {**photo, "image": thumbnail(splits[photo["split"]].pixels[photo["row"]].cpu().numpy())}

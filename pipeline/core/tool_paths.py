@@ -17,6 +17,10 @@ AUDIT_TABLE = METRICS / "audit.csv"
 AUDIT_PAGE = METRICS / "audit.html"
 COMPARE_PAGE = METRICS / "compare.html"
 
+LABEL_STUDIO = Path("label_studio")  # what tools/label_studio.py writes
+LABEL_TASKS = LABEL_STUDIO / "tasks.json"
+LABEL_INTERFACE = LABEL_STUDIO / "interface.xml"
+
 EXPORT = Path("export")
 SUBMISSION = Path("submission.csv")
 

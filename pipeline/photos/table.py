@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
 from pipeline.core.class_names import normal_form
 from pipeline.core.errors import UserError, list_some
@@ -66,7 +67,7 @@ def apply_table(photos: list[Photo], table: Path) -> None:
     not exist, is not unique, or does not have exactly one label.
     """
     rows = _read(table)
-    names = _Names(photos if rows else [])
+    names = PhotoNames(photos if rows else [])
     first_rows: dict[str, Row] = {}  # of each photo, by its path
     missing: list[str] = []
     for row in rows:
@@ -97,8 +98,8 @@ def apply_table(photos: list[Photo], table: Path) -> None:
         )
 
 
-class _Names:
-    """Finds the photos that a name in a table may mean."""
+class PhotoNames:
+    """Finds the photos that a name in a table or from a labelling tool may mean."""
 
     def __init__(self, photos: list[Photo]) -> None:
         self._by_path: dict[str, list[Photo]] = {}  # with and without the suffix
@@ -111,12 +112,20 @@ class _Names:
                     self._by_end.setdefault(end, []).append(photo)
 
     def find(self, name: str) -> list[Photo]:
-        """The photos whose path ends with `name` or is the end of it; only one if `name` is exactly its path."""
+        """The photos whose path ends with `name` or is the end of it; only one if `name` is exactly its path or name.
+
+        `name` may also be a URL, with %20 for a space and the like.
+        """
         if label_studio := LABEL_STUDIO.fullmatch(name):
-            name = label_studio[1]
+            name = unquote(label_studio[1])
+        elif name.startswith(("https://", "http://")):
+            name = unquote(name)
         ends = _ends(_normalised(name))
         found = self._by_end.get(next(ends)) or next(filter(None, map(self._by_path.get, ends)), [])
-        return [photo for photo in found if photo.path == name] or found
+        for same in ("path", "name"):
+            if exactly := [photo for photo in found if getattr(photo, same) == name]:
+                return exactly
+        return found
 
 
 def _ends(path: str) -> Iterator[str]:
@@ -134,12 +143,17 @@ def _normalised(name: str) -> str:
     return name.removesuffix(suffix) + suffix.lower()
 
 
-def _read(table: Path) -> list[Row]:
-    """The rows of the table. Raises UserError for wrong columns, and for a row without a photo or a single label."""
+def read_cells(table: Path) -> tuple[Columns, list[Record], str]:
+    """The table's columns, rows and delimiter. Raises UserError for wrong columns, or if it is no table."""
     text = _decode(table)
     delimiter = _find_delimiter(text)
     header, *records = list(_records(table, text, delimiter)) or [Record(1, [])]
-    columns = _find_columns(table, header, records)
+    return _find_columns(table, header, records), records, delimiter
+
+
+def _read(table: Path) -> list[Row]:
+    """The rows of the table. Raises UserError for wrong columns, and for a row without a photo or a single label."""
+    columns, records, delimiter = read_cells(table)
     rows = [_read_row(f"{table}, line {record.line}", record, columns, delimiter) for record in records]
     _require_single(table, rows)
     return rows

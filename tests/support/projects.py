@@ -31,6 +31,7 @@ ARGUMENTS = {
     "stages/fold.py": ["resnet18", "1", "--folds", "5", "--seed", "1"],
     "stages/join_folds.py": ["--folds", "5", "--seed", "1"],
     "stages/train.py": ["resnet18"],
+    "tools/labels.py": ["export.json"],
     "tools/networks.py": ["resnet18"],
     "tools/predict.py": ["a.jpg"],
     "tools/recipe.py": ["best"],
@@ -68,8 +69,8 @@ class Project:
         """Set the values of one of the repository's recipes."""
         set_values(self.params, read_recipe(name, REPOSITORY / "recipes"))
 
-    def split(self, train: int, validation: int, test: int) -> None:
-        """Set the number of photos in each split."""
+    def split(self, train: float, validation: float, test: float) -> None:
+        """Set the number of photos in each split, or its share."""
         self.params["prepare"]["split"] = {"train": train, "validation": validation, "test": test}
 
     def photos(self, files: Files, source: str = "data/raw/train.zip") -> None:
