@@ -5,17 +5,25 @@ import html
 import re
 
 from pipeline.audit import judge
-from tests.support.photos import Files, flower_files, kaggle_files, photo_bytes
+from tests.support.photos import Files, draw_photo, encode, flower_files, kaggle_files, photo_bytes
 from tests.support.projects import SPLITS, Project, Repository
 
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image, ImageFilter
 
 pytestmark = pytest.mark.slow
 
 PAGE, TABLE = "metrics/audit.html", "metrics/audit.csv"
 UGLY = "<img src=http:x onerror=alert(1)>&\"'.jpg"
+POOR = {
+    "cat.1.jpg": ("dark", lambda photo: Image.eval(photo, lambda value: value // 3)),
+    "dog.1.jpg": ("bright", lambda photo: Image.eval(photo, lambda value: 243 + value // 16)),
+    "cat.2.jpg": ("blurred", lambda photo: photo.filter(ImageFilter.GaussianBlur(4))),
+    "dog.2.jpg": ("tiny", lambda photo: photo.resize((20, 15))),
+    "cat.3.jpg": ("odd shape", lambda photo: photo.resize((600, 200))),
+}
 SWAPPED = {"cat.900.jpg": "dog", "cat.901.jpg": "dog", "dog.900.jpg": "cat", f"cats/{UGLY}": "dog"}
 
 
@@ -33,14 +41,19 @@ def photos_with_swapped_labels() -> Files:
 
 @pytest.fixture(scope="module")
 def audited(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project that is prepared and audited. Read only."""
+    """A project that is prepared and audited, with POOR photos. Read only."""
     project = Project(tmp_path_factory.mktemp("audited"))
-    project.photos(photos_with_swapped_labels())
+    poor = {
+        f"train/{name}": encode(spoil(draw_photo(name[:3], int(name[4]))), "PNG") for name, (_, spoil) in POOR.items()
+    }
+    project.photos(photos_with_swapped_labels() | poor)
     project.split(train=36, validation=12, test=12)
     project.params["networks"] = {"resnet18": {"weights": "none"}}
     project.prepare()
     printed = project.succeed("audit.py")
-    assert re.fullmatch(r"60 photos, \d+ labels estimated to be wrong; \d+ s; see metrics/audit.html\n", printed)
+    assert re.fullmatch(
+        r"60 photos, \d+ labels estimated to be wrong, 5 poor photos; \d+ s; see metrics/audit.html\n", printed
+    )
     assert "warning: networks.resnet18.weights is none; features from random weights say little about labels\n" in (
         project.last_run.stderr
     )
@@ -55,7 +68,8 @@ def test_audit_ranks_swapped_labels_first(audited: Project) -> None:
 
 def test_audit_writes_a_row_for_each_photo_of_a_split(audited: Project) -> None:
     rows = ranking(audited)
-    assert list(rows[0]) == ["rank", "photo", "label", "probability_of_label", "split"]
+    columns = ["rank", "photo", "label", "probability_of_label", "split", "predicted", "probability", "quality"]
+    assert list(rows[0]) == [*columns, "brightness", "sharpness", "width", "height"]
     assert [int(row["rank"]) for row in rows] == list(range(1, 61))
     probabilities = [float(row["probability_of_label"]) for row in rows]
     assert probabilities == sorted(probabilities)
@@ -70,13 +84,43 @@ def test_audit_writes_a_row_for_each_photo_of_a_split(audited: Project) -> None:
 def test_audit_writes_a_page_that_needs_nothing_else_and_has_lines_to_copy(audited: Project) -> None:
     page = (audited.root / PAGE).read_text(encoding="utf-8")
     assert "://" not in page
-    assert set(re.findall(r'(?:src|href)="([^":]*)', page)) == {"#main", "#doubtful", "data"}
+    assert set(re.findall(r'(?:src|href)="([^":]*)', page)) == {"#main", "#doubtful", "#poor", "data"}
     assert UGLY not in page
+    page = page.partition('<section id="poor"')[0]
     assert page.count('<img src="data:') == 60
     lines = [html.unescape(line) for line in re.findall(r'<code class="line">(.*?)</code>', page)]
     ranked = [row["photo"] for row in ranking(audited)]
     assert lines[::2] == [f"{name}: leave out" for name in ranked]
     assert set(lines[1::2]) >= {f"{name}: {label}" for name, label in SWAPPED.items()}
+
+
+def test_audit_names_and_shows_poor_photos(audited: Project) -> None:
+    rows = {row["photo"]: row for row in ranking(audited)}
+    assert {name: row["quality"] for name, row in rows.items() if row["quality"]} == {
+        name: kind for name, (kind, _) in POOR.items()
+    }
+    assert (rows["cat.3.jpg"]["width"], rows["cat.3.jpg"]["height"]) == ("600", "200")  # not as a decoder scales it
+    assert float(rows["cat.1.jpg"]["brightness"]) < 0.3 < 0.9 < float(rows["dog.1.jpg"]["brightness"])
+    page = (audited.root / PAGE).read_text(encoding="utf-8")
+    shown = re.findall(r"<h3>(.*?): 1</h3>.*?alt=\"Photo (.*?), (.*?)\"", page, flags=re.DOTALL)
+    assert shown == [(kind.capitalize(), name, kind) for name, (kind, _) in POOR.items()]
+
+
+def test_label_studio_gets_the_doubtful_labels_and_then_the_least_certain_photos(audited: Project) -> None:
+    ranked = ranking(audited)
+    printed = audited.succeed("label_studio.py", "--photos", "https://host/", "--count", "3")
+    assert printed.startswith(
+        "label_studio/tasks.json: 6 photos (3 doubtful label, 3 uncertain), such as https://host/"
+    )
+    tasks = audited.read_json("label_studio/tasks.json")
+    assert [task["data"]["photo"] for task in tasks[:3]] == [row["photo"] for row in ranked[:3]]
+    others = sorted(ranked[3:], key=lambda row: float(row["probability"]))
+    assert [task["data"]["photo"] for task in tasks[3:]] == [row["photo"] for row in others[:3]]
+    for task, row in zip(tasks, [*ranked[:3], *others], strict=False):
+        [prediction] = task["predictions"]
+        assert prediction["result"][0]["value"] == {"choices": [row["predicted"]]}
+        assert prediction["score"] == float(row["probability"])
+        assert task["data"]["label_before"] == row["label"]
 
 
 def test_audit_doubts_no_photo_once_all_are_relabelled_as_its_page_says(project: Project) -> None:

@@ -92,8 +92,10 @@ def test_labels_of_every_format_are_merged_and_read_by_prepare(export: str, phot
 def test_labels_refuse_what_is_wrong_with_a_line_for_each_and_write_nothing(photos: Project) -> None:
     export = (EXPORTS / "export.csv").read_text(encoding="utf-8")
     lines = export.splitlines(keepends=True)
-    wrong = export.replace('10,"1","dog"', '10,"1","bird"').replace("(2)", "(3)").replace('12,"1","dog"', '12,"2","cat"')
-    wrong = wrong.replace('"","","","",21', '14,"1","{""choices"": [""cat"", ""dog""]}","",21')
+    wrong = export.replace('10,"1","dog"', '10,"1","bird"').replace("(2)", "(3)")
+    wrong = wrong.replace('12,"1","dog"', '12,"2","cat"').replace(
+        '"","","","",21', '14,"1","{""choices"": [""cat"", ""dog""]}","",21'
+    )
     assert refusal(photos, wrong) == [
         "export.csv, task 17: cat.0.jpg is 'bird'; expected one of cat, dog, or set classes in params.yaml",
         "export.csv, task 19: dog.0.jpg is 'dog' by 1, but 'cat' by 2; delete one of the two annotations, and export "
@@ -106,7 +108,7 @@ def test_labels_refuse_what_is_wrong_with_a_line_for_each_and_write_nothing(phot
         "export.csv: none of 1 tasks has a label; submit annotations, and export again"
     ]
     [line] = refusal(photos, export.replace('"choice"', '"animal"'))
-    assert line.startswith("export.csv: no annotation is called choice, but there are annotation_id, annotator, animal,")
+    assert line.startswith("export.csv: no annotation is called choice, but there are annotation_id, annotator, animal")
     [line] = refusal(photos, "[{", "export.json")
     assert line.startswith("export.json is not valid JSON (")
     (photos.root / "data/labels.csv").write_text("photo,cat,dog\ncat.0.jpg,1,0\n")
