@@ -45,7 +45,8 @@ def add_quality(photos: pd.DataFrame, splits: Iterable[PackedSplit], image_size:
         "odd shape": shorter < ODD_RATIO * longer,
     }
     quality = [", ".join(kind for kind in KINDS if applies[kind][row]) for row in range(len(photos))]
-    return photos.assign(**sides, **measured[["brightness", "sharpness"]], quality=quality)
+    others = photos.drop(columns=["width", "height"])
+    return pd.concat([others, sides, measured[["brightness", "sharpness"]]], axis=1).assign(quality=quality)
 
 
 def worst(photos: pd.DataFrame, kind: str, most: int) -> pd.DataFrame:

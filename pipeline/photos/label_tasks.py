@@ -35,7 +35,7 @@ def choose_photos(table: Path, count: int) -> tuple[pd.DataFrame, list[str]]:
         doubtful = photos[photos["predicted"] != photos["label"]].head(count).assign(reason=DOUBTFUL)
         others = photos.drop(doubtful.index)
         return pd.concat([doubtful, _least_certain(others, count)]), classes
-    columns = [name for name in photos if name.startswith(PROBABILITY)]
+    columns = [name for name in map(str, photos) if name.startswith(PROBABILITY)]
     if not columns or "unreadable" not in photos:
         raise UserError(f"{table} is neither tools/audit.py's table nor tools/predict.py's CSV; run one of them again")
     readable = photos[photos["unreadable"] == ""]

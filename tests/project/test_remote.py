@@ -1,4 +1,4 @@
-"""What one user pushes to a remote, another one pulls or gets: from a folder, and over S3."""
+"""What one user pushes to a remote, another one pulls or gets: from a folder, and over S3; and photos in a bucket."""
 
 import json
 import os
@@ -91,3 +91,40 @@ def test_dvc_gets_models_and_metrics_from_the_repository_without_a_clone(stand_i
     with dvc.api.open("metrics/ensemble.json", repo=url) as file:
         assert json.load(file) == json.loads(metrics)
     assert dvc.api.read("models/networks/resnet18.safetensors", repo=url, mode="rb") == model
+
+
+def test_photos_in_a_bucket_reach_every_clone_and_their_changes_rerun_prepare(
+    s3_endpoint: str, stand_ins: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
+    stand_ins.environment["AWS_ENDPOINT_URL"] = s3_endpoint
+    import boto3
+    import requests
+
+    client = boto3.client("s3")
+    photos = {"photos/cat/1.jpg": b"one", "photos/dog/2.jpg": b"two"}
+    for key, content in photos.items():
+        client.put_object(Bucket="bucket", Key=key, Body=content)
+    stand_ins.dvc("import-url", "--no-download", "s3://bucket/photos", "data/raw/photos")
+    assert not (stand_ins.root / "data/raw/photos").exists()
+    stand_ins.params["prepare"]["source"] = "data/raw/photos"
+    stand_ins.write_params()
+    stand_ins.commit()
+
+    stand_ins.git("clone", "--quiet", ".", str(tmp_path / "clone"))
+    clone = Repository(tmp_path / "clone")
+    clone.dvc("pull", "data/raw/photos")
+    assert {name: (clone.root / "data/raw" / name).read_bytes() for name in photos} == photos
+    assert clone.stages_run_by("repro", "prepare") == ["prepare"]
+    client.put_object(Bucket="bucket", Key="photos/dog/2.jpg", Body=b"changed")
+    clone.dvc("update", "data/raw/photos.dvc")
+    assert clone.stages_run_by("repro", "prepare") == ["prepare"]
+
+    requests.post(f"{s3_endpoint}/moto-api/reset-auth", data=b"0", headers={"Content-Type": "text/plain"})
+    try:
+        refused = clone.try_dvc("update", "data/raw/photos.dvc")
+    finally:
+        requests.post(f"{s3_endpoint}/moto-api/reset-auth", data=b"inf", headers={"Content-Type": "text/plain"})
+    assert refused.returncode != 0
+    assert "ERROR: unexpected error - Forbidden: An error occurred (403)" in refused.stderr
+    assert (clone.root / "data/raw/photos/dog/2.jpg").read_bytes() == b"changed"

@@ -616,6 +616,16 @@ def test_prepare_counts_a_correction_only_if_the_photo_is_in_a_split(project: Pr
     assert project.read_json("metrics/prepare.json")["relabelled"] == 0
 
 
+def test_prepare_says_how_to_get_photos_that_dvc_tracks_but_that_are_not_here(project: Project) -> None:
+    (project.root / "data/raw").mkdir(parents=True)
+    for tracked, source in (("data/raw/photos", "data/raw/photos/train"), ("data/raw/all.zip", "data/raw/all.zip")):
+        (project.root / f"{tracked}.dvc").touch()
+        project.params["prepare"]["source"] = source
+        project.write_params()
+        message = f"{source}: is not here yet, but {tracked}.dvc is; run `dvc pull {tracked}`"
+        assert error_line(project.run("prepare.py")) == message
+
+
 def test_prepare_refuses_corrections_that_are_missing_or_not_text(project: Project) -> None:
     project.photos(kaggle_files(cats=8, dogs=8))
     project.write_params()
