@@ -93,7 +93,7 @@ def main() -> None:
         with atomic_write() as write_to:
             write_to(COMPARE_MARKDOWN).write_text(text, encoding="utf-8")
             for name, plot in plots_of(comparisons).items():
-                write_png(write_to(COMPARE_PLOTS / name), [plot])
+                write_png(write_to(COMPARE_PLOTS / name), [plot], scale=0.8)  # two fit side by side
         print(f"\nAs Markdown: {COMPARE_MARKDOWN}, with plots in {COMPARE_PLOTS}/")
 
 

@@ -46,7 +46,7 @@ class Images(CalibrationDataReader):
     def __init__(self, pixels: np.ndarray) -> None:
         self._inputs = as_inputs(pixels)
 
-    def get_next(self) -> dict[str, np.ndarray] | None:
+    def get_next(self) -> dict[str, np.ndarray] | None:  # pyrefly: ignore[bad-override]  # None: there are no more
         image = next(self._inputs, None)
         return None if image is None else {"image": image}
 

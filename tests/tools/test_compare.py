@@ -666,8 +666,8 @@ def test_compare_writes_a_comment_for_github_with_scores_differences_verdicts_an
     ]
     lines = block(printed, "resnet18")
     scores = {row[1]: row[2] for row in rows if len(row) == 3 and row[0] == "resnet18"}
-    assert [f"{run:<{len(name)}}  {score}" for run, score in scores.items()] == [lines[0], lines[1], lines[5]]
-    for run, start in (("better-1", 2), (name, 6)):
+    assert [f"{run:<{len(name)}}  {score}" for run, score in scores.items()] == [lines[0], lines[1], lines[6]]
+    for run, start in (("better-1", 2), (name, 7)):
         [row] = [row for row in rows if row[:2] == ["resnet18", run] and len(row) == 6]
         facts = [re.split(" {2,}", line)[1] for line in lines[start : start + 3]]
         assert row[3:] == facts
