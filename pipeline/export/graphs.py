@@ -3,6 +3,7 @@
 import json
 import logging
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +33,7 @@ class Graph:
 
     module: nn.Module
     output: str
-    metadata: dict[str, object]
+    metadata: Mapping[str, object]
 
 
 def graphs_of(ensemble: Ensemble) -> dict[str, Graph]:
