@@ -40,7 +40,7 @@ audit: .venv/installed-for-audit  ## photos ranked by how likely their label is 
 	.venv/bin/python tools/audit.py
 
 export: .venv/installed-for-export  ## the networks and the ensemble as ONNX, with a model card, to export/
-	.venv/bin/python tools/export.py
+	.venv/bin/python tools/export.py $(EXPORT)
 
 search: .venv/installed-for-search  ## better params for training, by DVC experiments; see search.yaml
 	.venv/bin/python tools/search.py $(SEARCH)

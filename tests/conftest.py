@@ -46,6 +46,7 @@ LONG_FILES = (
     "pipeline",
     "gpu_check",
     "remote",
+    "pull_request",
     "recipe",
     "networks",
     "what_runs",

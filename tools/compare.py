@@ -17,7 +17,7 @@ from pipeline.core.command_line import ArgumentParser
 from pipeline.core.errors import UserError, list_some
 from pipeline.core.files import atomic_write
 from pipeline.core.process import run_stage
-from pipeline.core.tool_paths import COMPARE_PAGE
+from pipeline.core.tool_paths import COMPARE_MARKDOWN, COMPARE_PAGE, COMPARE_PLOTS
 
 
 def read_arguments() -> argparse.Namespace:
@@ -42,6 +42,11 @@ def read_arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--html", action="store_true", help=f"also write {COMPARE_PAGE}, with the photos that changed sides"
+    )
+    parser.add_argument(
+        "--markdown",
+        action="store_true",
+        help=f"also write {COMPARE_MARKDOWN}, for a comment on GitHub, and its plots, to {COMPARE_PLOTS}/",
     )
     arguments = parser.parse_args()
     if len(arguments.runs) < 2:
@@ -80,6 +85,16 @@ def main() -> None:
         with atomic_write() as write_to:
             write_to(COMPARE_PAGE).write_text(page, encoding="utf-8")
         print(f"\nThe photos that changed sides: {COMPARE_PAGE}")
+    if arguments.markdown:
+        from pipeline.pages.plots import write_png
+        from pipeline.runs.comparison_markdown import plots_of, render_markdown
+
+        text = render_markdown(comparisons, units, notes, explain(units), COMPARE_PLOTS.name)
+        with atomic_write() as write_to:
+            write_to(COMPARE_MARKDOWN).write_text(text, encoding="utf-8")
+            for name, plot in plots_of(comparisons).items():
+                write_png(write_to(COMPARE_PLOTS / name), [plot], scale=0.8)  # two fit side by side
+        print(f"\nAs Markdown: {COMPARE_MARKDOWN}, with plots in {COMPARE_PLOTS}/")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ def main() -> None:
 
     # Slow imports, so not before: mistakes in the arguments should be reported at once.
     from pipeline.runs.experiments import Experiment, find_experiments
+    from pipeline.runs.git import DEEPEN, is_shallow
     from pipeline.runs.ranking import HEADINGS, rank, table
 
     found, unfinished = find_experiments()
@@ -39,6 +40,8 @@ def main() -> None:
         print("A kept epoch such as 0+3 is the mean of the fitted head and epoch 3.")
     if len(groups) > 1:
         print("Scores on different validation photos cannot be compared.")
+    if is_shallow():
+        print(f"Experiments of other commits are left out, because this clone is shallow; run {DEEPEN}")
     names: dict[str, list[str]] = {}
     for text in unfinished:
         name, reason = text.split(" ", maxsplit=1)

@@ -16,6 +16,8 @@ UNLABELLED_ARCHIVES = (RAW / "test1.zip", RAW / "test.zip")  # of Kaggle's compe
 AUDIT_TABLE = METRICS / "audit.csv"
 AUDIT_PAGE = METRICS / "audit.html"
 COMPARE_PAGE = METRICS / "compare.html"
+COMPARE_MARKDOWN = METRICS / "compare.md"
+COMPARE_PLOTS = METRICS / "compare"  # which it links to
 
 LABEL_STUDIO = Path("label_studio")  # what tools/label_studio.py writes
 LABEL_TASKS = LABEL_STUDIO / "tasks.json"

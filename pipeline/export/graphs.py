@@ -1,24 +1,67 @@
-"""The networks and the ensemble as ONNX graphs, from an image to probabilities."""
+"""The trained models as ONNX graphs: from an image to probabilities, or to its similarity to known photos."""
 
 import json
 import logging
 import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.inference.ensemble import Ensemble
 from pipeline.networks.normalisation import Normalisation
 from pipeline.networks.predicting import TestTimeFlip
+from pipeline.networks.rejection import NEIGHBOUR, Rejection
 from pipeline.scores.combining import Combination
+from pipeline.scores.scoring import ENSEMBLE
 
+import numpy as np
 import onnx
 import onnxscript  # noqa: F401 (PyTorch's exporter needs it)
 import torch
 from torch import Tensor, nn
 
 OPSET, IR_VERSION = 18, 8  # old enough for onnxruntime 1.17 and OpenCV 4.11
+REJECTION = "rejection"  # the name of the graph that rejects photos
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A module that maps one image, float32 RGB [1, 3, size, size] from 0 to 255, to its only output.
+
+    The file's metadata has a JSON value for each key of `metadata`.
+    """
+
+    module: nn.Module
+    output: str
+    metadata: Mapping[str, object]
+
+
+def graphs_of(ensemble: Ensemble) -> dict[str, Graph]:
+    """A graph for each network, for the ensemble if it is more than its only network, and for rejecting photos."""
+    members = {name: ([name], Combination("mean_logits")) for name in ensemble.networks}
+    if ensemble.shown_members:
+        members[ENSEMBLE] = (list(ensemble.networks), ensemble.combination)
+    graphs = {}
+    for graph, (names, combination) in members.items():
+        networks = [ensemble.networks[name] for name in names]
+        normalisations = [ensemble.normalisations[name] for name in names]
+        module = ImageToProbabilities(networks, normalisations, combination, ensemble.image_size)
+        graphs[graph] = Graph(module, "probabilities", {"classes": ensemble.classes})
+    if ensemble.rejection:
+        module, metadata = ImageToSimilarity(ensemble.rejection), {"threshold": ensemble.rejection.threshold}
+        graphs[REJECTION] = Graph(module, "similarity", metadata)
+    return graphs
+
+
+def expected_answers(ensemble: Ensemble, pixels: np.ndarray) -> dict[str, np.ndarray]:
+    """What each of `graphs_of` should answer to uint8 images [N, size, size, 3]: arrays [N, classes] or [N, 1]."""
+    combined, members = ensemble.probabilities(pixels)
+    similarities = {REJECTION: ensemble.similarities(pixels)[:, np.newaxis]} if ensemble.can_reject else {}
+    return {**members, ENSEMBLE: combined, **similarities}
 
 
 class ImageToProbabilities(nn.Module):
-    """Maps one image, float32 RGB [1, 3, size, size] from 0 to 255, to probabilities, float32 [1, classes].
+    """Maps one image to probabilities, float32 [1, classes].
 
     Computes what the pipeline computes, with operations that runtimes agree on: no resizing (OpenVINO does not
     antialias), and no negative steps, comparisons or indices that drop an axis (OpenCV fails or is silently wrong).
@@ -50,6 +93,21 @@ class ImageToProbabilities(nn.Module):
         return self.combination(member_logits, softmax=softmax, votes=votes, array=torch.tensor)
 
 
+class ImageToSimilarity(nn.Module):
+    """Maps one image to its similarity to known photos, as `Rejection` measures it: float32 [1, 1]."""
+
+    def __init__(self, rejection: Rejection) -> None:
+        super().__init__()
+        self.normalise = _Normalising(Normalisation.of(rejection.description))
+        self.network = rejection.network
+        self.neighbour = min(NEIGHBOUR, len(rejection.references))
+        self.register_buffer("references", rejection.references.T)
+
+    def forward(self, image: Tensor) -> Tensor:
+        features = nn.functional.normalize(self.network(self.normalise(image)))
+        return (features @ self.references).topk(self.neighbour, dim=1).values[:, self.neighbour - 1 :]
+
+
 class _Normalising(nn.Module):
     """A Normalisation in a graph, for float32 images [1, 3, size, size] from 0 to 255."""
 
@@ -71,17 +129,16 @@ def votes(logits: Tensor) -> Tensor:
     return ((logits - logits.amax(dim=1, keepdim=True)) * 2.0**100 + 1).clamp(0, 1)
 
 
-def write_onnx(graph: ImageToProbabilities, classes: list[str], file: Path) -> None:
-    """Write `graph` to `file`, with its weights and, in its metadata, the names of the classes."""
-    size = len(graph.mirrored)
+def write_onnx(graph: Graph, size: int, file: Path) -> None:
+    """Write `graph`, for images of `size` pixels a side, to `file`, with its weights."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(action="ignore"):  # about PyTorch's internals
         program = torch.onnx.export(
-            graph.eval(),
+            graph.module.eval(),
             (torch.zeros(1, 3, size, size),),
             dynamo=True,
             input_names=["image"],
-            output_names=["probabilities"],
+            output_names=[graph.output],
             opset_version=OPSET,
             verbose=False,
         )
@@ -90,5 +147,5 @@ def write_onnx(graph: ImageToProbabilities, classes: list[str], file: Path) -> N
     model.ir_version = IR_VERSION
     for node in model.graph.node:
         del node.metadata_props[:]  # paths and lines of this computer's code
-    onnx.helper.set_model_props(model, {"classes": json.dumps(classes)})
+    onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in graph.metadata.items()})
     onnx.save(model, file)

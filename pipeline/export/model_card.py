@@ -14,19 +14,29 @@ from pipeline.core.paths import (
 from pipeline.core.split_table import MAX_NAMED, describe_classes, read_split_table
 from pipeline.core.tool_paths import graph_file
 from pipeline.export.graphs import IR_VERSION, OPSET
+from pipeline.export.int8 import Cost
 from pipeline.inference.ensemble import Ensemble
 from pipeline.pages.rendering import render
-from pipeline.photos.decoding import CENTER_CROP_SHARE
 from pipeline.scores.scoring import read_scores
 
+import numpy as np
 import pandas as pd
 
 
 def model_card(
-    params: Params, ensemble: Ensemble, differences: pd.DataFrame, checked: int, example: dict[str, dict[str, float]]
+    params: Params,
+    ensemble: Ensemble,
+    differences: pd.DataFrame,
+    checked: int,
+    example: dict[str, np.ndarray],
+    costs: dict[str, Cost],
 ) -> str:
-    """The model card as Markdown: input and output of the graphs, training, scores and limitations."""
-    graphs = list(differences.index)
+    """The model card as Markdown: input and output of the graphs, training, scores and limitations.
+
+    `differences` are those of `compare`, on `checked` test photos; `example` has the probabilities [classes] of
+    example.png from each graph, and `costs` what int8 costs it, if it was written.
+    """
+    graphs = list(example)
     scores = {name: row for name, row in scores_on_test().items() if name in graphs}
     photos = {name: row["photos"] for name, row in scores[graphs[-1]]["classes"].items()}
     settings = {"lr": params.lr, **params.train.model_dump(exclude={"launcher"})}
@@ -40,10 +50,11 @@ def model_card(
         method=ensemble.combination.method,
         test_time_flip=params.evaluate.test_time_flip,
         size=ensemble.image_size,
-        crop_share=CENTER_CROP_SHARE if ensemble.resize == "center_crop" else None,
+        rejects=ensemble.can_reject,
         differences=differences,
         checked=checked,
-        example=example,
+        example={name: dict(zip(ensemble.classes, row.tolist(), strict=True)) for name, row in example.items()},
+        costs=costs,
         opset=OPSET,
         ir_version=IR_VERSION,
         source=params.prepare.source,

@@ -126,14 +126,21 @@ class Ensemble:
 
     def rejects(self, pixels: np.ndarray) -> np.ndarray:
         """Whether each image seems to show none of the classes, bool [N], for images as in `logits`."""
-        if self._rejection is None:
+        if self.rejection is None:
             return np.zeros(len(pixels), bool)
-        similar = self._rejection.similarities(self._on_device(pixels), self.dtype)
-        return (similar < self._rejection.threshold).numpy()
+        return self.similarities(pixels) < self.rejection.threshold
+
+    def similarities(self, pixels: np.ndarray) -> np.ndarray:
+        """How similar each image is to known photos, float32 [N], for images as in `logits`, if it `can_reject`."""
+        assert self.rejection is not None
+        return self.rejection.similarities(self._on_device(pixels), self.dtype).numpy()
 
     @cached_property
-    def _rejection(self) -> Rejection | None:
-        """None if it is off. Raises UserError if it is missing, or was not made for the same photos as the models."""
+    def rejection(self) -> Rejection | None:
+        """What rejects photos; None if that is off.
+
+        Raises UserError if it is missing, or was not made for the same photos as the models.
+        """
         if self._false_rejection_rate is None:
             return None
         require_results(REJECTION)

@@ -5,6 +5,14 @@ import subprocess
 
 from pipeline.core.errors import UserError, untrusted_by_git
 
+DEEPEN = "`git fetch --unshallow origin '+refs/heads/*:refs/remotes/origin/*'`"
+
+
+def is_shallow() -> bool:
+    """Whether this is a clone without all commits, as of `git clone --depth 1`."""
+    command = ["git", "rev-parse", "--is-shallow-repository"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip() == "true"
+
 
 def find_commit() -> str:
     """The checked-out commit, followed by `+` if tracked files have uncommitted changes; empty outside git.

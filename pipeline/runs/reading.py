@@ -30,6 +30,7 @@ from pipeline.core.paths import (
 )
 from pipeline.core.results import LOCK, require_results
 from pipeline.core.split_table import read_split_table
+from pipeline.runs.git import DEEPEN, is_shallow
 from pipeline.scores.predictions import (
     LOGIT,
     by_network,
@@ -117,6 +118,11 @@ def open_run(name: str) -> tuple[str, Callable[[Path], bytes]]:
     try:
         commit = files.repo.get_rev()[:7]
     except DvcException as error:
+        if is_shallow():
+            raise UserError(
+                f"{first_line(error)}: this clone is shallow, so it may lack the commit; run {DEEPEN} (in a workflow, "
+                "set fetch-depth: 0 for the checkout)"
+            ) from None
         raise UserError(
             f"{first_line(error)}; expected a git revision, branch or tag, an experiment (see `dvc exp list -A`) or "
             f"{WORKSPACE}"

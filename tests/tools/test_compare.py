@@ -24,6 +24,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from markdown_it import MarkdownIt
+from PIL import Image
 from safetensors.numpy import save_file
 from scipy.stats import binom, binomtest, ttest_ind, ttest_rel
 from sklearn.metrics import log_loss
@@ -641,6 +643,42 @@ def test_compare_shows_images_if_the_workspace_holds_the_same_split(
     assert opened.evaluate("document.documentElement.scrollWidth") <= 360
     assert problems == []
     opened.close()
+
+
+# ---- Markdown ----
+
+
+def test_compare_writes_a_comment_for_github_with_scores_differences_verdicts_and_plots(
+    repository: Repository, printed_by: Compare
+) -> None:
+    name = "a|b_`c`<b>"
+    repository.git("tag", name, "even")
+    printed = printed_by(repository, "HEAD", "better-1", name, "--markdown")
+    assert printed.endswith("\nAs Markdown: metrics/compare.md, with plots in metrics/compare/\n")
+    text = (repository.root / "metrics/compare.md").read_text(encoding="utf-8")
+    page = MarkdownIt("commonmark").enable("table").render(text)
+    rows = [
+        [html.unescape(re.sub(r"<[^>]+>", "", cell)) for cell in re.findall(r"<t[dh]>(.*?)</t[dh]>", row)]
+        for row in re.findall(r"<tr>(.*?)</tr>", page, flags=re.DOTALL)
+    ]
+    assert [(row[0], row[1]) for row in rows if len(row) == 3][1:] == [
+        (network, run) for network in (*NETWORKS, "ensemble") for run in ("HEAD", "better-1", name)
+    ]
+    lines = block(printed, "resnet18")
+    scores = {row[1]: row[2] for row in rows if len(row) == 3 and row[0] == "resnet18"}
+    assert [f"{run:<{len(name)}}  {score}" for run, score in scores.items()] == [lines[0], lines[1], lines[6]]
+    for run, start in (("better-1", 2), (name, 7)):
+        [row] = [row for row in rows if row[:2] == ["resnet18", run] and len(row) == 6]
+        facts = [re.split(" {2,}", line)[1] for line in lines[start : start + 3]]
+        assert row[3:] == facts
+        assert " ".join(lines[start + 3 :]).startswith(row[2])
+    assert name in re.findall(r"<h3>(.*?)</h3>", html.unescape(page))[0]
+    links = re.findall(r'<img src="([^"]+)"', page)
+    assert links == ["compare/accuracy.png", "compare/log_loss.png"]
+    for link in links:
+        with Image.open(repository.root / "metrics" / link) as plot:
+            assert (plot.format, plot.width < 600) == ("PNG", True)
+    assert repository.git("status", "--porcelain", "--", "metrics/compare", "metrics/compare.md") == ""
 
 
 # ---- the statistics ----
