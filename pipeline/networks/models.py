@@ -43,7 +43,8 @@ def load_model(path: Path) -> tuple[nn.Module, dict]:
     try:
         with safe_open(path, framework="pt") as file:
             description = json.loads((file.metadata() or {})["network"])
-            state_dict = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+            # Copies, because these tensors are mapped from the file, and would change with it.
+            state_dict = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 (not a dict)
         name = description["network"]
         with nullcontext() if is_timms(name) else _EmptyOnMeta():
             network = bare_network(name)

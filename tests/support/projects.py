@@ -31,6 +31,7 @@ ARGUMENTS = {
     "stages/fold.py": ["resnet18", "1", "--folds", "5", "--seed", "1"],
     "stages/join_folds.py": ["--folds", "5", "--seed", "1"],
     "stages/train.py": ["resnet18"],
+    "tools/label_studio.py": [__file__],  # any file that exists
     "tools/labels.py": ["export.json"],
     "tools/networks.py": ["resnet18"],
     "tools/predict.py": ["a.jpg"],
