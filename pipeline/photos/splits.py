@@ -77,6 +77,7 @@ class Plan:
         self.quotas = self._divide(in_source, in_groups)
         if self._falls_short(groups):
             self.quotas = self._divide(in_groups, in_groups, is_limited=True)
+        self._require_room_for_shares(sum(in_groups))
         self._room = self._full_room()
 
     def _divide(self, weights: list[int], usable: list[int], is_limited: bool = False) -> dict[str, list[int] | None]:
@@ -102,6 +103,19 @@ class Plan:
             if is_limited or isinstance(size, float):
                 left = [before - part for before, part in zip(left, parts, strict=True)]
         return quotas
+
+    def _require_room_for_shares(self, usable: int) -> None:
+        """Raise UserError if splits with numbers of photos leave too few of the `usable` groups for a share."""
+        numbers = {name: size for name, size in self._sizes.items() if isinstance(size, int)}
+        shares = {name: sum(quotas) for name, quotas in self.quotas.items() if quotas and self.is_share(name)}
+        room = usable - sum(numbers.values())
+        if numbers and shares and room < MIN_TRAIN_SHARE * sum(shares.values()):
+            named = " and ".join(f"{name} {self._sizes[name]}" for name in shares)
+            others = " and ".join(f"{name} {size}" for name, size in numbers.items())
+            raise UserError(
+                f"params.yaml: prepare.split: {named} of {usable} photos is {sum(shares.values())}, but {others} leave "
+                f"{max(0, room)}; lower one of them"
+            )
 
     def _falls_short(self, groups: list[Group]) -> bool:
         """Whether a split with a number of photos gets too few; train may be slightly smaller (MIN_TRAIN_SHARE)."""

@@ -679,6 +679,20 @@ def test_prepare_counts_the_photos_if_there_are_too_few_and_writes_nothing(
     assert not (project.root / "metrics").exists()
 
 
+def test_prepare_refuses_a_share_for_which_the_numbers_of_other_splits_leave_too_few_photos(project: Project) -> None:
+    project.photos(kaggle_files(20, 20))
+    project.split(train=0.9, validation=8, test=8)
+    project.write_params()
+    assert error_line(project.run("prepare.py")) == (
+        "params.yaml: prepare.split: train 0.9 of 40 photos is 36, but validation 8 and test 8 leave 24; lower one of "
+        "them"
+    )
+    project.split(train=0.6, validation=8, test=8)
+    project.write_params()
+    project.succeed("prepare.py")
+    assert project.read_json("metrics/prepare.json")["train"] == 24
+
+
 def test_prepare_counts_photos_without_a_class_and_names_one(project: Project) -> None:
     project.photos({f"birds/{number}.jpg": photo_bytes("cat", number) for number in range(12)})
     project.write_params()
