@@ -5,6 +5,7 @@ import ipaddress
 import secrets
 import socket
 from collections.abc import Callable, Mapping
+from urllib.parse import urlsplit
 
 from pipeline.core.local_port import HOST, host_name
 
@@ -54,11 +55,21 @@ class Gate:
         if self._token and not secrets.compare_digest(token_in(headers), self._token.encode()):
             text = "the token is missing or wrong; expected the header `Authorization: Bearer TOKEN`"
             return problem(401, text, {"WWW-Authenticate": CHALLENGES})
-        if method == "POST" and headers.get("sec-fetch-site") == "cross-site":
+        if method == "POST" and is_from_another_site(headers):
             return problem(403, "the request comes from another site's page; only this server's own page may send one")
         if self._running >= MOST_REQUESTS:
             return problem(503, f"{MOST_REQUESTS} requests are being answered; try again", {"Retry-After": "1"})
         return None
+
+
+def is_from_another_site(headers: Headers) -> bool:
+    """Whether a browser sent the request for the page of another site.
+
+    By Origin, too, because browsers send Sec-Fetch-Site only to https and to their own computer.
+    """
+    origin = headers.get("origin")
+    is_foreign = origin is not None and urlsplit(origin).netloc.lower() != headers.get("host", "").lower()
+    return is_foreign or headers.get("sec-fetch-site") == "cross-site"
 
 
 def is_own(name: str, host: str) -> bool:

@@ -146,6 +146,8 @@ def test_api_says_why_a_photo_is_unreadable(api: Api, content: bytes, reason: st
         (400, "the request is for host 'evil.example'", {"data": CAT, "headers": RAW | {"Host": "evil.example"}}),
         (401, "the token is missing", {"data": CAT, "headers": RAW | {"Authorization": "Bearer guess"}}),
         (403, "the request comes from another site", {"data": CAT, "headers": RAW | {"Sec-Fetch-Site": "cross-site"}}),
+        (403, "the request comes from another site", {"data": CAT, "headers": RAW | {"Origin": "http://evil.example"}}),
+        (403, "the request comes from another site", {"data": CAT, "headers": RAW | {"Origin": "null"}}),
         (
             413,
             "the photos are too large",
@@ -377,16 +379,20 @@ class StandIn:
 
 
 def test_photos_of_many_requests_are_predicted_together() -> None:
-    ensemble = StandIn()
+    ensemble, reads = StandIn(), []
+
+    def read() -> bytes:
+        reads.append(1)
+        return CAT
 
     async def ask() -> list[list[tuple[str, bool]]]:
         with closing(Batcher(ensemble)) as batcher:
             asked = [
-                batcher.predict([InputPhoto(f"{number}{part}", lambda: CAT) for part in "ab"], show, number == 7)
+                batcher.predict([InputPhoto(f"{number}{part}", read) for part in "ab"], show, number == 7)
                 for number in range(16)
             ]
             answers = asyncio.gather(*asked)
-            while sum(map(len, ensemble.batches[1:])) + len(batcher._decoded) < 32:
+            while len(reads) < 32 or batcher._decoding:
                 await asyncio.sleep(0.001)
             ensemble.go_on.set()
             return await answers
