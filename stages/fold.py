@@ -66,7 +66,7 @@ def main() -> None:
     from pipeline.networks.distributed import process_group
     from pipeline.networks.live import LiveTables
     from pipeline.networks.predicting import predict_logits, ready_to_predict
-    from pipeline.networks.training import Training
+    from pipeline.networks.training import Training, check_batch_size
     from pipeline.scores.evaluating import logits_table
     from pipeline.scores.selection import explain_choice
 
@@ -76,11 +76,7 @@ def main() -> None:
     parts = read_parts(photos, part_of, device)
     photos["split"] = part_of
     train, validation = parts["train"], parts["validation"]
-    if params.train.batch_size > len(train):
-        raise UserError(
-            f"params.yaml: train.batch_size is {params.train.batch_size}; expected at most {len(train)}, the number of "
-            f"photos that train while fold {fold} is held out"
-        )
+    check_batch_size(params.train.batch_size, len(train), which=f"that train while fold {fold} is held out")
     print(
         f"{name} without fold {fold} of {arguments.folds}: {len(train)} photos train, {len(validation)} choose, "
         f"{len(parts[HELD_OUT])} are held out, epochs: {params.train.epochs}, {dtype_name(dtype)} on {device.type}",

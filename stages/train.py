@@ -55,7 +55,7 @@ def main() -> None:
     from pipeline.networks.distributed import process_group
     from pipeline.networks.live import LiveTables
     from pipeline.networks.models import save_model
-    from pipeline.networks.training import Training
+    from pipeline.networks.training import Training, check_batch_size
     from pipeline.scores.selection import explain_choice
 
     weights, files = params.networks[name].weights, [packed_split("train"), packed_split("validation")]
@@ -94,19 +94,6 @@ def main() -> None:
     classes = len(train.description["classes"])
     choice = explain_choice(training.curve, training.mean, classes, params.train, params.lr)
     processes.report(f"{name}: {choice}")
-
-
-def check_batch_size(batch_size: int, photos: int, processes: int) -> None:
-    """Raise UserError if train has fewer photos than a batch, or the processes cannot share a batch equally."""
-    if batch_size > photos:
-        raise UserError(
-            f"params.yaml: train.batch_size is {batch_size}; expected at most {photos}, the number of photos in train"
-        )
-    if batch_size % processes:
-        raise UserError(
-            f"params.yaml: train.batch_size is {batch_size}; expected a multiple of {processes}, the number of "
-            "processes that share each batch"
-        )
 
 
 def settings_of(name: str, params: Params, dtype: str, processes: int) -> dict:

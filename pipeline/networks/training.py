@@ -299,6 +299,22 @@ class Training:
         return {key: tensor.cpu() for key, tensor in weights.items()}, description
 
 
+def check_batch_size(batch_size: int, photos: int, processes: int = 1, which: str = "in train") -> None:
+    """Raise UserError if there are fewer `photos` than a batch has, or the processes cannot share a batch equally.
+
+    `which` says in the message which photos they are.
+    """
+    if batch_size > photos:
+        raise UserError(
+            f"params.yaml: train.batch_size is {batch_size}; expected at most {photos}, the number of photos {which}"
+        )
+    if batch_size % processes:
+        raise UserError(
+            f"params.yaml: train.batch_size is {batch_size}; expected a multiple of {processes}, the number of "
+            "processes that share each batch"
+        )
+
+
 def make_network(name: str, weights: str, params: Train, train: PackedSplit) -> nn.Module:
     """Build the network with its pretrained weights and a new head, on train's device.
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from pipeline.core.errors import UserError
 from pipeline.networks.distributed import Processes
+from pipeline.networks.training import check_batch_size
 from tests.support import forked
 from tests.support.projects import REPOSITORY, STAND_IN, Repository, stand_in_repository
-from train import check_batch_size
 
 import pandas as pd
 import psutil
