@@ -1,5 +1,6 @@
 """The fixtures that the tests share, and the order in which the tests run."""
 
+import gc
 import os
 import shutil
 import signal
@@ -27,6 +28,8 @@ os.environ["DVC_NO_ANALYTICS"] = "1"
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # Compile each module once, and not in each process.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+gc.disable()  # until everything is imported: there is little garbage, and looking for it takes a while
 # No GPU, and one thread per process: with images this small, more threads only get in each other's way.
 os.environ |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 # As in the activated environment: the stages' `python` is the one that runs the tests.
@@ -81,6 +84,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The short files first."""
     order = {f"test_{name}": place for place, name in enumerate(LONG_FILES)}
     items.sort(key=lambda item: order.get(item.path.stem, -1))
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture

@@ -1,12 +1,15 @@
-"""Use torchvision, timm and torch.optim without torch._dynamo, which takes more than a second to import.
+"""Import PyTorch, torchvision and timm quickly: without torch._dynamo and without looking for garbage.
 
-It is part of torch.compile, which is not used here. torchvision refers to one of its functions, in an operation for
-detection; timm and optimizers tell it what not to compile. No setting of PyTorch avoids the import: it comes with
-TORCHDYNAMO_DISABLE=1, too.
+torch._dynamo takes more than a second to import. It is part of torch.compile, which is not used here. torchvision
+refers to one of its functions, in an operation for detection; timm and optimizers tell it what not to compile. No
+setting of PyTorch avoids the import: it comes with TORCHDYNAMO_DISABLE=1, too.
 """
 
+import gc
 import importlib
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -20,6 +23,22 @@ class _Postponed(ModuleType):
         if name.startswith("__"):  # the import system asks for some of these
             raise AttributeError(name)
         return lambda *args: getattr(importlib.import_module(self.__name__), name)(*args)
+
+
+@contextmanager
+def without_collecting_garbage() -> Iterator[None]:
+    """Import modules without looking for garbage among what they create, then or later: modules stay.
+
+    PyTorch creates so many objects that looking at them takes a fifth of its import, and as long again in a short stage.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if was_enabled:
+            gc.enable()
 
 
 def import_torchvision() -> None:
@@ -40,7 +59,8 @@ def import_timm() -> ModuleType:
 
     disable, torch.compiler.disable = torch.compiler.disable, lambda fn=None, recursive=True, *, reason=None: fn
     try:
-        return importlib.import_module("timm")
+        with without_collecting_garbage():
+            return importlib.import_module("timm")
     finally:
         torch.compiler.disable = disable
 
