@@ -74,7 +74,7 @@ def main() -> None:
         training.start(processes.broadcast(checkpoint.load() if processes.is_first else None))
         for epoch in range(training.last_epoch + 1, params.train.epochs + 1):
             result = training.run_epoch(epoch)
-            if processes.is_first:
+            if processes.is_first and epoch < params.train.epochs:  # after the last one, the results follow at once
                 checkpoint.save(training.state_dict())
             processes.report(result)  # only now: a run that is interrupted from here on resumes after this epoch
 
