@@ -54,12 +54,13 @@ def mirrored(points: list[Point]) -> list[Point]:
 def smooth(points: list[Point], closed: bool = True, steps: int = 7) -> list[Point]:
     """A smooth curve through all points (a Catmull-Rom spline)."""
     points = [points[-1], *points, *points[:2]] if closed else [points[0], *points, points[-1]]
+    at = [step / steps for step in range(steps + 1)]
+    weights = [(t * (t * (2 - t) - 1), t * t * (3 * t - 5) + 2, t * (t * (4 - 3 * t) + 1), t * t * (t - 1)) for t in at]
     curve = []
-    for four in zip(points, points[1:], points[2:], points[3:], strict=False):
-        for t in (step / steps for step in range(steps + 1)):
-            weights = (t * (t * (2 - t) - 1), t * t * (3 * t - 5) + 2, t * (t * (4 - 3 * t) + 1), t * t * (t - 1))
-            x, y = (sum(w * p[axis] for w, p in zip(weights, four, strict=True)) / 2 for axis in (0, 1))
-            curve.append((x, y))
+    for (ax, ay), (bx, by), (cx, cy), (dx, dy) in zip(points, points[1:], points[2:], points[3:], strict=False):
+        curve += [
+            ((a * ax + b * bx + c * cx + d * dx) / 2, (a * ay + b * by + c * cy + d * dy) / 2) for a, b, c, d in weights
+        ]
     return curve
 
 
