@@ -29,7 +29,7 @@ class _Postponed(ModuleType):
 def without_collecting_garbage() -> Iterator[None]:
     """Import modules without looking for garbage among what they create, then or later: modules stay.
 
-    PyTorch creates so many objects that looking at them takes a fifth of its import, and as long again in a short stage.
+    PyTorch creates so many objects that looking at them takes a fifth of its import, and as long again afterwards.
     """
     was_enabled = gc.isenabled()
     gc.disable()
