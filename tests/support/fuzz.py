@@ -6,6 +6,8 @@ Each case runs the stage in its own process. Prints how the runs of each kind en
 in a folder, which is printed, and then the exit status is 1.
 """
 
+import gc
+import importlib
 import io
 import os
 import re
@@ -29,6 +31,13 @@ import prepare  # noqa: E402
 from pipeline.core.process import run_stage  # noqa: E402
 from tests.support.photos import CLASSES, draw_photo, encode, kaggle_files, photo_bytes  # noqa: E402
 from tests.support.projects import Project  # noqa: E402
+
+# What `prepare` imports only once its params are read, so that each fork need not.
+for name in ("contact_sheet", "corrections", "hashing", "labels", "packing", "source", "splits", "summary", "table"):
+    importlib.import_module(f"pipeline.photos.{name}")
+for name in ("pandas.io.formats.csvs", "scipy.fftpack"):
+    importlib.import_module(name)
+gc.freeze()  # or each fork would copy the memory that it looks at
 
 LONGEST_RUN_S = 60
 PHOTOS_AT_ONCE = 500
