@@ -11,6 +11,7 @@ from pipeline.inference.ensemble import Ensemble
 from pipeline.networks.normalisation import Normalisation
 from pipeline.networks.predicting import TestTimeFlip
 from pipeline.networks.rejection import NEIGHBOUR, Rejection
+from pipeline.networks.startup import without_collecting_garbage
 from pipeline.scores.combining import Combination
 from pipeline.scores.scoring import ENSEMBLE
 
@@ -132,7 +133,8 @@ def votes(logits: Tensor) -> Tensor:
 def write_onnx(graph: Graph, size: int, file: Path) -> None:
     """Write `graph`, for images of `size` pixels a side, to `file`, with its weights."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings(action="ignore"):  # about PyTorch's internals
+    # The warnings are about PyTorch's internals.
+    with warnings.catch_warnings(action="ignore"), without_collecting_garbage():
         program = torch.onnx.export(
             graph.module.eval(),
             (torch.zeros(1, 3, size, size),),
