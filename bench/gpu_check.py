@@ -48,11 +48,11 @@ DRAWN, DRAWN_ON_CPU = 4000, 200  # photos, by default
 
 EXPLANATION = """
 limit: the same step, without augmentation, on one batch that stays on the device; in parentheses, the pipeline's share
-of it. Training is that of the last epoch; outside of its steps are validation, shuffling and the checkpoint. The start
-of a torch stage lasts until its first line: it imports PyTorch, opens the photos and builds the network. If the epoch
-kept is 0, the fitted head, then only the learning curve shows whether training is the same twice. The stages' times are
-those of the second run, when Python has compiled what it imports; a stage's end lasts from its last line until its
-process is gone."""
+of it. Training is that of the last epoch; outside of its steps are validation and shuffling. The start of a torch stage
+lasts until its first line: it imports PyTorch, opens the photos and builds the network. If the epoch kept is 0, the
+fitted head, then only the learning curve shows whether training is the same twice. The stages' times are those of the
+second run, when Python has compiled what it imports; a stage's end lasts from its last line until its process is
+gone."""
 
 Row = tuple[str, ...]  # what, the pipeline's value, and sometimes the limit
 

@@ -1,10 +1,10 @@
 """Runs Python programs in forks of processes that have imported torch and DVC already.
 
 Importing these takes longer than most of what is tested. They are imported once, and nothing of this project, so that
-each fork is as fresh as a new process. forked.py starts this and is its client. The arguments are the numbers of two
-file descriptors, listening sockets: for programs that need no torch, whose forks are cheaper, and for those that do. A
-client is told the number of its process and then its exit status; if the client ends, the process and its group are
-killed. The server ends when its stdin does.
+each fork is as fresh as a new process. forked.py starts this, and fork_client.py is its client. The arguments are the
+numbers of two file descriptors, listening sockets: for programs that need no torch, whose forks are cheaper, and for
+those that do. A client is told the number of its process and then its exit status; if the client ends, the process and
+its group are killed. The server ends when its stdin does.
 """
 
 import atexit

@@ -1,14 +1,11 @@
 """Runs `python` in a fork of a process that has done the slow imports (fork_server.py), with the same result.
 
-Run as a script, it stands in for `python` itself, and is what DVC finds as `python` for the stages. Without a server,
-which `pytest --plain` does not start, every program is a new process.
+Without a server, which `pytest --plain` does not start, every program is a new process.
 """
 
-import json
 import os
 import resource
 import shlex
-import signal
 import socket
 import subprocess
 import sys
@@ -18,27 +15,8 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
-SERVER = "FORK_SERVER"  # the environment variable that names its folder: the sockets, and programs that use them
-NEED_TORCH = (
-    "train",
-    "evaluate",
-    "reject",
-    "verify",
-    "audit",
-    "export",
-    "predict",
-    "serve",
-    "submission",
-    "networks",
-    "gpu_check",
-    "record",
-    "compare",
-    "notebook",
-    "workers",
-    "prediction",
-    "torch.distributed",
-)
-PROGRAMS = {"python": "", "dvc": "-m dvc", "torchrun": "-m torch.distributed.run"}
+from tests.support import fork_client
+from tests.support.fork_client import SERVER
 
 
 @contextmanager
@@ -57,9 +35,10 @@ def fork_server() -> Iterator[None]:
             command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, pass_fds=numbers, start_new_session=True
         ) as server:
             stack.close()
-            for name, arguments in PROGRAMS.items():
+            client = f'"{sys.executable}" -IS "{fork_client.__file__}"'
+            for name, arguments in fork_client.PROGRAMS.items():
                 program = Path(folder, name)
-                program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -IS "{__file__}" {arguments} "$@"\n')
+                program.write_text(f'#!/bin/sh\nexec {client} {arguments} "$@"\n')
                 program.chmod(0o755)
             os.environ[SERVER] = folder
             try:
@@ -115,7 +94,7 @@ def run(
         paths[0].write_text(stdin)
         streams = [os.open(path, os.O_RDWR | os.O_CREAT) for path in paths]
         try:
-            status = ask(arguments, folder, env, streams, largest_file, timeout)
+            status = fork_client.ask(arguments, folder, env, streams, largest_file, timeout)
         except TimeoutError:
             raise subprocess.TimeoutExpired(arguments, timeout) from None
         finally:
@@ -152,53 +131,3 @@ def show(done: subprocess.CompletedProcess, folder: Path) -> None:
     """Print what ran, where and how it ended: pytest shows it if the test fails."""
     command = shlex.join(["python", *map(str, done.args)])
     print(f"$ cd {shlex.quote(str(folder))} && {command}\n{done.stdout}{done.stderr}[exit status {done.returncode}]\n")
-
-
-def ask(
-    arguments: Sequence[str],
-    folder: Path,
-    env: Mapping[str, str],
-    streams: Sequence[int],
-    largest_file: int = resource.RLIM_INFINITY,
-    timeout: float | None = None,
-    hand_on: Sequence[signal.Signals] = (),
-) -> int:
-    """Have the server run `python *arguments` with `streams` as stdin, stdout and stderr; returns its exit status.
-
-    Signals that `hand_on` names go to it.
-    """
-    server = os.environ[SERVER]
-    request = {
-        "arguments": list(map(str, arguments)),
-        "folder": str(folder),
-        "environment": dict(env),
-        "executable": f"{server}/python",
-        "largest_file": largest_file,
-    }
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(timeout)
-        needs_torch = any(Path(argument).stem in NEED_TORCH for argument in request["arguments"][:2])
-        connection.connect(f"{server}/{'with_torch' if needs_torch else 'without_torch'}")
-        socket.send_fds(connection, [json.dumps(request).encode() + b"\n"], streams)
-        replies = connection.makefile()
-        process = int(replies.readline())
-        for number in hand_on:
-            signal.signal(number, lambda number, _: os.kill(process, number))
-        return int(replies.readline())
-
-
-def main() -> None:
-    arguments = sys.argv[1:]
-    if arguments[:1] == ["-u"]:
-        arguments = arguments[1:]
-    if arguments[0].startswith("-") and " ".join(arguments[:2]) not in PROGRAMS.values():
-        os.execv(sys.executable, [sys.executable, *arguments])
-    status = ask(arguments, Path.cwd(), os.environ, (0, 1, 2), hand_on=(signal.SIGINT, signal.SIGTERM))
-    if status < 0:
-        signal.signal(-status, signal.SIG_DFL)
-        os.kill(os.getpid(), -status)
-    sys.exit(status)
-
-
-if __name__ == "__main__":
-    main()
