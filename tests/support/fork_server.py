@@ -23,6 +23,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+import pydantic
+
 IMPORTS = (
     *(
         "pandas",
@@ -44,7 +46,10 @@ IMPORTS = (
     *("pydantic.fields", "pydantic.functional_validators", "pydantic.types", "pydantic.main", "safetensors.numpy"),
     *("ruamel.yaml", "dvc.cli.parser", "dvc.repo.reproduce", "dvc.repo.index", "dvc.repo.datasets", "dvc.repo.plots"),
     *("dvc.repo.experiments.queue.celery", "dvc.repo.experiments.queue.workspace", "dvc.repo.experiments.run"),
-    *("networkx", "hydra.compose", "dulwich.porcelain", "pygit2", "dvc_http"),
+    *("dvc.api", "dvc.data_cloud", "dvc.repo.artifacts", "dvc.repo.graph", "dvc.repo.stage", "dvc.repo.trie"),
+    *("dvc.utils.hydra", "dvc.utils.strictyaml", "dvc_data.hashfile.db.local", "dvc_data.hashfile.status"),
+    *("networkx", "hydra.compose", "dulwich.porcelain", "dulwich.stash", "dulwich.worktree", "pygit2", "dvc_http"),
+    *("pillow_heif", "pillow_jxl", "PIL.BmpImagePlugin", "PIL.PpmImagePlugin", "scipy.signal"),
 )
 TORCH_IMPORTS = (
     *("torch", "torch._dynamo", "torch.distributed", "torch.fx.experimental.optimization", "torchvision"),
@@ -68,6 +73,7 @@ def import_all(modules: Iterable[str]) -> None:
     gc.disable()  # looking for garbage in between takes a quarter of the time
     for module in modules:
         importlib.import_module(module)
+    pydantic.create_model("Any")  # pydantic then looks for plugins in all packages
     gc.collect()
     gc.freeze()  # or each fork would copy the memory that it looks at
     gc.enable()
