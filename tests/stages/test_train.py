@@ -5,7 +5,7 @@ import re
 import train
 from pipeline.core.all_params import Params
 from pipeline.core.read_params import read_params
-from pipeline.networks import compute, fitting, training
+from pipeline.networks import checkpoint, compute, fitting, training
 from pipeline.networks.building import Head, build_network
 from pipeline.networks.dataset import PackedSplit
 from pipeline.networks.stepping import Note, TrainingStep
@@ -81,7 +81,7 @@ def test_threads_are_no_more_than_the_usable_cores_unless_asked_for(
 
 @pytest.mark.slow
 def test_train_keeps_the_best_epoch_unchanged(tiny: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    states, losses = [], iter([0.5, 0.1, 0.4])
+    states, losses, saved = [], iter([0.5, 0.1, 0.4]), []
 
     def scripted_validation(run: training.Training) -> dict:
         states.append({key: tensor.clone() for key, tensor in run.network.state_dict().items()})
@@ -91,10 +91,12 @@ def test_train_keeps_the_best_epoch_unchanged(tiny: Project, monkeypatch: pytest
     tiny.params["train"] |= {"layers": "all", "epochs": 3}
     tiny.write_params()
     monkeypatch.setattr(training.Training, "validate", scripted_validation)
+    monkeypatch.setattr(checkpoint.Checkpoint, "save", lambda _, state: saved.append(state["curve"][-1]["epoch"]))
     monkeypatch.setattr("sys.argv", ["train.py", "resnet18"])
     monkeypatch.chdir(tiny.root)
     train.main()
 
+    assert saved == [1, 2]  # the results follow epoch 3 at once
     kept = load_file(tiny.root / "models/networks/resnet18.safetensors")
     assert kept.keys() == states[1].keys()
     assert all(torch.equal(kept[key], states[1][key]) for key in kept)
