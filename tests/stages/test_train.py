@@ -377,6 +377,26 @@ def test_train_calibrates_the_model_on_validation(small: Project) -> None:
     assert trained["validation_accuracy"] == (logits.argmax(axis=1) == labels).mean()
 
 
+@pytest.mark.parametrize(
+    ("layers", "statistics", "advice"),
+    [
+        ("head", "fixed", "; set train.layers to all and train.batchnorm_statistics to updated"),
+        ("head", "updated", "; set train.layers to all"),
+        ("all", "fixed", "; set train.batchnorm_statistics to updated"),
+        ("all", "updated", None),
+    ],
+)
+def test_train_asks_for_what_random_weights_need_and_do_not_have(
+    tiny: Project, monkeypatch: pytest.MonkeyPatch, layers: str, statistics: str, advice: str | None
+) -> None:
+    tiny.params["train"] |= {"layers": layers, "batchnorm_statistics": statistics}
+    tiny.write_params()
+    monkeypatch.chdir(tiny.root)
+    _, *notes = train.introduction("resnet18", read_params(Params), 8, "float32 on cpu", processes=1).splitlines()
+    note = "note: networks.resnet18.weights is none, so part of the network stays as it was initialised"
+    assert notes == ([] if advice is None else [note + advice])
+
+
 def curve_of(*epochs: tuple[float, float], rates: tuple[float, ...] = ()) -> list[dict]:
     """A learning curve of train losses and validation losses; the first is that of the fitted head."""
     rates = rates or (0.0, *[1.0] * (len(epochs) - 1))
