@@ -415,6 +415,16 @@ def curve_of(*epochs: tuple[float, float], rates: tuple[float, ...] = ()) -> lis
             curve_of((0.05, 0.08), (0.2, 0.69)),
             r"the calibrated validation loss has risen .* \(guessing: .*\); lr is too high",
         ),
+        (curve_of((0.05, 0.08), (0.2, 0.5)), ""),  # the first epoch
+        (curve_of((0.05, 0.08), (0.2, 0.5), (0.2, 0.5), rates=(0, 0.1, 1)), ""),  # the rate rises
+        (
+            curve_of((0.05, 0.08), (0.2, 0.5), (0.2, 0.69), rates=(0, 0.1, 1)),
+            r"the calibrated validation loss has risen from 0.0800 to 0.6900 .*; lr is too high",
+        ),
+        (
+            curve_of((0.05, 0.08), (0.2, 0.5), (0.2, 0.5)),
+            r"the calibrated validation loss has risen from 0.0800 to 0.5000 .*; lr is too high",
+        ),
         (curve_of((0.7, 0.7), (0.7, 0.69)), ""),  # it has not learned anything yet
         (curve_of((0.05, 0.08), (1.5, 0.3))[1:], ""),  # a random head begins with a high loss
         (curve_of((0.05, 0.08), (1.5, 0.69))[1:], "the train loss .1.5000. is far above that of guessing .*"),
@@ -428,7 +438,7 @@ def curve_of(*epochs: tuple[float, float], rates: tuple[float, ...] = ()) -> lis
             curve_of((0.05, 0.08), (0.2, 0.1), (0.23, 0.1), (0.26, 0.1)),
             ".* has risen from 0.2000 in epoch 1 to 0.2600; .*",
         ),
-        (curve_of((0.05, 0.08), (0.01, 0.08), (0.02, 0.08)), ""),  # noise
+        (curve_of((0.05, 0.05), (0.01, 0.05), (0.02, 0.05)), ""),  # noise
         (curve_of((0.05, 0.08), (0.2, 0.1), (0.3, 0.2), rates=(0, 0.1, 1)), ""),  # the rate rises
         (
             curve_of((0.05, 0.08), (0.2, 0.1), (0.1, 0.13)),
@@ -438,7 +448,8 @@ def curve_of(*epochs: tuple[float, float], rates: tuple[float, ...] = ()) -> lis
             curve_of((0.05, 0.4), (0.2, 0.4), (0.1, 0.4)),
             r"the train loss \(0.1000\) is far below the .* validation loss \(0.4000\): the network overfits; .*",
         ),
-        (curve_of((0.05, 0.4), (0.1, 0.4), (0.09, 0.4)), ""),  # said before
+        (curve_of((0.05, 0.4), (0.1, 0.4)), ""),  # the first epoch, in which every photo is new
+        (curve_of((0.05, 0.4), (0.1, 0.4), (0.1, 0.4), (0.09, 0.4)), ""),  # said before
         (curve_of((0.05, 0.05), (0.01, 0.04)), ""),  # both are close to 0
     ],
 )
