@@ -65,7 +65,7 @@ class TrainParams(Section):
 class Watched:
     """The training of a network, in the workspace or in the copy of it that an experiment runs in.
 
-    The tables may be empty, but not both.
+    Both tables are empty until the head is fitted, or without that until the first step.
     """
 
     run: str  # WORKSPACE, or the experiment's name
@@ -80,8 +80,9 @@ class Watched:
         return "kept" in self.curve
 
     @property
-    def epoch(self) -> float:
-        return max(table["epoch"].iloc[-1] for table in (self.curve, self.steps) if len(table))
+    def epoch(self) -> float | None:
+        """None if there is none yet."""
+        return max((table["epoch"].iloc[-1] for table in (self.curve, self.steps) if len(table)), default=None)
 
 
 def find_watched() -> list[Watched]:
@@ -93,7 +94,8 @@ def find_watched() -> list[Watched]:
             with suppress(FileNotFoundError):  # the results just replace it, or DVC deletes it
                 changed = max(path.stat().st_mtime for path in files if from_disk(path.stem) == network)
                 watched = read_watched(run, network, folder, changed)
-                if len(watched.curve) + len(watched.steps) and (run == WORKSPACE or not watched.is_finished):
+                has_begun = (folder / step_curve(network)).exists()  # else a version wrote it that had no such table
+                if has_begun and (run == WORKSPACE or not watched.is_finished):
                     found.append(watched)
     return sorted(found, key=lambda watched: watched.is_finished)
 
@@ -142,21 +144,23 @@ def page() -> str:
 def describe(watched: Watched) -> dict:
     """What the page shows of a training."""
     rows = [{"kept": False, **row} for row in watched.curve.to_dict("records")]
-    epochs = None
+    train = None
     with suppress(UserError):
-        epochs = read_params(TrainParams, watched.folder / PARAMS).train.epochs
+        train = read_params(TrainParams, watched.folder / PARAMS).train
+    epochs = train.epochs if train else None
     return {
         "run": watched.run,
         "network": watched.network,
         "is_finished": watched.is_finished,
         "kept": "+".join(str(row["epoch"]) for row in rows if row["kept"]),
         "epoch": watched.epoch,
+        "fits_head": train is not None and train.head_init == "fitted",
         "epochs": epochs,
         "step": watched.steps["step"].iloc[-1] if len(watched.steps) else 0,
         "changed_s": max(0, time.time() - watched.changed),
         "trouble": list(find_all_trouble(rows, watched.folder))[-SHOWN:],
         "rows": rows,
-        "plots": draw(watched, epochs),
+        "plots": draw(watched, epochs) if watched.epoch is not None else {},
     }
 
 

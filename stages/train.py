@@ -108,14 +108,15 @@ def settings_of(name: str, params: Params, dtype: str, processes: int) -> dict:
 
 
 def introduction(name: str, params: Params, photos: int, computing: str, processes: int) -> str:
-    """The first lines of output: what is trained, and a note if part of the network would stay random."""
+    """The first lines of output: what is trained, and a note if part of the network would never be trained."""
     several = f", {processes} processes" if processes > 1 else ""
     lines = [f"{name}: {photos} photos, epochs: {params.train.epochs}, {computing}{several}"]
-    is_random = params.networks[name].weights == "none"
-    if is_random and (params.train.layers, params.train.batchnorm_statistics) != ("all", "updated"):
+    needed = {"layers": "all", "batchnorm_statistics": "updated"}
+    missing = [f"train.{key} to {value}" for key, value in needed.items() if getattr(params.train, key) != value]
+    if params.networks[name].weights == "none" and missing:
         lines.append(
-            f"note: networks.{name}.weights is none, so part of the network stays random; set train.layers to all and "
-            "train.batchnorm_statistics to updated"
+            f"note: networks.{name}.weights is none, so part of the network stays as it was initialised; set "
+            f"{' and '.join(missing)}"
         )
     return "\n".join(lines)
 

@@ -19,6 +19,7 @@ from pipeline.core.params import Device, Precision, Section, Threads
 from pipeline.core.paths import (
     PARAMS,
     PIPELINE,
+    from_disk,
     learning_curve,
     model,
     network_metrics,
@@ -100,7 +101,8 @@ def use_networks(names: list[str]) -> None:
     for name in names:
         require_known(name)
     params, pipeline = read_to_edit(PARAMS), read_to_edit(PIPELINE)
-    removed = {*params["networks"], *trained_networks(pipeline["stages"])} - {*names}
+    before = [*params["networks"]]
+    removed = {*before, *trained_networks(pipeline["stages"]), *scored_networks()} - {*names}
     set_networks(params["networks"], names)
     set_stages(pipeline["stages"], names)
     set_artifacts(pipeline["artifacts"], names, removed)
@@ -109,7 +111,14 @@ def use_networks(names: list[str]) -> None:
     for name in removed:
         for path in results(name):
             path.unlink(missing_ok=True)
-    print(f"networks: {', '.join(params['networks'])}; run `dvc repro` to train the new ones and combine them all")
+    print(f"networks: {', '.join(params['networks'])}; {what_next(before, [*params['networks']])}")
+
+
+def what_next(before: list[str], after: list[str]) -> str:
+    """What to do after the networks in params.yaml have changed."""
+    if new := [name for name in after if name not in before]:
+        return f"run `dvc repro` to train {', '.join(new)} and update the results"
+    return "nothing has changed" if before == after else "run `dvc repro` to update the results; none has to be trained"
 
 
 def set_networks(networks: CommentedMap, names: list[str]) -> None:
@@ -130,6 +139,11 @@ def trained_networks(stages: CommentedMap) -> list[str]:
     """The networks with a training stage in dvc.yaml: one that runs stages/train.py for it."""
     commands = {stage: re.search(r"stages/train\.py (\S+)", str(of.get("cmd"))) for stage, of in stages.items()}
     return [found[1] for stage, found in commands.items() if found and stage == train_stage(found[1])]
+
+
+def scored_networks() -> list[str]:
+    """The networks that were evaluated. git leaves the scores of one that was never committed."""
+    return [from_disk(path.stem) for path in Path().glob(str(network_metrics("*")))]
 
 
 def set_stages(stages: CommentedMap, names: list[str]) -> None:

@@ -30,7 +30,7 @@ def _explain_missing(path: Path) -> str:
             f"{path} does not exist: {running} is in progress, and DVC deletes the results of a stage before it runs; "
             "wait for it to finish"
         )
-    restore = f", or `dvc checkout` to restore the one in {LOCK}" if _is_in_lock(path) else ""
+    restore = f", or `dvc checkout` to restore the one in {LOCK}" if is_in_lock(path) else ""
     if path.parent == NETWORK_MODELS and checkpoint_file(path.stem).exists():
         return f"{path} does not exist: its training was interrupted; run `dvc repro` to resume it{restore}"
     return f"{path} does not exist; run `dvc repro` to create it{restore}"
@@ -48,5 +48,6 @@ def _running_command() -> str | None:
     return None
 
 
-def _is_in_lock(path: Path) -> bool:
+def is_in_lock(path: Path) -> bool:
+    """Whether a finished stage has read or written it."""
     return LOCK.exists() and f"path: {path.as_posix()}\n" in LOCK.read_text(encoding="utf-8")

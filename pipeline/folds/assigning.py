@@ -8,6 +8,7 @@ import hashlib
 from collections import Counter
 
 from pipeline.core.errors import UserError, list_some
+from pipeline.core.params import MIN_CLASSES
 from pipeline.folds import LEAST_FOLDS
 
 import pandas as pd
@@ -53,8 +54,9 @@ def _require_enough(photos: Counter[str], folds: int) -> None:
     if few := sorted((count, name) for name, count in photos.items() if count < folds):
         named = list_some(f"{name} ({count})" for count, name in few)
         advice = f"`python tools/folds.py {few[0][0]}`, " if few[0][0] >= LEAST_FOLDS else ""
+        can_leave_out = len(photos) - len(few) >= MIN_CLASSES
         raise UserError(
             f"every one of {folds} folds needs a photo of each class, but train and validation have too few of "
-            f"{named}, counting copies once; {advice}add photos of them, or leave them out with "
-            f"prepare.min_photos_per_class"
+            f"{named}, counting copies once; {advice}add photos of them"
+            + (", or leave them out with prepare.min_photos_per_class" if can_leave_out else "")
         )

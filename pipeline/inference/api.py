@@ -97,7 +97,7 @@ DESCRIBED = {  # the errors of POST /predict
     408: "The photos did not arrive in time.",
     413: "The photos are too large.",
     415: "Neither a form with files nor a photo.",
-    422: "A wrong value of `explain` or `images`, a wrong field in the form, or too many photos.",
+    422: "An unknown query parameter, a wrong value of one, a wrong field in the form, or too many photos.",
     503: "Too many requests or photos are waiting, or the photos took too long.",
 }
 NEEDS_TOKEN = {401: "The token is missing or wrong."}
@@ -112,7 +112,7 @@ def make_app(batcher: Batcher, is_local: bool = True, has_token: bool = False) -
     ensemble, uploads = batcher.ensemble, Uploads()
     version = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
     health, html = describe(ensemble, version), page(ensemble, is_local)
-    refusals = {400: "A request for another host."} | (NEEDS_TOKEN if has_token else {})
+    refusals = {400: "A request for another host.", 422: "A query parameter."} | (NEEDS_TOKEN if has_token else {})
     app = FastAPI(
         title="Classify photos",
         description=f"Each photo is classified as {one_of(ensemble.classes)}.",
@@ -131,7 +131,7 @@ def make_app(batcher: Batcher, is_local: bool = True, has_token: bool = False) -
     def script() -> FileResponse:
         return FileResponse(SCRIPT, media_type="text/javascript")
 
-    @app.get("/health", responses=problems(refusals))
+    @app.get("/health", responses=problems(refusals), dependencies=[Depends(refuse_unknown)])
     def which_model() -> Health:
         """Which model answers."""
         return health
@@ -141,6 +141,7 @@ def make_app(batcher: Batcher, is_local: bool = True, has_token: bool = False) -
         response_model=list[Answer | Unreadable],
         responses=problems(DESCRIBED | (NEEDS_TOKEN if has_token else {})),
         openapi_extra={"requestBody": BODY},
+        dependencies=[Depends(refuse_unknown)],
     )
     async def predict(
         request: Request,
@@ -163,6 +164,15 @@ def make_app(batcher: Batcher, is_local: bool = True, has_token: bool = False) -
         return Response(f"[{','.join(answers)}]", media_type="application/json")
 
     return app
+
+
+def refuse_unknown(request: Request) -> None:
+    """Raise HTTPException if the request has a query parameter that its route does not."""
+    known = [field.alias for field in request.scope["route"].dependant.query_params]
+    for name in request.query_params:
+        if name not in known:
+            expected = f"expected {' or '.join(known)}" if known else f"{request.url.path} has none"
+            raise HTTPException(422, f"unknown query parameter {name!r}; {expected}")
 
 
 async def refused(request: Request, error: HTTPException) -> Response:

@@ -1,6 +1,7 @@
 """The photos of a request, read within limits and kept in memory only."""
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -22,6 +23,8 @@ UPLOAD_S = 60  # in which a request must have arrived
 TOO_LARGE = f"the photos are too large; send at most {LARGEST_UPLOAD >> 20} MiB at once"
 TOO_MANY = f"too many photos; send at most {MOST_PHOTOS} at once"
 NONE_SENT = f"no photos; send at least one, as a file in the form's field {FIELD!r} or as the body of the request"
+
+logging.getLogger("python_multipart").setLevel(logging.ERROR)  # the answer says what is wrong with a form
 
 
 class _FormInMemory(MultiPartParser):

@@ -65,6 +65,7 @@ def _fold(network: nn.Module, may_fold: Callable[[nn.Module], bool]) -> fx.Graph
                 folded.graph.erase_node(node)
     folded.delete_all_unused_submodules()
     folded.recompile()
+    type(folded).__call__ = nn.Module.__call__  # torch.fx's prints a traceback of each error that it raises
     return folded
 
 

@@ -115,7 +115,7 @@ def by_network(table: pd.DataFrame) -> dict[str, list[dict]]:
 def read_curve(network: str) -> pd.DataFrame:
     """The learning curve of a network. Raises UserError if it is missing, or its training has not finished."""
     path = require_file(learning_curve(network))
-    curve = pd.read_csv(path)
+    curve = pd.read_csv(path) if path.stat().st_size else pd.DataFrame()
     if "kept" not in curve:
         raise UserError(f"{path}: the training of {network} has not finished; run `dvc repro` to finish it")
     return curve

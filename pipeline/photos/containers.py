@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from posixpath import dirname, join, split, splitext
 
 from pipeline.core.errors import UserError
+from pipeline.core.sources import describe_missing
 from pipeline.photos.archives import (
     START,
     Entry,
@@ -59,7 +60,7 @@ class Container:
             listing = list_archive(stack.enter_context(path.open("rb")), str(path), stack)
             self._add(listing, str(path), "", depth=0)
         else:
-            raise UserError(_describe_missing(path))
+            raise UserError(describe_missing(path))
 
     def _add(self, listing: Listing, name: str, folder: str, depth: int) -> None:
         """Add the content of a folder or archive, called `name` in messages, with its photos below `folder`."""
@@ -118,13 +119,6 @@ class Container:
             if 2 * len(same) > len(inner):
                 return True
         return False
-
-
-def _describe_missing(path: Path) -> str:
-    """What to do about a folder or archive that does not exist; it may only have to be pulled."""
-    if tracked := next((above for above in (path, *path.parents) if Path(f"{above}.dvc").is_file()), None):
-        return f"{path}: is not here yet, but {tracked}.dvc is; run `dvc pull {tracked}`"
-    return f"{path}: no such file or folder; put the photos there, or set prepare.source"
 
 
 def distinct(path: str, taken: Collection[str]) -> str:

@@ -35,7 +35,9 @@ def require_enough(photos: list[Photo], classes: Sequence[str], source: PhotoSou
     elif missing:
         advice = f"add photos of {list_some(missing)}, or change classes in params.yaml"
     else:
-        advice = f"prepare.split in params.yaml needs at least {least}; lower it, set shares such as 0.2, or add photos"
+        total = sum(asked.values())
+        fewer = f", of which train may have {total - least} fewer" if total > least else ""
+        advice = f"prepare.split in params.yaml needs {total}{fewer}; lower it, set shares such as 0.2, or add photos"
     raise UserError(f"{prepare.source}: found {describe_found(photos, classes)}{skipped}; {advice}")
 
 
@@ -54,10 +56,10 @@ def leave_out_rare(
     if not rare:
         return groups, classes, ()
     too_rare = f"{LIMIT} is {least}, but there are fewer of {describe_counts(rare, usable, classes)}"
-    if is_listed:
-        raise UserError(f"{too_rare}; remove these from classes in params.yaml, add photos, or lower {LIMIT}")
     if len(kept) < MIN_CLASSES:
         raise UserError(f"{too_rare}; at least {MIN_CLASSES} classes must remain; lower it, or add photos")
+    if is_listed:
+        raise UserError(f"{too_rare}; remove these from classes in params.yaml, add photos, or lower {LIMIT}")
     places = {label: place for place, label in enumerate(kept + rare)}
     for photo in photos:
         if photo.label is not None:
@@ -114,12 +116,13 @@ def describe_lacking(
     named = list_some(
         (f"{classes[label]} ({usable[label]}, none in {' and '.join(without[label])})" for label in rare), MOST_NAMED
     )
-    advice = "add photos of them, change prepare.split"
+    advice = "add photos of them or change prepare.split"
     enough = usable[rare[-1]] + 1
-    if is_listed:
-        advice += ", or remove them from classes"
-    elif all(usable[label] >= enough for label, splits in without.items() if not splits):
-        advice += f", or leave them out with {LIMIT}={enough}"
+    others = [usable[label] for label, splits in without.items() if not splits]
+    if len(others) >= MIN_CLASSES and is_listed:
+        advice = "add photos of them, change prepare.split, or remove them from classes"
+    elif len(others) >= MIN_CLASSES and min(others) >= enough:
+        advice = f"add photos of them, change prepare.split, or leave them out with {LIMIT}={enough}"
     return f"every split needs photos of each class, but there are too few of {named}; {advice}"
 
 

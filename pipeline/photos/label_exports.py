@@ -90,8 +90,8 @@ def _first(found: Iterable[str], file: Path) -> str:
         if name in found:
             return name
     raise UserError(
-        f'{file}: no annotation is called {CHOICE}, but there are {list_some(found, most=12)}; expected <Choices name="'
-        f'{CHOICE}"> in the labelling interface'
+        f"{file}: no annotation is called {CHOICE}; names found: {list_some(found, most=12)}; expected "
+        f'<Choices name="{CHOICE}"> in the labelling interface'
     )
 
 

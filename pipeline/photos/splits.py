@@ -272,12 +272,12 @@ def _describe_wrong_name(split: str, value: str, groups: list[Group]) -> str:
     """Say why a name in prepare.split does not name a split, and what would."""
     photos = [photo for group in groups for photo in group]
     names = {name for photo in photos for name in _given_splits(photo)}
-    there = f"there are {list_some(sorted(names), most=12) or 'no folders'}"
+    found = f"names found: {list_some(sorted(names), most=12)}" if names else "none was found"
     for photo in photos:
         name = "" if photo.class_depth is None else folder_of(photo)[photo.class_depth]
         if normal_form(name) == normal_form(value):
-            there = f"the folder {value} is the class {name}"
+            found = f"the folder {value} is the class {name}"
     return (
-        f"params.yaml: prepare.split.{split} is {value!r}; expected a number, a share such as 0.2, or the name of a "
-        f"folder or of a split in the table; {there}"
+        f"params.yaml: prepare.split.{split} is {value!r}; expected a number of photos, a share such as 0.2, or the "
+        f"name of a folder or of a split in the table; {found}"
     )

@@ -15,6 +15,7 @@ from urllib.parse import unquote
 
 from pipeline.core.class_names import normal_form
 from pipeline.core.errors import UserError, list_some
+from pipeline.core.sources import describe_missing_labels
 from pipeline.photos.source import NAMED, Photo
 
 COLUMNS = {  # our names, and what others call them
@@ -250,7 +251,7 @@ def _decode(table: Path) -> str:
     try:
         content = table.read_bytes()
     except FileNotFoundError:
-        raise UserError(f"{table} does not exist; create it, or set prepare.labels to another table") from None
+        raise UserError(describe_missing_labels(table)) from None
     is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # Excel's "Unicode text"
     try:
         text = content.decode("utf-16" if is_utf16 else "utf-8-sig")

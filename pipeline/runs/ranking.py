@@ -23,7 +23,7 @@ def rank(experiments: list[Experiment], base: Experiment) -> Iterator[tuple[str,
             str(place) if "validation_log_loss" in experiment.scores else "-",
             experiment.name,
             *(score(experiment, name) for name in ("log_loss", "accuracy")),
-            "\n".join(f"{network} {kept}/{epochs}" for network, kept in experiment.kept_epochs.items()),
+            "\n".join(f"{network} {kept} of {epochs}" for network, kept in experiment.kept_epochs.items()),
             ", ".join(filter(None, notes)),
         )
 

@@ -66,13 +66,19 @@ def describe_rise(curve: list[dict], loss: str, classes: int) -> str:
 
 
 def overfits(scores: dict, classes: int) -> bool:
-    """Whether the train loss of an epoch is far below its validation loss, and that is not close to 0."""
+    """Whether the train loss of an epoch is far below its validation loss, and that is not close to 0.
+
+    Not in the first epoch, in which training sees each photo for the first time.
+    """
     loss = scores["validation_calibrated_loss"]
-    return scores["epoch"] > 0 and loss > max(OVERFITTING * scores["train_loss"], MATTERS * math.log(classes))
+    return scores["epoch"] > 1 and loss > max(OVERFITTING * scores["train_loss"], MATTERS * math.log(classes))
 
 
 def describe_divergence(curve: list[dict], classes: int) -> str:
-    """How the curve's last epoch shows that training has undone what the network had learned; empty if it has not."""
+    """How the curve's last epoch shows that training has undone what the network had learned; empty if it has not.
+
+    In the first epoch, and as long as the learning rate rises, that takes more: all of it must be lost.
+    """
     *before, last = curve
     if last["epoch"] == 0:
         return ""
@@ -82,7 +88,9 @@ def describe_divergence(curve: list[dict], classes: int) -> str:
     if last["train_loss"] > DIVERGED * guessing and counts:
         return f"the train loss ({describe_loss(last['train_loss'])}) is far above that of guessing ({guessing:.4f})"
     lowest = min((scores["validation_calibrated_loss"] for scores in before), default=guessing)
-    if lowest < LEARNED * guessing and last["validation_calibrated_loss"] > max(FORGOTTEN * guessing, 2 * lowest):
+    has_risen = any(scores["lr"] >= last["lr"] for scores in before)
+    most = max((FORGOTTEN if has_risen else USELESS) * guessing, 2 * lowest)
+    if lowest < LEARNED * guessing and last["validation_calibrated_loss"] > most:
         return (
             f"the calibrated validation loss has risen from {lowest:.4f} to "
             f"{describe_loss(last['validation_calibrated_loss'])} (guessing: {guessing:.4f})"

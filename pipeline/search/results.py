@@ -48,13 +48,13 @@ def report(study: Study) -> Iterator[str]:
 
 
 def table(study: Study, trials: list[FrozenTrial]) -> Iterator[str]:
-    keys = [*trials[0].params]
+    keys = list(dict.fromkeys(key for trial in trials for key in trial.params))
     rows = [("", "trial", *keys, LOSS)]
     for place, trial in enumerate(trials, start=1):
         values = params_of(trial)
         outcome = trial.user_attrs["outcome"] + (", the current params" if is_base(trial) else "")
         is_ranked = math.isfinite(loss_of(trial))
-        cells = (as_written(values[key]) for key in keys)
+        cells = (as_written(values[key]) if key in values else "" for key in keys)
         rows.append((str(place) if is_ranked else "-", name_of(study, trial.number), *cells, outcome))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
@@ -62,11 +62,15 @@ def table(study: Study, trials: list[FrozenTrial]) -> Iterator[str]:
 
 
 def get_importances(study: Study, complete: list[FrozenTrial]) -> dict[str, float]:
-    """The share of each param in how much the losses differ, the largest first; nan if there are too few trials."""
-    values = {key: {trial.params[key] for trial in complete} for key in complete[0].params}
-    if min(map(len, values.values())) < 2 or len({trial.value for trial in complete}) < 2:
+    """The share of each param in how much the losses differ, the largest first; nan if there are too few trials.
+
+    Without params that have an effect only in some trials.
+    """
+    common = [key for key in complete[0].params if all(key in trial.params for trial in complete)]
+    values = {key: {trial.params[key] for trial in complete} for key in common}
+    if min(map(len, values.values()), default=0) < 2 or len({trial.value for trial in complete}) < 2:
         return dict.fromkeys(values, math.nan)
-    return get_param_importances(study)
+    return get_param_importances(study, params=common)
 
 
 def progress(trials: list[FrozenTrial]) -> Plot:

@@ -1,5 +1,6 @@
 """Read search.yaml: which params a search varies, and over which values."""
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from pipeline.core.all_params import Params
@@ -16,6 +17,16 @@ from pydantic import ValidationError
 
 NOT_SEARCHED = ("launcher", "seed")  # no result depends on the launcher; the best seed is the luckiest one
 KEYS = ("lr", *(f"train.{key}" for key in Train.model_fields if key not in NOT_SEARCHED))
+# Params that have an effect only with some values of another one.
+USED_IF: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "train.backbone_lr_factor": ("train.layers", lambda layers: layers != "head"),
+    "train.batchnorm_statistics": ("train.layers", lambda layers: layers != "head"),
+    "train.dropout": ("train.head_width", lambda width: width is not None),
+    "train.momentum": ("train.optimizer", lambda optimizer: optimizer == "sgd"),
+    "train.lr_step_size": ("train.lr_schedule", lambda schedule: schedule == "step"),
+    "train.lr_gamma": ("train.lr_step_size", lambda size: size is not None),
+    "train.crop_scale": ("train.augment", lambda augment: augment == "crop_and_flip"),
+}
 EXAMPLE = "{low: 0.00001, high: 0.001, log: true}, or a list of two or more different values"
 
 
@@ -34,7 +45,7 @@ def read_space(params: Params) -> Space:
     """The content of search.yaml. Raises UserError, which names the key, if a trial could not run with it.
 
     Every end of a range and every value of a list must be allowed in params.yaml, and the current one be among them,
-    because the search starts there.
+    because the search starts there. At least one of the params must have an effect.
     """
     content = read_yaml(SEARCH_SPACE)
     if not content or not isinstance(content, dict):
@@ -47,7 +58,37 @@ def read_space(params: Params) -> Space:
     for key, values in space.items():
         for value in values if isinstance(values, list) else (values.low, values.high):
             _check(params, key, value)
+    unused = find_unused(space, params)
+    if len(unused) == len(space):
+        raise UserError(f"{SEARCH_SPACE}: {'; '.join(unused)}; expected params that have an effect")
     return space
+
+
+def find_unused(space: Space, params: Params) -> list[str]:
+    """The params that have no effect in any trial, each with the reason."""
+    values = current_values(params, KEYS)
+    reasons = {key: why_unused(key, values) for key in space if not any(other in space for other in _needed(key))}
+    return [f"{key} has no effect with {reason}" for key, reason in reasons.items() if reason]
+
+
+def why_unused(key: str, values: dict[str, Any]) -> str:
+    """`train.layers head` if a param has no effect in a training with these values; empty if it has one."""
+    if key not in USED_IF:
+        return ""
+    other, allows = USED_IF[key]
+    return why_unused(other, values) or ("" if allows(values[other]) else f"{other} {as_written(values[other])}")
+
+
+def in_order(space: Space) -> list[str]:
+    """The params, each after those that decide whether it has an effect."""
+    return sorted(space, key=lambda key: len([*_needed(key)]))
+
+
+def _needed(key: str) -> Iterator[str]:
+    """The params that decide whether this one has an effect."""
+    while key in USED_IF:
+        key = USED_IF[key][0]
+        yield key
 
 
 def current_values(params: Params, keys: Any) -> dict[str, Any]:

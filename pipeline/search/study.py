@@ -7,14 +7,14 @@ import subprocess
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from pipeline.core.errors import UserError, list_some
 from pipeline.core.tool_paths import SEARCH, SEARCH_SPACE
 from pipeline.runs.git import changed_files, find_commit
-from pipeline.search.space import Range, Space
+from pipeline.search.space import Range, Space, in_order, why_unused
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study
@@ -97,17 +97,21 @@ def next_number() -> int:
     return max(map(int, re.findall(r"/search-(\d+)$", names, re.MULTILINE)), default=-1) + 1
 
 
-def distributions(space: Space) -> dict[str, BaseDistribution]:
-    """What Optuna chooses from, by key."""
-    found: dict[str, BaseDistribution] = {}
-    for key, values in space.items():
-        if not isinstance(values, Range):
-            found[key] = CategoricalDistribution(values)
-        elif isinstance(values.low, int):
-            found[key] = IntDistribution(values.low, int(values.high), log=values.log)
-        else:
-            found[key] = FloatDistribution(values.low, values.high, log=values.log)
-    return found
+def propose(study: Study, space: Space, current: dict[str, Any]) -> Trial:
+    """The next trial, with values for the params in `space` that have an effect. `current` has the values of all."""
+    trial, values = study.ask(), dict(current)
+    for key in in_order(space):
+        if not why_unused(key, values):
+            values[key] = _suggest(trial, key, space[key])
+    return trial
+
+
+def _suggest(trial: Trial, key: str, values: Range | list[Any]) -> Any:
+    if not isinstance(values, Range):
+        return trial.suggest_categorical(key, values)
+    if isinstance(values.low, int):
+        return trial.suggest_int(key, values.low, int(values.high), log=values.log)
+    return trial.suggest_float(key, values.low, values.high, log=values.log)
 
 
 def name_of(study: Study, number: int) -> str:

@@ -18,7 +18,7 @@ from pipeline.core.tool_paths import SEARCH
 from pipeline.runs.dvc_command import start_dvc
 from pipeline.runs.reading import open_run
 from pipeline.search.space import Space
-from pipeline.search.study import distributions, finished_trials, is_base, name_of, require_same_base
+from pipeline.search.study import finished_trials, is_base, name_of, propose, require_same_base
 
 from optuna import Study, Trial
 from optuna.distributions import FloatDistribution
@@ -31,9 +31,12 @@ STOPPING_S = 20  # to end after SIGINT
 DIGITS = 3  # significant ones, of a proposed number
 
 
-def search(study: Study, space: Space, networks: list[str], trials: int, deadline: float) -> None:
+def search(
+    study: Study, space: Space, current: dict[str, Any], networks: list[str], trials: int, deadline: float
+) -> None:
     """Run trials until that many have finished besides the base, or the next would probably end after `deadline`.
 
+    `current` has the values of all params that a search may vary.
     Raises UserError if the base fails, or too many others in a row, or if what the trials start from changes.
     """
     # Trials are stopped by SIGINT. They would ignore it if this process had been started to do so, as by `... &`.
@@ -44,7 +47,7 @@ def search(study: Study, space: Space, networks: list[str], trials: int, deadlin
         if seconds and start + statistics.fmean(seconds) > deadline:
             break
         require_same_base(study)
-        trial = study.ask(distributions(space))
+        trial = propose(study, space, current)
         name = name_of(study, trial.number)
         params = "the current params" if is_base(trial) else describe(trial)
         print(f"{name}: {params}", end=" ", flush=True)

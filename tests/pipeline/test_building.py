@@ -45,6 +45,26 @@ def test_fold_batchnorm_changes_neither_the_logits_nor_the_network() -> None:
         torch.testing.assert_close(folded(photos), network.eval()(photos), rtol=1e-4, atol=1e-4)
 
 
+class OneSize(torch.nn.Module):
+    """A network that takes images of one size only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.batchnorm = torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4)
+        self.position = torch.nn.Parameter(torch.zeros(1, 4, 32, 32))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.batchnorm(self.convolution(images)) + self.position
+
+
+def test_a_folded_network_prints_nothing_when_it_fails(capsys: pytest.CaptureFixture) -> None:
+    folded = fold_batchnorm(OneSize())
+    assert isinstance(folded, torch.fx.GraphModule)
+    with pytest.raises(RuntimeError, match="The size of tensor a"):
+        folded(torch.zeros(1, 3, 64, 64))
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "efficientnet_b0"])
 def test_fold_frozen_batchnorm_trains_the_same_weights(name: str) -> None:

@@ -220,13 +220,19 @@ def test_dvc_repro_loses_no_results_when_a_stage_fails(repository: Repository) -
     """DVC deletes a stage's results before it runs, and can restore them without running anything."""
     before = repository.results()
     earlier = (repository.root / "params.yaml").read_bytes()
+    repository.params["prepare"]["source"] = "data/raw/other.zip"
+    repository.write_params()
+    done = repository.try_dvc("repro")
+    assert "error: data/raw/other.zip: no such file or folder; put the photos there" in done.stderr
+    assert repository.results() == before  # not even deleted
+
     repository.photos({"cat.0.jpg": b"no photo"}, "data/raw/other.zip")
     repository.write_params()
     done = repository.try_dvc("repro")
     assert done.returncode != 0
     assert "error: data/raw/other.zip: found 1 cat, 0 dog" in done.stderr
     (repository.root / "params.yaml").write_bytes(earlier)
-    assert repository.stages_run_by("repro") == []
+    assert repository.stages_run_by("repro") == ["track_code"]  # which looks for the photos
     assert repository.results() == before
 
 

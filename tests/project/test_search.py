@@ -129,6 +129,10 @@ def test_an_interrupted_search_leaves_nothing_behind_and_resumes(repository: Rep
         ),
         ("train.epochs: {low: 0.5, high: 3}", "search.yaml: train.epochs is {'low': 0.5, 'high': 3}; expected whole "),
         ("train.layers: {low: 1, high: 3}", "search.yaml: train.layers is a range, but head in params.yaml; expected "),
+        (
+            "train.backbone_lr_factor: {low: 0.1, high: 1.0}",
+            "search.yaml: train.backbone_lr_factor has no effect with train.layers head; expected params that have an ",
+        ),
         ("lr: {low: 0.0001, high: 0.01}", "data/prepared/train.safetensors does not exist; run `dvc repro` to create"),
     ],
 )
@@ -148,6 +152,43 @@ def test_the_default_search_is_allowed_by_the_default_params() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(REPOSITORY)
         assert "lr" in read_space(read_params(Params))
+
+
+def test_search_varies_only_what_has_an_effect(project: Project) -> None:
+    optuna = pytest.importorskip("optuna", reason="needs Optuna: pip install -r requirements/search.txt")
+    from pipeline.core.all_params import Params
+    from pipeline.core.read_params import read_params
+    from pipeline.search.results import get_importances, table
+    from pipeline.search.space import KEYS, current_values, find_unused, read_space
+    from pipeline.search.study import propose
+
+    (project.root / "search.yaml").write_text("""
+train.lr_gamma: {low: 0.1, high: 0.5}
+train.backbone_lr_factor: {low: 0.1, high: 1.0, log: true}
+train.layers: [head, last_half]
+lr: {low: 0.0001, high: 0.01, log: true}
+""")
+    project.params["lr"] = 0.001
+    project.params["train"] |= {"layers": "head", "lr_schedule": "step", "lr_step_size": None}
+    project.write_params()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(project.root)
+        params = read_params(Params)
+        space = read_space(params)
+    assert find_unused(space, params) == ["train.lr_gamma has no effect with train.lr_step_size null"]
+
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=1))
+    study.set_user_attr("first_number", 0)
+    for number in range(8):
+        trial = propose(study, space, current_values(params, KEYS))
+        trial.set_user_attr("outcome", "0.1")
+        study.tell(trial, 0.1 + number / 100)
+    varied = {trial.params["train.layers"]: {*trial.params} - {"train.layers"} for trial in study.trials}
+    assert varied == {"head": {"lr"}, "last_half": {"lr", "train.backbone_lr_factor"}}
+    assert {*get_importances(study, study.trials)} == {"lr", "train.layers"}
+    titles, *rows = table(study, study.trials)
+    place = titles.index("train.backbone_lr_factor")
+    assert all((" head " in row) == (row[place] == " ") for row in rows)
 
 
 def test_a_trial_is_pruned_if_its_loss_is_above_the_median_in_the_second_half_of_the_epochs() -> None:

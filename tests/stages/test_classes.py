@@ -83,16 +83,25 @@ def test_prepare_keeps_every_class_in_every_split_even_a_rare_one(flowers: Proje
 
 
 def test_prepare_names_a_class_that_is_too_rare_for_every_split(flowers: Project) -> None:
-    flowers.photos(class_folders({"common": 60, "rare": 2, "single": 1}))
+    flowers.photos(class_folders({"common": 60, "usual": 9, "rare": 2, "single": 1}))
     flowers.write_params()
     beginning = (
         "data/raw/train.zip: every split needs photos of each class, but there are too few of single (1, none in train "
         "and validation), rare (2, none in train); add photos of them, change prepare.split, or "
     )
     assert error_line(flowers.run("prepare.py")) == f"{beginning}leave them out with {LIMIT}=3"
-    flowers.params["classes"] = ["common", "rare", "single"]
+    flowers.params["classes"] = ["common", "usual", "rare", "single"]
     flowers.write_params()
     assert error_line(flowers.run("prepare.py")) == f"{beginning}remove them from classes"
+
+
+@pytest.mark.parametrize("classes", ["auto", ["common", "rare"]])
+def test_prepare_does_not_advise_to_leave_out_all_classes_but_one(flowers: Project, classes: str | list[str]) -> None:
+    flowers.photos(class_folders({"common": 60, "rare": 2}))
+    flowers.params["classes"] = classes
+    flowers.write_params()
+    line = error_line(flowers.run("prepare.py"))
+    assert line.endswith("too few of rare (2, none in train); add photos of them or change prepare.split")
 
 
 def test_prepare_leaves_out_classes_with_fewer_photos_than_asked_for(flowers: Project) -> None:
@@ -124,8 +133,8 @@ def test_prepare_leaves_out_classes_with_fewer_photos_than_asked_for(flowers: Pr
     [
         (
             ["daisy", "rose", "tulip"],
-            16,
-            "there are fewer of daisy (10), tulip (15); remove these from classes in params.yaml, add photos, or lower",
+            15,
+            "there are fewer of daisy (10); remove these from classes in params.yaml, add photos, or lower",
         ),
         (
             "auto",
@@ -460,6 +469,6 @@ def test_prepare_refuses_a_class_as_a_split(classes: str | list[str], flowers: P
     flowers.split(train="train", validation=0.2, test=0.2)
     flowers.write_params()
     assert error_line(flowers.run("prepare.py")) == (
-        "params.yaml: prepare.split.train is 'train'; expected a number, a share such as 0.2, or the name of a folder "
-        "or of a split in the table; the folder train is the class train"
+        "params.yaml: prepare.split.train is 'train'; expected a number of photos, a share such as 0.2, or the "
+        "name of a folder or of a split in the table; the folder train is the class train"
     )

@@ -666,13 +666,21 @@ def test_prepare_shrinks_train_by_at_most_one_percent_with_a_warning(project: Pr
     ("cats", "dogs", "advice"),
     [
         (10, 0, "add photos of dog, or change classes in params.yaml"),
-        (3, 10, "prepare.split in params.yaml needs at least 16; lower it, set shares such as 0.2, or add photos"),
+        (3, 10, "prepare.split in params.yaml needs 16; lower it, set shares such as 0.2, or add photos"),
+        (
+            30,
+            10,
+            "prepare.split in params.yaml needs 208, of which train may have 2 fewer; lower it, set shares such as "
+            "0.2, or add photos",
+        ),
     ],
 )
 def test_prepare_counts_the_photos_if_there_are_too_few_and_writes_nothing(
     cats: int, dogs: int, advice: str, project: Project
 ) -> None:
     project.photos(kaggle_files(cats, dogs))
+    if cats + dogs > 16:
+        project.split(train=200, validation=4, test=4)
     project.write_params()
     assert error_line(project.run("prepare.py")) == f"data/raw/train.zip: found {cats} cat, {dogs} dog; {advice}"
     assert not (project.root / "data/prepared").exists()

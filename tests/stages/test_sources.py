@@ -355,8 +355,8 @@ def test_prepare_names_the_folders_there_are_if_a_split_names_none(project: Proj
     project.params["prepare"]["split"]["test"] = "valid"
     project.write_params()
     assert error_line(project.run("prepare.py")) == (
-        "params.yaml: prepare.split.test is 'valid'; expected a number, a share such as 0.2, or the name of a folder "
-        "or of a split in the table; there are pets, train, validation"
+        "params.yaml: prepare.split.test is 'valid'; expected a number of photos, a share such as 0.2, or the name "
+        "of a folder or of a split in the table; names found: pets, train, validation"
     )
 
 

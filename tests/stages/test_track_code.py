@@ -48,7 +48,16 @@ def code(tmp_path: Path) -> Path:
     for file in ("pipeline/__init__.py", "stages/track_code.py", "requirements.txt"):
         (folder / file).parent.mkdir(exist_ok=True)
         shutil.copy(REPOSITORY / file, folder / file)
+    add_sources(folder)
     return folder
+
+
+def add_sources(folder: Path) -> None:
+    """Write params.yaml, and empty files where it says that the photos and the labels are."""
+    shutil.copy(REPOSITORY / "params.yaml", folder)
+    (folder / "data/raw").mkdir(parents=True)
+    for file in ("data/raw/train.zip", "data/labels.csv"):
+        (folder / file).touch()
 
 
 def track(folder: Path, sources: Mapping[str, str]) -> subprocess.CompletedProcess:
@@ -79,6 +88,7 @@ def test_the_texts_are_the_same_in_two_clones_at_different_paths(tmp_path: Path)
         for part in ("stages", "pipeline", "requirements"):
             shutil.copytree(REPOSITORY / part, tmp_path / name / part, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(REPOSITORY / "requirements.txt", tmp_path / name)
+        add_sources(tmp_path / name)
         assert track(tmp_path / name, {}).returncode == 0
         texts.append({path.name: path.read_text() for path in (tmp_path / name / "data/code").iterdir()})
     assert texts[0] == texts[1]
@@ -154,3 +164,22 @@ def test_mistakes_are_one_line(code: Path) -> None:
     assert refusal("page = 'unheard_of.html.jinja'") == (
         "stages/a.py uses unheard_of.html.jinja, which is not in pipeline/pages/templates/"
     )
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        (
+            "data/raw/train.zip",
+            "data/raw/train.zip: no such file or folder; put the photos there, or set prepare.source",
+        ),
+        ("data/labels.csv", "data/labels.csv does not exist; create it, or set prepare.labels to another table"),
+    ],
+)
+def test_track_code_names_missing_photos_and_labels_unless_an_earlier_run_read_them(
+    code: Path, file: str, expected: str
+) -> None:
+    (code / file).unlink()
+    assert error_line(track(code, {})) == expected
+    (code / "dvc.lock").write_text(f"stages:\n  prepare:\n    deps:\n    - path: {file}\n      md5: 0\n")
+    assert track(code, {}).returncode == 0

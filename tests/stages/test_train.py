@@ -379,6 +379,26 @@ def test_train_calibrates_the_model_on_validation(small: Project) -> None:
     assert trained["validation_accuracy"] == (logits.argmax(axis=1) == labels).mean()
 
 
+@pytest.mark.parametrize(
+    ("layers", "statistics", "advice"),
+    [
+        ("head", "fixed", "; set train.layers to all and train.batchnorm_statistics to updated"),
+        ("head", "updated", "; set train.layers to all"),
+        ("all", "fixed", "; set train.batchnorm_statistics to updated"),
+        ("all", "updated", None),
+    ],
+)
+def test_train_asks_for_what_random_weights_need_and_do_not_have(
+    tiny: Project, monkeypatch: pytest.MonkeyPatch, layers: str, statistics: str, advice: str | None
+) -> None:
+    tiny.params["train"] |= {"layers": layers, "batchnorm_statistics": statistics}
+    tiny.write_params()
+    monkeypatch.chdir(tiny.root)
+    _, *notes = train.introduction("resnet18", read_params(Params), 8, "float32 on cpu", processes=1).splitlines()
+    note = "note: networks.resnet18.weights is none, so part of the network stays as it was initialised"
+    assert notes == ([] if advice is None else [note + advice])
+
+
 def curve_of(*epochs: tuple[float, float], rates: tuple[float, ...] = ()) -> list[dict]:
     """A learning curve of train losses and validation losses; the first is that of the fitted head."""
     rates = rates or (0.0, *[1.0] * (len(epochs) - 1))
@@ -397,6 +417,16 @@ def curve_of(*epochs: tuple[float, float], rates: tuple[float, ...] = ()) -> lis
             curve_of((0.05, 0.08), (0.2, 0.69)),
             r"the calibrated validation loss has risen .* \(guessing: .*\); lr is too high",
         ),
+        (curve_of((0.05, 0.08), (0.2, 0.5)), ""),  # the first epoch
+        (curve_of((0.05, 0.08), (0.2, 0.5), (0.2, 0.5), rates=(0, 0.1, 1)), ""),  # the rate rises
+        (
+            curve_of((0.05, 0.08), (0.2, 0.5), (0.2, 0.69), rates=(0, 0.1, 1)),
+            r"the calibrated validation loss has risen from 0.0800 to 0.6900 .*; lr is too high",
+        ),
+        (
+            curve_of((0.05, 0.08), (0.2, 0.5), (0.2, 0.5)),
+            r"the calibrated validation loss has risen from 0.0800 to 0.5000 .*; lr is too high",
+        ),
         (curve_of((0.7, 0.7), (0.7, 0.69)), ""),  # it has not learned anything yet
         (curve_of((0.05, 0.08), (1.5, 0.3))[1:], ""),  # a random head begins with a high loss
         (curve_of((0.05, 0.08), (1.5, 0.69))[1:], "the train loss .1.5000. is far above that of guessing .*"),
@@ -410,7 +440,7 @@ def curve_of(*epochs: tuple[float, float], rates: tuple[float, ...] = ()) -> lis
             curve_of((0.05, 0.08), (0.2, 0.1), (0.23, 0.1), (0.26, 0.1)),
             ".* has risen from 0.2000 in epoch 1 to 0.2600; .*",
         ),
-        (curve_of((0.05, 0.08), (0.01, 0.08), (0.02, 0.08)), ""),  # noise
+        (curve_of((0.05, 0.05), (0.01, 0.05), (0.02, 0.05)), ""),  # noise
         (curve_of((0.05, 0.08), (0.2, 0.1), (0.3, 0.2), rates=(0, 0.1, 1)), ""),  # the rate rises
         (
             curve_of((0.05, 0.08), (0.2, 0.1), (0.1, 0.13)),
@@ -420,7 +450,8 @@ def curve_of(*epochs: tuple[float, float], rates: tuple[float, ...] = ()) -> lis
             curve_of((0.05, 0.4), (0.2, 0.4), (0.1, 0.4)),
             r"the train loss \(0.1000\) is far below the .* validation loss \(0.4000\): the network overfits; .*",
         ),
-        (curve_of((0.05, 0.4), (0.1, 0.4), (0.09, 0.4)), ""),  # said before
+        (curve_of((0.05, 0.4), (0.1, 0.4)), ""),  # the first epoch, in which every photo is new
+        (curve_of((0.05, 0.4), (0.1, 0.4), (0.1, 0.4), (0.09, 0.4)), ""),  # said before
         (curve_of((0.05, 0.05), (0.01, 0.04)), ""),  # both are close to 0
     ],
 )

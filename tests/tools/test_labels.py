@@ -108,7 +108,7 @@ def test_labels_refuse_what_is_wrong_with_a_line_for_each_and_write_nothing(phot
         "export.csv: none of 1 tasks has a label; submit annotations, and export again"
     ]
     [line] = refusal(photos, export.replace('"choice"', '"animal"'))
-    assert line.startswith("export.csv: no annotation is called choice, but there are annotation_id, annotator, animal")
+    assert line.startswith("export.csv: no annotation is called choice; names found: annotation_id, annotator, animal")
     [line] = refusal(photos, "[{", "export.json")
     assert line.startswith("export.json is not valid JSON (")
     (photos.root / "data/labels.csv").write_text("photo,cat,dog\ncat.0.jpg,1,0\n")

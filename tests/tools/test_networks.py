@@ -1,6 +1,8 @@
 """tools/networks.py, which changes the set of networks: what then runs, and what the stages say of other networks."""
 
-from tests.support.projects import NEEDS_TIMM, Project, Repository, error_line
+import shutil
+
+from tests.support.projects import NEEDS_TIMM, REPOSITORY, Project, Repository, error_line
 
 import pandas as pd
 import pytest
@@ -59,6 +61,23 @@ def test_stages_score_a_single_network_and_then_another_one_with_it(repository: 
     page = (repository.root / "metrics/report.html").read_text(encoding="utf-8")
     assert "Together, resnet18 and mobilenet_v2 classified" in page
     assert "<h3>train_mobilenet_v2</h3>" in page
+
+
+def test_networks_says_what_is_next_and_deletes_results_of_others(project: Project) -> None:
+    project.write_params()
+    shutil.copy(REPOSITORY / "dvc.yaml", project.root)
+    scores = [project.root / f"metrics/networks/{name}.json" for name in ("resnet18", "vgg11")]
+    scores[0].parent.mkdir(parents=True)
+    for path in scores:
+        path.touch()
+    for networks, next_step in {
+        "resnet18 resnet34": "nothing has changed",
+        "resnet18": "run `dvc repro` to update the results; none has to be trained",
+        "resnet18 vgg11 vgg13": "run `dvc repro` to train vgg11, vgg13 and update the results",
+    }.items():
+        output = project.run("networks.py", *networks.split()).stdout
+        assert output == f"networks: {networks.replace(' ', ', ')}; {next_step}\n"
+        assert [path.exists() for path in scores] == [True, False]
 
 
 def networks_scored(repository: Repository) -> list[str]:

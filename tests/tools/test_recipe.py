@@ -191,3 +191,4 @@ def test_the_default_runs_from_photos_to_report_with_a_fitted_head(project: Proj
     page = (project.root / "metrics/report.html").read_text(encoding="utf-8")
     for name, kept in kept_by.items():
         assert f"{name}: {kept}" in page
+    assert "epoch 0 (the network before training, with a fitted head)" in page  # with random weights, too

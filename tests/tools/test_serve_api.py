@@ -162,6 +162,11 @@ def test_api_says_why_a_photo_is_unreadable(api: Api, content: bytes, reason: st
             "explain is 'maybe'; expected true or false",
             {"params": {"explain": "maybe"}, "data": CAT, "headers": RAW},
         ),
+        (
+            422,
+            "unknown query parameter 'explian'; expected explain or images",
+            {"params": {"images": "true", "explian": "true"}, "data": CAT, "headers": RAW},
+        ),
     ],
 )
 def test_api_refuses_in_one_line(api: Api, status: int, text: str, options: dict) -> None:
@@ -169,6 +174,14 @@ def test_api_refuses_in_one_line(api: Api, status: int, text: str, options: dict
     assert (response.status_code, response.json().keys()) == (status, {"error"})
     assert response.json()["error"].startswith(text)
     assert "\n" not in response.json()["error"]
+
+
+@pytest.mark.slow
+def test_api_refuses_a_query_where_there_is_none_but_the_page_does_not(api: Api) -> None:
+    response = api.call("GET", "/health?split=test")
+    assert response.status_code == 422
+    assert response.json() == {"error": "unknown query parameter 'split'; /health has none"}
+    assert api.session.get(api.url + "/?from=mail").status_code == 200
 
 
 @pytest.mark.slow
@@ -322,6 +335,20 @@ def test_uploads_are_kept_in_memory_only(monkeypatch: pytest.MonkeyPatch) -> Non
             return [(photo.photo, photo.read()) for photo in photos]
 
     assert asyncio.run(read()) == [("b\\x07", photo)]
+
+
+def test_a_malformed_form_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async def receive() -> dict:
+        return {"type": "http.request", "body": b"--a\r\nbroken\rheader", "more_body": False}
+
+    async def read() -> None:
+        request = Request(scope_of("POST", {"content-type": "multipart/form-data; boundary=a"}), receive)
+        async with Uploads().photos_of(request):
+            pass
+
+    with pytest.raises(HTTPException, match="the form is malformed: "):
+        asyncio.run(read())
+    assert caplog.text == ""
 
 
 @asynccontextmanager

@@ -47,6 +47,8 @@ def watched(tiny: Project) -> Project:
     write_curves(tiny.root, "resnet34", [0.4, 0.6])
     of_1_1 = "epoch,train_loss,validation_loss,validation_accuracy,kept\n1,0.5,0.4,0.75,True\n"
     (tiny.root / "metrics/curves/vgg19.csv").write_text(of_1_1)
+    for kind in ("curves", "steps"):
+        (tiny.root / f"metrics/{kind}/alexnet.csv").touch()  # it has just begun
     copy = tiny.root / ".dvc/tmp/exps/tmp<b>"
     write_curves(copy, "vgg11", [])
     write_curves(copy, "vgg13", [0.5], is_finished=True)
@@ -77,21 +79,26 @@ def address(watched: Project) -> Iterator[str]:
 def test_watch_shows_what_is_training_here_and_in_experiments(watched: Project, address: str) -> None:
     with urlopen(address) as answer:
         page = answer.read().decode()
-    assert "<title>2 training runs in progress</title>" in page
-    resnet34, smooth, resnet18 = re.findall(r"<section.*?</section>", page, flags=re.DOTALL)
+    assert "<title>3 training runs in progress</title>" in page
+    alexnet, resnet34, smooth, resnet18 = re.findall(r"<section.*?</section>", page, flags=re.DOTALL)
+    assert '">alexnet</h2>' in alexnet
+    assert "Before the first step; began " in alexnet
     assert '">resnet34</h2>' in resnet34
     assert "Epoch 2.50 of 3, step 10; last change " in resnet34
     assert "epoch 2: the calibrated validation loss has risen from 0.4000 in epoch 1 to 0.6000" in resnet34
     assert '">vgg11 in smooth</h2>' in smooth
     assert "Epoch 0.50, step 2; last change " in smooth  # nothing else is known of it
     assert "Finished after 2 epochs; kept: epoch 2." in resnet18
-    assert [section.count("<svg") for section in (resnet34, smooth, resnet18)] == [3, 3, 3]
+    assert [section.count("<svg") for section in (alexnet, resnet34, smooth, resnet18)] == [0, 3, 3, 3]
 
     with (watched.root / "metrics/steps/resnet34.csv").open("a") as file:
         file.write("11,2.75,0.0001,0.5,0.875\n12,3.")  # the second row is only half written
-    (watched.root / "metrics/curves/vgg16.csv").touch()  # opened, but its header is not written yet
+    watched.params["train"] |= {"head_init": "fitted", "head_width": None}
+    watched.write_params()
     with urlopen(address) as answer:
-        assert "Epoch 2.75 of 3, step 11; last change " in answer.read().decode()
+        page = answer.read().decode()
+    assert "Epoch 2.75 of 3, step 11; last change " in page
+    assert "Fitting the head to the network&#39;s features, before the first step; began " in page
 
 
 def test_watch_answers_only_this_computer_and_has_only_one_page(address: str) -> None:
@@ -120,7 +127,7 @@ def test_watch_refreshes_itself_and_says_if_it_cannot(browser: "Browser", watche
     write_curves(watched.root, "resnet34", [0.4, 0.6, 0.7], is_finished=True)
     page.clock.run_for(3000)
     page.get_by_text("Finished after 3 epochs; kept: epoch 3.").wait_for()
-    assert page.title() == "1 training run in progress"
+    assert page.title() == "2 training runs in progress"
     assert page.get_by_role("row").count() == 4  # the table is still open
     assert problems == []
     assert all(url.startswith((address, "data:")) for url in requests)
