@@ -90,7 +90,7 @@ def main() -> None:
             print(training.run_epoch(epoch), flush=True)
         training.finish()
     classes = train.description["classes"]
-    choice = explain_choice(training.curve, training.mean, len(classes), params.train, params.lr)
+    choice = explain_choice(training.curve, training.means, len(classes), params.train, params.lr)
     print(f"{name}: {choice}", flush=True)
 
     training.network.load_state_dict(training.kept_model()[0])

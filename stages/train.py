@@ -92,7 +92,7 @@ def main() -> None:
     if unequal := training.describe_unequal():
         processes.report(f"{name} on validation: {unequal}")
     classes = len(train.description["classes"])
-    choice = explain_choice(training.curve, training.mean, classes, params.train, params.lr)
+    choice = explain_choice(training.curve, training.means, classes, params.train, params.lr)
     processes.report(f"{name}: {choice}")
 
 

@@ -1,8 +1,8 @@
 """Rank all experiments by the ensemble's log loss on validation, never by test.
 
-Shows each experiment's validation scores, the epoch that each network kept (0 is the fitted head, 0+6 the mean of it
-and epoch 6), and the params that differ from HEAD's. Experiments on other validation photos cannot be compared, so they
-are ranked separately. Everything is read from git and DVC's cache; nothing is checked out or run.
+Shows each experiment's validation scores, the epoch that each network kept (0 is the fitted head, 0+6 (1:1) the mean
+of it and epoch 6), and the params that differ from HEAD's. Experiments on other validation photos cannot be compared,
+so they are ranked separately. Everything is read from git and DVC's cache; nothing is checked out or run.
 """
 
 import sys
@@ -37,7 +37,7 @@ def main() -> None:
     if any(0 in experiment.kept_epochs.values() for experiment in found):
         print("Kept epoch 0 is the fitted head: no training was kept.")
     if any("+" in str(kept) for experiment in found for kept in experiment.kept_epochs.values()):
-        print("A kept epoch such as 0+3 is the mean of the fitted head and epoch 3.")
+        print("A kept epoch such as 0+3 (1:3) is a mean of the fitted head and epoch 3, which counts three times.")
     if len(groups) > 1:
         print("Scores on different validation photos cannot be compared.")
     if is_shallow():

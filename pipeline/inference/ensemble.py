@@ -64,8 +64,9 @@ class Ensemble:
     """The trained networks of params.yaml, combined as models/combination.json says.
 
     `networks` are ready to predict on `device`, for images normalised by their `normalisations`; `classes` are in the
-    order of their outputs; `kept_epochs` are the epochs that `train` kept: 0 for a fitted head, a text such as `0+6`
-    for a mean, None in models of earlier versions; `description` is the first model's, and all are for the same photos.
+    order of their outputs; `kept_epochs` are the epochs that `train` kept: 0 for a fitted head, a text such as
+    `0+6 (1:3)` for a mean, None in models of earlier versions; `description` is the first model's, and all are for the
+    same photos.
     Raises UserError if a model or combination.json is missing, or if the models were not trained with the same classes,
     image size, resize and split.
     """

@@ -29,6 +29,8 @@ from tqdm import tqdm
 
 KEPT_IN_STATE = ("curve", "step_curve", "best_weights", "best_recall", "head_weights")
 STEP_ROWS = 500  # of the curve by step, about; then its table is small, however long the training
+LAST_EPOCH_PARTS = (1, 2, 3)  # of MEAN_PARTS in a mean with the fitted head; chosen by cross-validation
+MEAN_PARTS = 4
 READING_INTERVAL_ON_GPU = 200  # steps; a GPU is idle while its losses are read
 
 
@@ -72,7 +74,7 @@ class Training:
         self.noting_interval = math.ceil(params.epochs * self.steps / STEP_ROWS)
         self.curve: list[dict] = []
         self.step_curve: list[dict] = []
-        self.mean: dict | None = None  # the scores of the mean of epoch 0 and the last one
+        self.means: list[dict] = []  # the scores of means of epoch 0 and the last one
         self.recall: list[float] = []  # of each class, at the last validation
         self.best_weights: dict[str, Tensor] = {}
         self.best_recall: list[float] = []
@@ -151,20 +153,25 @@ class Training:
         )
 
     def finish(self) -> None:
-        """Score the mean of the network with the fitted head and that of the last epoch; keep it if it is the best.
+        """Score weighted means of the network with the fitted head and that of the last epoch; keep one if it is best.
 
-        With few photos such a mean is often better than either, because it forgets less of what the pretrained network
-        knows: Wortsman et al., "Robust fine-tuning of zero-shot models", 2022, https://arxiv.org/abs/2109.01903
+        Such a mean is often better than either, because it forgets less of what the pretrained network knows, and the
+        fewer photos there are, the more the fitted head should count: Wortsman et al., "Robust fine-tuning of zero-shot
+        models", 2022, https://arxiv.org/abs/2109.01903
         """
         if not self.head_weights:
             return
-        both = zip(self.head_weights.items(), self.network.state_dict().values(), strict=True)
-        mean = {key: (head + trained) / 2 if head.is_floating_point() else head for (key, head), trained in both}
-        self.network.load_state_dict(mean)
-        self.mean = {**self.curve[-1], "epoch": f"0+{self.last_epoch}", **self.validate()}
-        if best_scores(self.curve, self.params, self.mean) is self.mean:
-            self.keep()
-        self.processes.report(f"{self.name} mean of epochs 0 and {self.last_epoch}: {describe_scores(self.mean)}")
+        last_weights = {key: tensor.clone() for key, tensor in self.network.state_dict().items()}
+        for part in LAST_EPOCH_PARTS:
+            self.network.load_state_dict(average(self.head_weights, last_weights, part / MEAN_PARTS))
+            weighting = f"{MEAN_PARTS - part}:{part}"
+            mean = {**self.curve[-1], "epoch": f"0+{self.last_epoch} ({weighting})", **self.validate()}
+            self.means.append(mean)
+            if best_scores(self.curve, self.params, self.means) is mean:
+                self.keep()
+            self.processes.report(
+                f"{self.name} mean of epochs 0 and {self.last_epoch}, weighted {weighting}: {describe_scores(mean)}"
+            )
 
     def keep(self) -> None:
         """Keep the network's weights and its recall as the best ones."""
@@ -254,21 +261,23 @@ class Training:
     @property
     def kept(self) -> dict:
         """The best scores, of an epoch or of the mean. A finished training run always has some."""
-        best = best_scores(self.curve, self.params, self.mean)
+        best = best_scores(self.curve, self.params, self.means)
         assert best is not None
         return best
 
     def tables(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """The curves by epoch and by step. `kept` marks the best epoch, or the two whose mean is better."""
-        kept = (0, self.last_epoch) if self.kept is self.mean else (self.kept["epoch"],)
+        epoch = self.kept["epoch"]
+        kept = (0, self.last_epoch) if isinstance(epoch, str) else (epoch,)
         curve = [{**scores, "kept": scores["epoch"] in kept} for scores in self.curve]
         return pd.DataFrame(curve), pd.DataFrame(self.step_curve)
 
     def kept_scores(self) -> dict:
         """The best scores, `kept_epoch`, and on a CPU the number of threads, which repeating it needs.
 
-        `kept_epoch` is a number, or a text such as `0+3` for the mean of epochs 0 and 3. There is no lr, because `dvc
-        exp show` would show a second column of that name next to the param's.
+        `kept_epoch` is a number, or a text such as `0+3 (1:3)` for a mean of epochs 0 and 3, of which the last one
+        counts three times. There is no lr, because `dvc exp show` would show a second column of that name next to the
+        param's.
         """
         scores = {"kept_epoch" if key == "epoch" else key: value for key, value in self.kept.items() if key != "lr"}
         return scores | ({"threads": torch.get_num_threads()} if self.train.device.type == "cpu" else {})
@@ -335,6 +344,14 @@ def make_augmentation(params: Train, prepared_size: int, size: int | None = None
         return None
     crop_scale = params.crop_scale if params.augment == "crop_and_flip" else 1.0
     return Augmentation(size, crop_scale, flips=params.augment != "none")
+
+
+def average(head: dict[str, Tensor], last: dict[str, Tensor], share: float) -> dict[str, Tensor]:
+    """The weighted mean of two state_dicts: `last` counts `share`, from 0 to 1. Counters are those of `head`."""
+    return {
+        key: torch.lerp(tensor, last[key], share) if tensor.is_floating_point() else tensor
+        for key, tensor in head.items()
+    }
 
 
 def require_finite(loss: float, where: str) -> float:

@@ -145,7 +145,7 @@ def list_confusions(counts: np.ndarray, classes: list[str]) -> list[dict]:
 
 
 def kept_epoch(curve: pd.DataFrame) -> int | str:
-    """The epoch whose weights `train` kept; `0+3` for the mean of two."""
+    """The epoch whose weights `train` kept; `0+3` for a weighted mean of two."""
     kept = curve.loc[curve["kept"], "epoch"].tolist()
     return kept[0] if len(kept) == 1 else "+".join(map(str, kept))
 

@@ -75,7 +75,7 @@ class Run:
     photos: pd.DataFrame  # photo, label and sha256, sorted by sha256
     answers: dict[str, Answers]  # by network; and the ensemble's, unless it was fitted to these photos
     models: dict[str, str]  # by network: the hash of its model
-    kept_epochs: dict[str, int | str]  # by network, if the run stored it: the epoch that was kept, or 0+3 for a mean
+    kept_epochs: dict[str, int | str]  # by network, if the run stored it: an epoch, or 0+3 (1:3) for a mean
 
     @property
     def seed(self) -> Any:

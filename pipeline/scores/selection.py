@@ -2,11 +2,12 @@
 
 A learning curve is a list of the epochs so far, each a dict with `epoch` (0: the fitted head, before any step), `lr`
 (the head's learning rate at the epoch's start), `train_loss`, `validation_loss`, `validation_calibrated_loss` (all in
-nats), `validation_accuracy` and `temperature`. The mean of epoch 0 and the last epoch has such scores, too; its `epoch`
-is a text such as `0+3`.
+nats), `validation_accuracy` and `temperature`. Weighted means of epoch 0 and the last epoch have such scores, too;
+their `epoch` is a text such as `0+3 (1:3)`.
 """
 
 import math
+from collections.abc import Sequence
 
 from pipeline.core.sections.train import Train
 
@@ -17,16 +18,16 @@ NOISE, MATTERS, LEARNED, FORGOTTEN, USELESS, DIVERGED = 0.03, 0.1, 0.4, 0.5, 0.9
 REMEDY = "use more photos, stronger augmentation or fewer epochs"
 
 
-def best_scores(curve: list[dict], params: Train, mean: dict | None = None) -> dict | None:
+def best_scores(curve: list[dict], params: Train, means: Sequence[dict] = ()) -> dict | None:
     """The scores with the lowest calibrated loss on validation; in a tie, those with the lowest loss.
 
-    With one_cycle only the fitted head, the last epoch and their mean are candidates, because in between the learning
+    With one_cycle only the fitted head, the last epoch and their means are candidates, because in between the learning
     rate is high and scores are noisy. None if there is no candidate yet.
     """
     candidates = [
         scores for scores in curve if params.lr_schedule != "one_cycle" or scores["epoch"] in (0, params.epochs)
     ]
-    candidates += [mean] if mean else []
+    candidates += means
     return min(
         candidates, key=lambda scores: (scores["validation_calibrated_loss"], scores["validation_loss"]), default=None
     )
@@ -109,16 +110,18 @@ def describe_loss(loss: float) -> str:
     return f"{loss:.4f}" if loss < 1000 else f"{loss:.4g}"
 
 
-def explain_choice(curve: list[dict], mean: dict | None, classes: int, params: Train, lr: float) -> str:
+def explain_choice(curve: list[dict], means: Sequence[dict], classes: int, params: Train, lr: float) -> str:
     """Say what was kept, with its scores and the reason, and perhaps a param to try."""
-    best, last = best_scores(curve, params, mean), curve[-1]
+    best, last = best_scores(curve, params, means), curve[-1]
     assert best is not None  # the last epoch is a candidate
     lowest = describe_loss(best["validation_calibrated_loss"])
     with_head = f"{describe_loss(curve[0]['validation_calibrated_loss'])} with the fitted head"
     at_end = f"{describe_loss(last['validation_calibrated_loss'])} after the last epoch"
     why = "its calibrated validation loss is the lowest"
-    if best is mean:
-        kept, why = f"the mean of epochs 0 (the fitted head) and {last['epoch']}", f"{why} ({with_head}, {at_end})"
+    if isinstance(best["epoch"], str):
+        weighting = best["epoch"].partition("(")[2].rstrip(")")
+        kept = f"the mean of epochs 0 (the fitted head) and {last['epoch']}, weighted {weighting}"
+        why += f" ({with_head}, {at_end})"
     elif best["epoch"] == 0:
         diverged = any(describe_divergence(curve[: epochs + 1], classes) for epochs in range(len(curve)))
         kept, why = "the fitted head (epoch 0), without training", f"{why} ({lowest}, and {at_end})"
@@ -127,8 +130,9 @@ def explain_choice(curve: list[dict], mean: dict | None, classes: int, params: T
         kept = f"epoch {best['epoch']} of {params.epochs}"
         if best is not last:
             why += f" ({lowest}, and {at_end}); try train.epochs={best['epoch']}"
-        elif mean:
-            why += f" ({with_head}, {describe_loss(mean['validation_calibrated_loss'])} with the mean of both)"
+        elif means:
+            lowest = min(mean["validation_calibrated_loss"] for mean in means)
+            why += f" ({with_head}, {describe_loss(lowest)} with the best mean of both)"
         elif params.lr_schedule == "one_cycle":
             why = "with one_cycle and a random head, only the last epoch is a candidate"
     is_useless = best["validation_calibrated_loss"] > USELESS * math.log(classes)

@@ -241,7 +241,7 @@ def test_train_keeps_the_fitted_head_if_training_makes_it_worse(small: Project) 
     curve = fit(small)
     assert curve.loc[1, "validation_loss"] > curve.loc[0, "validation_loss"]
     assert small.read_json("metrics/train/resnet18.json")["kept_epoch"] == 0
-    *_, warning, _mean, last = small.last_run.stdout.splitlines()
+    *_, warning, _mean, _mean, _mean, last = small.last_run.stdout.splitlines()
     assert re.fullmatch(r"warning: resnet18 epoch 1: the .* loss .*guessing.*; lr is too high", warning)
     assert last.startswith("resnet18: kept the fitted head (epoch 0), without training: validation loss ")
     assert last.endswith(f"{curve.loc[1, 'validation_calibrated_loss']:.4f} after the last epoch); try lr=0.1")
@@ -255,9 +255,8 @@ def test_train_does_not_prefer_a_network_because_it_is_more_confident(
     small: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     """As with label smoothing: training corrects all mistakes of the fitted head, and lowers the confidence."""
-    margins = iter(
-        [torch.tensor([4.0] * 21 + [-1.0] * 3), torch.full((24,), 0.2), torch.tensor([2.0] * 22 + [-1.0] * 2)]
-    )
+    mean = torch.tensor([2.0] * 22 + [-1.0] * 2)
+    margins = iter([torch.tensor([4.0] * 21 + [-1.0] * 3), torch.full((24,), 0.2), mean, mean, mean])
 
     def scripted_logits(network: torch.nn.Module, packed: PackedSplit, *_: object) -> torch.Tensor:
         signed = next(margins) * (2 * packed.labels - 1)
@@ -464,7 +463,7 @@ def test_train_says_why_it_kept_an_epoch_before_the_last_one() -> None:
         update={"epochs": 3, "lr_schedule": "step"}
     )
     curve = curve_of((0.05, 0.3), (0.2, 0.2), (0.1, 0.1), (0.05, 0.15))
-    assert explain_choice(curve, None, 2, params, lr=0.001) == (
+    assert explain_choice(curve, [], 2, params, lr=0.001) == (
         "kept epoch 2 of 3: validation loss 0.1000 (0.1000 calibrated), validation accuracy 0.500000; its calibrated "
         "validation loss is the lowest (0.1000, and 0.1500 after the last epoch); try train.epochs=2"
     )
@@ -475,14 +474,14 @@ def test_train_says_if_the_kept_epoch_is_no_better_than_guessing() -> None:
     for loss, end in ((0.69, ", no better than guessing"), (0.5, "")):
         curve = curve_of((0.7, 0.7), *[(0.7, loss)] * params.epochs)
         scores = f"validation loss {loss:.4f} ({loss:.4f} calibrated), validation accuracy 0.500000"
-        assert explain_choice(curve, None, 2, params, lr=0.001).startswith(f"kept epoch 6 of 6: {scores}{end}; ")
+        assert explain_choice(curve, [], 2, params, lr=0.001).startswith(f"kept epoch 6 of 6: {scores}{end}; ")
 
 
 @pytest.mark.parametrize(
     ("schedule", "losses", "mean", "kept"),
     [
-        ("one_cycle", (0.3, 0.4, 0.2), 0.25, "epoch 2 of 2: … (0.3000 with the fitted head, 0.2500 with the mean …)"),
-        ("one_cycle", (0.3, 0.4, 0.2), 0.1, "the mean of … (0.3000 with the fitted head, 0.2000 after the last epoch)"),
+        ("one_cycle", (0.3, 0.4, 0.2), 0.25, "epoch 2 of 2: … (0.3000 with …, 0.2500 with the best mean …)"),
+        ("one_cycle", (0.3, 0.4, 0.2), 0.1, "the mean of …, weighted 1:3: … (0.3000 with …, 0.2000 after …)"),
         ("one_cycle", (0.3, 0.2, 0.4), 0.35, "the fitted head … (0.3000, and 0.4000 after the last …); try lr=0.0003"),
         ("step", (0.3, 0.25, 0.2), None, "epoch 2 of 2: …; its calibrated validation loss is the lowest"),
     ],
@@ -493,7 +492,7 @@ def test_train_says_why_it_kept_what_it_kept(
     params = read_params(Params, REPOSITORY / "params.yaml").train
     params = params.model_copy(update={"epochs": 2, "lr_schedule": schedule})
     curve = curve_of(*((0.1, loss) for loss in losses))
-    text = explain_choice(curve, scripted(mean) | {"epoch": "0+2"} if mean else None, 2, params, lr=0.001)
+    text = explain_choice(curve, [scripted(mean) | {"epoch": "0+2 (1:3)"}] if mean else [], 2, params, lr=0.001)
     assert re.fullmatch(f"kept {re.escape(kept).replace('…', '.*')}", text), text
 
 
