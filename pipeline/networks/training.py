@@ -29,8 +29,7 @@ from tqdm import tqdm
 
 KEPT_IN_STATE = ("curve", "step_curve", "best_weights", "best_recall", "head_weights")
 STEP_ROWS = 500  # of the curve by step, about; then its table is small, however long the training
-LAST_EPOCH_PARTS = (1, 2, 3)  # of MEAN_PARTS in a mean with the fitted head; chosen by cross-validation
-MEAN_PARTS = 4
+MEANS = {"3:1": 0.25, "1:1": 0.5, "1:3": 0.75}  # of the fitted head and the last epoch, with the share of the latter
 READING_INTERVAL_ON_GPU = 200  # steps; a GPU is idle while its losses are read
 
 
@@ -162,9 +161,8 @@ class Training:
         if not self.head_weights:
             return
         last_weights = {key: tensor.clone() for key, tensor in self.network.state_dict().items()}
-        for part in LAST_EPOCH_PARTS:
-            self.network.load_state_dict(average(self.head_weights, last_weights, part / MEAN_PARTS))
-            weighting = f"{MEAN_PARTS - part}:{part}"
+        for weighting, share in MEANS.items():
+            self.network.load_state_dict(average(self.head_weights, last_weights, share))
             mean = {**self.curve[-1], "epoch": f"0+{self.last_epoch} ({weighting})", **self.validate()}
             self.means.append(mean)
             if best_scores(self.curve, self.params, self.means) is mean:
