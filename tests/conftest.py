@@ -91,6 +91,10 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # or Triton, where a test has imported it, reports what Python has not freed as leaks
+
+
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
     """An empty scratch project."""
