@@ -165,6 +165,8 @@ def send(
                 break
             some = [photos[number % len(photos)] for number in range(first, first + each)]
             outcome, seconds = request(connection, some)
+            if outcome == "closed":  # while it was idle, perhaps; HTTP clients try again (RFC 9112, 9.3.1)
+                outcome, seconds = request(connection, some)
             with lock:
                 if outcome == "answered":
                     tally.seconds.append(seconds)
@@ -187,7 +189,7 @@ def send(
 
 
 def request(connection: http.client.HTTPConnection, photos: list[bytes]) -> tuple[str, float]:
-    """Whether a request was `answered`, `refused` (no connection) or `lost`, and its seconds."""
+    """The outcome, `answered`, `refused` (no connection), `closed` (before an answer) or `lost`, and the seconds."""
     body, kind = photos[0], "application/octet-stream"
     if len(photos) > 1:
         head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="photos"; filename="photo"\r\n\r\n'.encode()
@@ -199,13 +201,14 @@ def request(connection: http.client.HTTPConnection, photos: list[bytes]) -> tupl
             connection.connect()
     except OSError:
         return "refused", 0.0
+    response = None
     try:
         connection.request("POST", "/predict", body, {"Content-Type": kind})
         response = connection.getresponse()
         answers = json.loads(response.read())
     except (OSError, http.client.HTTPException, ValueError):
         connection.close()
-        return "lost", 0.0
+        return ("lost" if response else "closed"), 0.0
     is_whole = response.status == 200 and len(answers) == len(photos)
     return ("answered" if is_whole else "lost"), time.perf_counter() - start
 
