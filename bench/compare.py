@@ -58,7 +58,7 @@ from pipeline.photos.labels import label_photos
 from pipeline.photos.source import PhotoSource
 from pipeline.runs.fingerprint import made_with
 from pipeline.runs.git import find_commit
-from pipeline.tables import FASTAI, LIMIT, NOTEBOOK, OURS, TORCHVISION, describe_benchmark, speed_lines
+from pipeline.tables import FASTAI, LIMIT, NOTEBOOK, OURS, TORCHVISION, describe_benchmark, number, speed_lines
 from run import commit, copy_pipeline, git, make_folder
 from watching import seconds_to, watched
 
@@ -98,6 +98,7 @@ def main() -> None:
         measure_other(NOTEBOOK, "notebook.py", folder / "photos.zip", others, pipeline, measured)
         if HAS_FASTAI:
             measure_other(FASTAI, "fastai_recipe.py", folder / "photos.zip", others, pipeline, measured)
+        print_round(measured)
         if arguments.photos:
             write_params(pipeline, arguments, classes, seed, same_recipe=False)
             measure_time_to_goal(folder / "photos.zip", others, pipeline, measured)
@@ -364,6 +365,12 @@ def describe(arguments: argparse.Namespace, pipeline: Path, measured: Measured) 
         "note": arguments.note,
         "measured": values,
     }
+
+
+def print_round(measured: Measured) -> None:
+    """Print the last values, so that they are known if the benchmark is stopped before its table."""
+    for (what, who), values in measured.items():
+        print(f"{what}: {number(values[-1])} ({who})", flush=True)
 
 
 def print_table(record: dict) -> None:
