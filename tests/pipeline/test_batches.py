@@ -94,6 +94,7 @@ def test_without_crops_photos_are_only_scaled_and_half_of_them_mirrored(images: 
     assert torch.equal(plain, images)
 
 
+@pytest.mark.slow
 def test_splits_too_large_for_memory_give_the_same_results(
     prepared_small: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -129,6 +129,7 @@ def test_set_trainable_splits_no_layer_for_last_half_and_freezes_all_below_it(na
     assert all(module.training for module in network.modules() if isinstance(module, Head))
 
 
+@pytest.mark.slow
 def test_build_network_loads_published_files_in_older_spellings(tmp_path: Path) -> None:
     """Some lack BatchNorm's num_batches_tracked; DenseNet's have norm.1 where the layers are called norm1."""
     for name, spell in {
@@ -144,6 +145,7 @@ def test_build_network_loads_published_files_in_older_spellings(tmp_path: Path) 
         assert all(torch.equal(loaded[key], state_dict[key]) for key in backbone)
 
 
+@pytest.mark.slow
 def test_build_network_takes_weights_only_if_the_files_name_and_content_agree(tmp_path: Path) -> None:
     path = write_weights(tmp_path, "resnet18")
     network = build_network("resnet18", str(path), 2, 512, 0.5, seed=1)
@@ -256,6 +258,7 @@ for kind in torch.optim.Adam, torch.optim.SGD:
 """
 
 
+@pytest.mark.slow
 def test_training_does_not_import_the_compiler_and_computes_the_same() -> None:
     without = TRAINING.replace("import pipeline.networks\n", "")
     ours, plain = (

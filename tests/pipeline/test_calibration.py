@@ -72,6 +72,7 @@ def test_calibration_error_is_the_gap_between_confidence_and_accuracy_in_bins() 
     assert calibration_error(np.eye(2)[labels], labels) == 0.0
 
 
+@pytest.mark.slow
 def test_calibration_error_interval_covers_the_true_error() -> None:
     logits, labels = calibrated(200_000, 2, seed=1)
     true = calibration_error(softmax(2 * logits, axis=1), labels)

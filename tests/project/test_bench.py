@@ -39,7 +39,7 @@ def test_bench_compares_the_pipeline_with_a_notebook_and_the_hardware_limit(tmp_
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "16/8/8 photos (synthetic), epochs: 1, batch size 8, rounds: 1; weights: none; " in done.stdout
-    values, _, table = done.stdout.partition("16/8/8 photos (synthetic)")  # both have them: it may be stopped in between
+    values, _, table = done.stdout.partition("16/8/8 photos (synthetic)")  # it may be stopped in between
     assert "archive to ensemble, s: " in values
     assert "archive to ensemble, s" in table
     record = json.loads((folder / "speed.json").read_text())

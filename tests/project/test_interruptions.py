@@ -351,6 +351,7 @@ def test_scripts_print_names_that_the_terminal_cannot_show(tmp_path: Path) -> No
     assert (done.stdout, done.returncode) == ("20 cat\\xfc, 20 dog\n", 0)
 
 
+@pytest.mark.slow
 def test_what_a_killed_stage_leaves_changes_nothing(repository: Repository) -> None:
     before = repository.git("status", "--porcelain")
     for path in (

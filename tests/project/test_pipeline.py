@@ -15,10 +15,12 @@ from tests.support.projects import ARGUMENTS, REPOSITORY, SCRIPTS, Project, Repo
 import pytest
 
 
+@pytest.mark.slow
 def test_dvc_repro_has_nothing_to_do_the_second_time(finished: Repository) -> None:
     assert "Data and pipelines are up to date" in finished.dvc("repro")
 
 
+@pytest.mark.slow
 def test_a_stage_refuses_code_that_was_edited_after_dvc_repro_began(repository: Repository) -> None:
     """Here it is edited before, but track_code is skipped."""
     script = repository.root / "stages/ensemble.py"
@@ -150,6 +152,7 @@ def test_dvc_plots_shows_curves_confusion_matrices_and_the_contact_sheet(finishe
         assert all(column in row for row in rows)
 
 
+@pytest.mark.slow
 def test_dvc_repro_restores_a_damaged_score_without_training(repository: Repository) -> None:
     path = repository.root / "models/combination.json"
     whole = path.read_bytes()

@@ -221,6 +221,7 @@ def change_answers(repository: Repository, photos: int) -> None:
     repository.dvc("commit", "--force")
 
 
+@pytest.mark.slow
 def test_verify_needs_results_that_are_up_to_date_and_photos(stand_ins: Repository) -> None:
     repository = stand_ins
     (repository.root / "data/code/report.txt").unlink()
@@ -278,6 +279,7 @@ def test_verify_against_another_computers_record(repository: Repository, tmp_pat
     )
 
 
+@pytest.mark.slow
 def test_verify_refuses_a_record_of_other_params_or_photos(finished: Repository, tmp_path: Path) -> None:
     record = tmp_path / "verify.json"
     assert error_line(finished.run("verify.py", "--against", "no.json")) == (

@@ -295,6 +295,7 @@ def test_dvc_reruns_only_what_uses_a_package_that_is_locked_at_another_version(
     assert would_run_with(with_changed_lines(with_other_versions, f"{package}=="), run_by_texts) == PACKAGES[package]
 
 
+@pytest.mark.slow
 def test_dvc_reruns_nothing_for_comments_docstrings_and_formatting(stand_in: Repository) -> None:
     """In every file at once, by ruff, with other quotes and line breaks than here."""
 

@@ -301,6 +301,7 @@ def test_ensemble_leaves_the_main_scores_to_dvc(project: Project) -> None:
     assert list(project.read_json("metrics/ensemble.json")) == [*main]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["mean_logits", "mean_probabilities", "majority_vote", "fitted_weights"])
 def test_ensemble_combines_a_hundred_classes(project: Project, method: str) -> None:
     classes = [f"{number:03}" for number in range(98)] + ["nan", "probability_logit_x"]

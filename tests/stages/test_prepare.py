@@ -105,6 +105,7 @@ def test_prepare_names_photos_from_their_deepest_common_folder_whatever_the_name
     assert not any(row["excluded"] for row in project.split_table())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("cores", "forks"), [(1, 0), (2, 4), (16, 32)])
 def test_prepare_gives_the_same_bytes_on_any_number_of_cores(cores: int, forks: int, small: Project) -> None:
     expected = small.prepared_bytes()
@@ -463,6 +464,7 @@ def test_prepare_shows_no_warnings_of_pillow(project: Project) -> None:
     assert project.prepare().stderr == ""
 
 
+@pytest.mark.slow
 def test_prepare_takes_extreme_shapes_and_excludes_decompression_bombs(project: Project) -> None:
     black = {size: encode(Image.new("L", size), "PNG") for size in ((1, 1), (20_000, 1), (20_000, 20_000))}
     files = kaggle_files(cats=8, dogs=10) | {

@@ -254,6 +254,7 @@ def test_report_of_two_classes_names_them_and_their_confusions(finished: Reposit
         assert f"{actual} classified as {predicted} ({count} of {totals[actual]})" in header
 
 
+@pytest.mark.slow
 def test_report_of_many_classes_is_one_small_page_with_the_true_confusions(many: Project) -> None:
     page = read_page(many)
     classes = list(many.read_json("metrics/prepare.json")["classes"])
@@ -282,6 +283,7 @@ def test_report_of_many_classes_is_one_small_page_with_the_true_confusions(many:
         assert all(matrix[classes.index(one), classes.index(other)] == count for (one, other), count in counts.items())
 
 
+@pytest.mark.slow
 def test_report_of_many_classes_shows_the_worst_classes_first_and_the_two_most_probable(many: Project) -> None:
     recalls = {row["class"]: float(row["recall"]) for row in rows_of(many, "class_scores/ensemble")}
     shown = re.findall(r'data-score="ensemble\.([^"]+)\.recall"', section(many, "scores"))
@@ -356,6 +358,7 @@ PROBABILITIES = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sharpness", "method", "said"),
     [

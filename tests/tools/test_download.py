@@ -187,6 +187,7 @@ def test_download_tries_again_if_the_server_is_unavailable(
     assert len(server.ranges) == download.TRIES
 
 
+@pytest.mark.slow
 def test_download_ends_a_stalled_connection(project: Project, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     server.stalls = True
     server.cuts = [70_000] + [0] * 20

@@ -161,6 +161,7 @@ def test_a_photo_of_the_fold_that_is_held_out_changes_only_its_own_prediction(ti
     assert tiny.read_json("metrics/folds/models/resnet18-1.json")["kept_epoch"] == 1
 
 
+@pytest.mark.slow
 def test_a_fold_names_what_is_wrong(tiny: Project) -> None:
     tiny.write_params()
     assert error_line(tiny.run("fold.py", "resnet18", "4", *OF_3)).startswith("FOLD is 4; expected 1 to 3; see ")

@@ -119,6 +119,7 @@ def test_networks_sets_and_removes_timms(stand_ins: Repository) -> None:
     assert (stand_ins.root / "dvc.yaml").read_text() == before["dvc.yaml"]
 
 
+@pytest.mark.slow
 @NEEDS_TIMM
 def test_networks_lists_parameters_speed_and_accuracy(project: Project) -> None:
     output = project.succeed("networks.py", "--list", "squeezenet1_1", "timm/test_vit")

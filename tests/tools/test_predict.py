@@ -22,6 +22,8 @@ from PIL import Image
 
 NETWORKS = ("resnet18", "resnet34")
 
+pytestmark = pytest.mark.slow  # all need trained models
+
 
 def test_predict_gives_a_file_a_folder_and_a_zip_the_answers_that_were_scored(
     finished: Repository, tmp_path: Path

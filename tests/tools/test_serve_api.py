@@ -238,6 +238,7 @@ def test_bench_compares_serve_with_predict(finished: Repository) -> None:
     assert " 0 lost; then 4 of 4 clients refused; exit status 0" in done.stdout
 
 
+@pytest.mark.slow
 def test_serve_listens_to_other_computers_only_with_a_token(finished: Repository) -> None:
     for arguments, text in (
         (["--host", "0.0.0.0"], "--host needs --token or SERVE_TOKEN, because other computers can then send photos"),
