@@ -98,7 +98,7 @@ def main() -> None:
         measure_other(NOTEBOOK, "notebook.py", folder / "photos.zip", others, pipeline, measured)
         if HAS_FASTAI:
             measure_other(FASTAI, "fastai_recipe.py", folder / "photos.zip", others, pipeline, measured)
-        print_round(measured)
+        print_round(measured, seed)
         if arguments.photos:
             write_params(pipeline, arguments, classes, seed, same_recipe=False)
             measure_time_to_goal(folder / "photos.zip", others, pipeline, measured)
@@ -367,10 +367,11 @@ def describe(arguments: argparse.Namespace, pipeline: Path, measured: Measured) 
     }
 
 
-def print_round(measured: Measured) -> None:
-    """Print the last values, so that they are known if the benchmark is stopped before its table."""
+def print_round(measured: Measured, rounds: int) -> None:
+    """Print the values of the last of `rounds` so far, which are known then if the benchmark is stopped."""
     for (what, who), values in measured.items():
-        print(f"{what}: {number(values[-1])} ({who})", flush=True)
+        if len(values) == rounds:
+            print(f"{what}: {number(values[-1])} ({who})", flush=True)
 
 
 def print_table(record: dict) -> None:
