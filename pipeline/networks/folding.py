@@ -1,6 +1,5 @@
 """Fold BatchNorm into the convolution before it, if its statistics and weights do not change."""
 
-import copy
 from collections.abc import Callable
 
 from pipeline.networks.building import Head
@@ -10,15 +9,16 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
 def fold_batchnorm(network: nn.Module) -> nn.Module:
-    """Return a copy of `network` in eval mode with each BatchNorm folded into the convolution before it.
+    """Return `network` in eval mode with each BatchNorm folded into the convolution before it.
 
-    The output is the same up to rounding. A network with nothing to fold, or whose code cannot be traced, is returned
-    as is. Also sets `network` itself to eval mode.
+    `network` keeps its BatchNorm, and is set to eval mode, too. The result shares all other layers with it: use it
+    before `network` changes. The output is the same up to rounding. A network with nothing to fold, or whose code
+    cannot be traced, is returned as is.
     """
     network.eval()
     if not any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
         return network
-    return _fold(copy.deepcopy(network), lambda layer: True) or network
+    return _fold(network, lambda layer: True) or network
 
 
 def fold_frozen_batchnorm(network: nn.Module) -> nn.Module:
