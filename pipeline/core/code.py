@@ -71,7 +71,10 @@ def _follow(script: Path) -> tuple[set[Path], set[str]]:
     while unread:
         file = unread.pop()
         for name in _read(file).uses:
-            found = _find(name, file, script.parent)
+            try:
+                found = _find(name, script.parent)
+            except LookupError as error:
+                raise UserError(f"{file} {error.args[0]}") from None
             packages |= {name.partition(".")[0]} - sys.stdlib_module_names if found is None else set()
             new = set(found or ()) - files - {Path(unused) for unused in UNUSED_MODULES}
             files |= new
@@ -80,21 +83,21 @@ def _follow(script: Path) -> tuple[set[Path], set[str]]:
 
 
 @functools.cache
-def _find(name: str, user: Path, folder: Path) -> list[Path] | None:
+def _find(name: str, folder: Path) -> list[Path] | None:
     """The file of a template, or the files of a module and its parent packages; None if `name` is not ours.
 
-    Raises UserError if it is outside of FOLLOWED, or if there is no such template.
+    Raises LookupError if it is outside of FOLLOWED, or if there is no such template.
     """
     if name.endswith(".jinja"):
         if not (ROOT / TEMPLATES / name).exists():
-            raise UserError(f"{user} uses {name}, which is not in {TEMPLATES}/")
+            raise LookupError(f"uses {name}, which is not in {TEMPLATES}/")
         return [TEMPLATES / name]
     parts = name.split(".")
     for base in (Path(), folder):
         first = base / parts[0]
         if (ROOT / first).is_dir() or (ROOT / first).with_suffix(".py").exists():
             if not any(first.is_relative_to(followed) for followed in FOLLOWED):
-                raise UserError(f"{user} imports {name}; DVC reruns stages only for code in pipeline/ and stages/")
+                raise LookupError(f"imports {name}; DVC reruns stages only for code in pipeline/ and stages/")
             packages = [base.joinpath(*parts[:count]) for count in range(1, len(parts) + 1)]
             files = [file for path in packages for file in (path / "__init__.py", path.with_suffix(".py"))]
             return [file for file in files if (ROOT / file).exists()]
