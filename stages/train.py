@@ -69,12 +69,14 @@ def main() -> None:
         computing = f"{dtype_name(dtype)} on {device.type}"
         processes.report(introduction(name, params, len(train), computing, processes.count))
         training = Training(name, weights, params.lr, params.train, train, validation, dtype, processes, live)
-        checkpoint = Checkpoint(checkpoint_file(name), settings, files, Path(__file__), device)
+        checkpoint = None
+        if processes.is_first and params.train.epochs > 1:  # after a single epoch there is nothing to resume
+            checkpoint = Checkpoint(checkpoint_file(name), settings, files, Path(__file__), device)
 
-        training.start(processes.broadcast(checkpoint.load() if processes.is_first else None))
+        training.start(processes.broadcast(checkpoint.load() if checkpoint else None))
         for epoch in range(training.last_epoch + 1, params.train.epochs + 1):
             result = training.run_epoch(epoch)
-            if processes.is_first and epoch < params.train.epochs:  # after the last one, the results follow at once
+            if checkpoint and epoch < params.train.epochs:  # after the last one, the results follow at once
                 checkpoint.save(training.state_dict())
             processes.report(result)  # only now: a run that is interrupted from here on resumes after this epoch
 
@@ -86,7 +88,9 @@ def main() -> None:
                     table.to_csv(write_to(path), index=False)
                 write_json(write_to(train_scores(name)), training.kept_scores())
                 save_model(write_to(model(name)), *training.kept_model())
-            checkpoint.delete()
+            if checkpoint:
+                checkpoint.wait()
+            checkpoint_file(name).unlink(missing_ok=True)  # also that of an interrupted, longer run
 
     # Not inside the block: the results stay if nobody reads this, as in `| head`.
     if unequal := training.describe_unequal():

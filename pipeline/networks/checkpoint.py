@@ -70,11 +70,6 @@ class Checkpoint:
         self.wait()
         self._writing = self._writer.submit(self._write, buffer.getbuffer())
 
-    def delete(self) -> None:
-        """Delete the file, if there is one."""
-        self.wait()
-        self._path.unlink(missing_ok=True)
-
     def wait(self) -> None:
         """Wait until the last state is saved."""
         if self._writing:
