@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from pipeline.core.errors import UserError
 from pipeline.core.params import Section
 from pipeline.core.params_check import check_all
+from pipeline.core.parse_yaml import SafeLoader
 from pipeline.core.paths import PARAMS
 
 import yaml
@@ -14,7 +15,7 @@ import yaml
 Part = TypeVar("Part", bound=Section)
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(SafeLoader):
     """Refuses what PyYAML accepts silently: duplicate keys, and values that it changes."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
@@ -30,7 +31,7 @@ class _Loader(yaml.SafeLoader):
 
     def construct_unchanged(self, node: yaml.ScalarNode) -> int | float:
         """Construct a number. Refuses dates, and 007, 010 and 12:30, which YAML reads as 7, 8 and 750."""
-        text, value = node.value, yaml.SafeLoader.yaml_constructors[node.tag](self, node)
+        text, value = node.value, SafeLoader.yaml_constructors[node.tag](self, node)
         is_date = isinstance(value, date)
         if not is_date and (str(value) == text or (isinstance(value, float) and ":" not in text)):
             return value

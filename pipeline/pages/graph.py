@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from pipeline.core.errors import UserError
+from pipeline.core.parse_yaml import parse_yaml
 from pipeline.core.paths import CODE, PIPELINE
-
-import yaml
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ def read_stages(params: dict, path: Path) -> list[Stage]:
     def fill_in(text: str) -> str:
         return re.sub(r"\$\{([\w.]+)\}", lambda match: str(params.get(match[1], match[0])), text)
 
-    found = yaml.safe_load(path.read_text(encoding="utf-8"))["stages"]
+    found = parse_yaml(path.read_text(encoding="utf-8"))["stages"]
     outs = {name: paths_of(stage, "outs", "metrics", "plots") for name, stage in found.items()}
     stages = []
     for name, stage in found.items():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pipeline.core.all_params import Params, without_folders
 from pipeline.core.params import flatten
+from pipeline.core.parse_yaml import parse_yaml
 from pipeline.core.paths import ENSEMBLE_PREDICTIONS, NETWORK_PREDICTIONS
 from pipeline.core.read_params import read_params
 from pipeline.networks.compute import dtype_name, set_up
@@ -17,7 +18,6 @@ from pipeline.scores.predictions import by_network, outputs_of, read_predictions
 from pipeline.scores.scoring import ENSEMBLE, predicted_labels
 
 import torch
-import yaml
 
 PACKAGES = ("torch", "torchvision", "numpy", "pandas", "pillow", "scikit-learn", "scipy", "dvc")
 
@@ -82,7 +82,7 @@ def describe_differing(differ: dict[str, dict[str, int]]) -> str:
 
 def outputs(root: Path) -> list[Path]:
     """Every file that the stages wrote, here or in `root`."""
-    stages = yaml.safe_load((root / "dvc.lock").read_text(encoding="utf-8"))["stages"]
+    stages = parse_yaml((root / "dvc.lock").read_text(encoding="utf-8"))["stages"]
     found: dict[Path, None] = {}  # an ordered set
     for out in (Path(out["path"]) for stage in stages.values() for out in stage["outs"]):
         for folder in (Path(), root):

@@ -18,6 +18,7 @@ from typing import Any
 from pipeline.core import WORKSPACE
 from pipeline.core.errors import UserError, first_line
 from pipeline.core.params import flatten
+from pipeline.core.parse_yaml import parse_yaml
 from pipeline.core.paths import (
     CODE,
     ENSEMBLE_PREDICTIONS,
@@ -167,7 +168,7 @@ def dvc_settings() -> tuple[str, str | None]:
 def read_lock(name: str, read: Callable[[Path], bytes]) -> dict[str, dict]:
     """What dvc.lock says of the stages that lead to the predictions. Raises UserError if one has not run."""
     try:
-        stages = yaml.safe_load(read(LOCK))["stages"]
+        stages = parse_yaml(read(LOCK))["stages"]
         networks = stages["evaluate"]["params"][PARAMS.name]["networks"]
         needed = ("prepare", *map(train_stage, networks), "evaluate", "ensemble")
         stages = {stage: stages[stage] for stage in needed}

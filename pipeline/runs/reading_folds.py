@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pipeline.core.errors import UserError, first_line
 from pipeline.core.fold_paths import FOLDS_LOCK, FOLDS_PREDICTIONS, fold_predictions
+from pipeline.core.parse_yaml import parse_yaml
 from pipeline.core.paths import PARAMS, SPLIT_TABLE
 from pipeline.core.results import LOCK
 from pipeline.core.split_table import read_split_table
@@ -66,8 +67,8 @@ def _read_lock(name: str, read: Callable[[Path], bytes]) -> dict[str, dict]:
     except UserError:
         raise UserError(f"{name} has no {FOLDS_LOCK}, so no cross-validation; run `{COMMAND}` there") from None
     try:
-        prepare = yaml.safe_load(read(LOCK))["stages"]["prepare"]
-        stages = yaml.safe_load(text)["stages"]
+        prepare = parse_yaml(read(LOCK))["stages"]["prepare"]
+        stages = parse_yaml(text)["stages"]
         networks = stages["join"]["params"][PARAMS.name]["networks"]
         folds, _ = read_arguments(stages["join"]["cmd"])
         trained = [f"train@{network}-{fold}" for network in networks for fold in range(1, folds + 1)]

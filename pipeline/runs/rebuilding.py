@@ -8,6 +8,7 @@ from pipeline.core.all_params import Params
 from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_write, write_json
 from pipeline.core.params import weights_file
+from pipeline.core.parse_yaml import parse_yaml
 from pipeline.core.paths import CORRECTIONS, PARAMS, PIPELINE
 from pipeline.core.read_params import read_params
 from pipeline.runs.dvc_command import require_up_to_date, run_dvc
@@ -73,7 +74,7 @@ def copy_pipeline() -> None:
         shutil.copy(file, SCRATCH)
     (SCRATCH / "data").mkdir()
     shutil.copy(CORRECTIONS, SCRATCH / "data")
-    params = yaml.safe_load(PARAMS.read_text(encoding="utf-8"))
+    params = parse_yaml(PARAMS.read_text(encoding="utf-8"))
     for key in ("source", "labels"):
         params["prepare"][key] = str(Path(params["prepare"][key]).absolute())
     for network in params["networks"].values():

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
+from pipeline.core.parse_yaml import parse_yaml
 from pipeline.editing.recipes import read_recipe, set_values
 from run import GIT, clean_environment, copy_pipeline
 from tests.support import forked
@@ -58,7 +59,7 @@ class Project:
         self.root = root
         self.last_run: subprocess.CompletedProcess | None = None
         root.mkdir(parents=True, exist_ok=True)
-        self.params: dict = yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
+        self.params: dict = parse_yaml((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
         self.recipe("ensemble-post")
         self.params["prepare"]["image_size"] = 32
         self.split(train=8, validation=4, test=4)
@@ -208,7 +209,7 @@ def copy_of(project: Kind, folder: Path) -> Kind:
     """A copy of `project` below `folder`, free to be changed."""
     copy = type(project)(folder / "copy")
     shutil.copytree(project.root, copy.root, copy_function=_link_or_copy, dirs_exist_ok=True)
-    copy.params = yaml.safe_load((copy.root / "params.yaml").read_text(encoding="utf-8"))
+    copy.params = parse_yaml((copy.root / "params.yaml").read_text(encoding="utf-8"))
     return copy
 
 
@@ -227,9 +228,7 @@ def stand_in_repository(root: Path) -> Repository:
     """A committed repository with the pipeline; its stages are stand-ins, except track_code; nothing has run yet."""
     repository = Repository(root)
     copy_pipeline(root)
-    for script in {
-        stage["cmd"].split()[1] for stage in yaml.safe_load((root / "dvc.yaml").read_text())["stages"].values()
-    }:
+    for script in {stage["cmd"].split()[1] for stage in parse_yaml((root / "dvc.yaml").read_text())["stages"].values()}:
         if script != "stages/track_code.py":
             # track_code still sees what the script imports.
             (root / script).write_text(f"{STAND_IN}{END_OF_STAND_IN}{(root / script).read_text()}")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import compare
 from pipeline.core.errors import UserError
+from pipeline.core.parse_yaml import parse_yaml
 from pipeline.runs import differences, reading
 from run import copy_pipeline
 from tests.support.photos import kaggle_files
@@ -129,7 +130,7 @@ def lock(
     `spoil` then changes what dvc.lock says of the stages.
     """
     path = repository.root / "dvc.lock"
-    stages = yaml.safe_load(path.read_text())["stages"]
+    stages = parse_yaml(path.read_text())["stages"]
     networks = repository.params["networks"]
     for name in networks:
         stages.setdefault(f"train_{name}", json.loads(json.dumps(stages["train_resnet18"]).replace("resnet18", name)))
@@ -181,14 +182,14 @@ def store(
     **options: Any,
 ) -> None:
     """Tag a commit with these results, and leave the repository as it was; `options` are those of `lock`."""
-    repository.params = yaml.safe_load((repository.root / "params.yaml").read_text())
+    repository.params = parse_yaml((repository.root / "params.yaml").read_text())
     change(repository.params, params or {})
     repository.write_params()
     lock(repository, files, **options)
     repository.commit()
     repository.git("tag", name)
     repository.git("reset", "--quiet", "--hard", "HEAD~")
-    repository.params = yaml.safe_load((repository.root / "params.yaml").read_text())
+    repository.params = parse_yaml((repository.root / "params.yaml").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +204,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Repository:
     repository.git("tag", "nothing-stored")
 
     repository.dvc("repro", "track_code")
-    for stage in yaml.safe_load((repository.root / "dvc.yaml").read_text())["stages"].values():
+    for stage in parse_yaml((repository.root / "dvc.yaml").read_text())["stages"].values():
         for out in (*stage["outs"], *stage.get("metrics", [])):
             name = out if isinstance(out, str) else next(iter(out))
             if name != "data/code":
@@ -260,7 +261,7 @@ def repository(stored: Repository, tmp_path: Path) -> Repository:
     """A copy of the repository, free to be changed."""
     shutil.copytree(stored.root, tmp_path / "repository")
     copy = Repository(tmp_path / "repository")
-    copy.params = yaml.safe_load((copy.root / "params.yaml").read_text())
+    copy.params = parse_yaml((copy.root / "params.yaml").read_text())
     return copy
 
 
