@@ -400,6 +400,7 @@ def test_report_writes_reliability_and_roc_tables_that_match_the_scores(finished
     require_matching_tables(finished, of_area=1e-5)
 
 
+@pytest.mark.slow
 def test_report_of_many_classes_writes_matching_reliability_and_roc_tables(many: Project) -> None:
     require_matching_tables(many, of_area=1e-3)  # a mean of curves, at a thousand places
 
