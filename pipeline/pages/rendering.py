@@ -5,6 +5,8 @@ import io
 from collections.abc import Mapping
 from pathlib import Path
 
+from pipeline.scores.selection import describe_mean
+
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
@@ -23,7 +25,12 @@ def render(template: str, **content: object) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "most_probable": most_probable, "says": says}
+    environment.filters |= {
+        "percent": percent,
+        "most_probable": most_probable,
+        "says": says,
+        "describe_mean": describe_mean,
+    }
     return environment.get_template(template).render(content)
 
 

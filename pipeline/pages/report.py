@@ -99,7 +99,7 @@ def describe_training(params: Params, results: Results) -> dict:
     values = {key: ", ".join(value) if isinstance(value, tuple) else value for key, value in values.items()}
     return {
         "curves": {name: curve.to_dict("records") for name, curve in results.curves.items()},
-        "kept_epochs": {name: kept_epoch(curve) for name, curve in results.curves.items()},
+        "kept_epochs": results.kept_epochs,
         "params": values,
         "steps": stage_levels(values),
     }
@@ -142,12 +142,6 @@ def list_confusions(counts: np.ndarray, classes: list[str]) -> list[dict]:
         }
         for actual, predicted in zip(*np.unravel_index(order, counts.shape), strict=True)
     ]
-
-
-def kept_epoch(curve: pd.DataFrame) -> int | str:
-    """The epoch whose weights `train` kept; `0+3` for a weighted mean of two."""
-    kept = curve.loc[curve["kept"], "epoch"].tolist()
-    return kept[0] if len(kept) == 1 else "+".join(map(str, kept))
 
 
 def show(rows: np.ndarray, results: Results, explain: bool = True) -> list[dict]:

@@ -17,6 +17,7 @@ from pipeline.core.paths import (
     PREPARED,
     REJECTION_TABLE,
     learning_curve,
+    network_metrics,
 )
 from pipeline.core.read_table import read_table
 from pipeline.core.split_table import read_split_table
@@ -56,6 +57,7 @@ class Results:
     validation: dict[str, dict]  # scores; without the ensemble if its weights were fitted on validation
     class_scores: dict[str, list[dict]]  # on test
     curves: dict[str, pd.DataFrame]  # learning curves, without the ensemble
+    kept_epochs: dict[str, int | str]  # the epoch that `train` kept, or 0+3 (1:3) for a mean; without the ensemble
     split_table: pd.DataFrame
     photos: pd.DataFrame  # of test: photo, label
     labels: np.ndarray  # int [N]
@@ -92,6 +94,7 @@ def read_results() -> Results:
         validation={name: row for name, [row] in by_network(scores[scores["split"] == "validation"]).items()},
         class_scores=by_network(class_scores),
         curves={name: read_curve(name) for name in networks},
+        kept_epochs={name: read_json(network_metrics(name))["kept_epoch"] for name in networks},
         split_table=split_table,
         photos=predictions.photos,
         labels=labels,

@@ -110,6 +110,12 @@ def describe_loss(loss: float) -> str:
     return f"{loss:.4f}" if loss < 1000 else f"{loss:.4g}"
 
 
+def describe_mean(epoch: str) -> str:
+    """What an `epoch` such as `0+3 (1:3)` means."""
+    epochs, weighting = epoch.rstrip(")").split(" (")
+    return f"the mean of epochs 0 (the fitted head) and {epochs.removeprefix('0+')}, weighted {weighting}"
+
+
 def explain_choice(curve: list[dict], means: Sequence[dict], classes: int, params: Train, lr: float) -> str:
     """Say what was kept, with its scores and the reason, and perhaps a param to try."""
     best, last = best_scores(curve, params, means), curve[-1]
@@ -119,8 +125,7 @@ def explain_choice(curve: list[dict], means: Sequence[dict], classes: int, param
     at_end = f"{describe_loss(last['validation_calibrated_loss'])} after the last epoch"
     why = "its calibrated validation loss is the lowest"
     if isinstance(best["epoch"], str):
-        weighting = best["epoch"].partition("(")[2].rstrip(")")
-        kept = f"the mean of epochs 0 (the fitted head) and {last['epoch']}, weighted {weighting}"
+        kept = describe_mean(best["epoch"])
         why += f" ({with_head}, {at_end})"
     elif best["epoch"] == 0:
         diverged = any(describe_divergence(curve[: epochs + 1], classes) for epochs in range(len(curve)))

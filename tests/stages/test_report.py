@@ -102,7 +102,7 @@ def predict(project: Project, classes: list[str], random: np.random.Generator, s
     usual = 3 * np.eye(len(classes)) + 2 * np.roll(np.eye(len(classes)), 1, axis=1)
     photos = pd.DataFrame(project.split_table())
     predictions, scores, class_scores = [], {}, {}
-    for folder in ("curves", "predictions", "scores", "class_scores"):
+    for folder in ("curves", "networks", "predictions", "scores", "class_scores"):
         (project.root / "metrics" / folder).mkdir(exist_ok=True)
     for network in project.params["networks"]:
         scores[network] = {}
@@ -124,6 +124,7 @@ def predict(project: Project, classes: list[str], random: np.random.Generator, s
             "kept": True,
         }
         pd.DataFrame([curve]).to_csv(project.root / f"metrics/curves/{network}.csv", index=False)
+        (project.root / f"metrics/networks/{network}.json").write_text('{"kept_epoch": 1}')
     pd.concat(predictions).to_csv(project.root / "metrics/predictions/networks.csv", index=False)
     write_scores(project.root / "metrics/scores/networks.csv", scores)
     write_class_scores(project.root / "metrics/class_scores/networks.csv", class_scores)
@@ -460,7 +461,7 @@ def test_report_names_the_missing_file(repository: Repository, monkeypatch: pyte
     stage = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]["report"]
     for dep in stage["deps"]:
         if dep.startswith(("data/prepared/", "metrics/", "models/")):
-            path = Path(dep) / "resnet34.csv" if Path(dep).is_dir() else Path(dep)
+            path = next(Path(dep).glob("resnet34.*")) if Path(dep).is_dir() else Path(dep)
             path.rename("away")
             with pytest.raises(UserError, match=f"{path} does not exist; run `dvc repro` to create it"):
                 report.main()
