@@ -14,6 +14,8 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -47,11 +49,13 @@ warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning
 
 def svg(plot: Plot, name: str) -> str:
     """The plot as an <svg> element, for a page that defines --series-1 and so on; `name` makes its ids unique."""
-    figure = Figure(PANEL, layout="constrained")
-    plot(figure.subplots())
+    figure = Figure(PANEL, layout="constrained", facecolor="none")
+    panel = figure.subplots()
+    plot(panel)
+    panel.set_facecolor("none")
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})  # savefig would lay everything out twice
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.DOTALL)
@@ -73,7 +77,7 @@ def write_png(path: Path, plots: Sequence[Plot], scale: float = 1) -> None:
         plot(panel)
     for empty in panels:
         empty.set_axis_off()
-    figure.savefig(path, format="png", metadata={"Software": None})
+    FigureCanvasAgg(figure).print_png(path, metadata={"Software": None})
 
 
 def style_of(name: str, networks: Sequence[str]) -> dict:
