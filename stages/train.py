@@ -49,7 +49,7 @@ def main() -> None:
     name, params = read_inputs()
 
     # Slow imports, so not before: mistakes in the inputs should be reported at once.
-    from pipeline.networks.checkpoint import Checkpoint
+    from pipeline.networks.checkpoint import Checkpoint, delete_checkpoint
     from pipeline.networks.compute import dtype_name, set_up
     from pipeline.networks.dataset import open_split
     from pipeline.networks.distributed import process_group
@@ -90,7 +90,7 @@ def main() -> None:
                 save_model(write_to(model(name)), *training.kept_model())
             if checkpoint:
                 checkpoint.wait()
-            checkpoint_file(name).unlink(missing_ok=True)  # also that of an interrupted, longer run
+            delete_checkpoint(checkpoint_file(name))  # also that of an interrupted, longer run
 
     # Not inside the block: the results stay if nobody reads this, as in `| head`.
     if unequal := training.describe_unequal():

@@ -88,6 +88,12 @@ class Checkpoint:
             )
 
 
+def delete_checkpoint(path: Path) -> None:
+    """Delete a checkpoint if there is one, and what a run that was killed while saving one has left."""
+    path.unlink(missing_ok=True)
+    partial_of(path).unlink(missing_ok=True)
+
+
 def _version_of_timm() -> list[str]:
     """The version of timm, if the network is one of timm's: only then has it been imported."""
     return [sys.modules["timm"].__version__] if "timm" in sys.modules else []

@@ -160,7 +160,7 @@ class Training:
         """
         if not self.head_weights:
             return
-        last_weights = {key: tensor.clone() for key, tensor in self.network.state_dict().items()}
+        last_weights = copy_weights(self.network)
         for weighting, share in MEANS.items():
             self.network.load_state_dict(average(self.head_weights, last_weights, share))
             mean = {**self.curve[-1], "epoch": f"0+{self.last_epoch} ({weighting})", **self.validate()}
@@ -173,7 +173,7 @@ class Training:
 
     def keep(self) -> None:
         """Keep the network's weights and its recall as the best ones."""
-        self.best_weights = {key: tensor.clone() for key, tensor in self.network.state_dict().items()}
+        self.best_weights = copy_weights(self.network)
         self.best_recall = self.recall
 
     @property
@@ -342,6 +342,11 @@ def make_augmentation(params: Train, prepared_size: int, size: int | None = None
         return None
     crop_scale = params.crop_scale if params.augment == "crop_and_flip" else 1.0
     return Augmentation(size, crop_scale, flips=params.augment != "none")
+
+
+def copy_weights(network: nn.Module) -> dict[str, Tensor]:
+    """The network's state_dict, which does not change when the network does."""
+    return {key: tensor.clone() for key, tensor in network.state_dict().items()}
 
 
 def average(head: dict[str, Tensor], last: dict[str, Tensor], share: float) -> dict[str, Tensor]:

@@ -34,10 +34,12 @@ def test_train_gives_the_same_bytes_again_and_others_with_another_seed(small: Pr
 
     small.params["train"] |= {"augment": "crop_and_flip", "epochs": 1}  # dropout, order and augmentation are random
     first = trained()
-    leftover = small.root / "models/networks/resnet18.checkpoint"  # of an interrupted run of more epochs
-    leftover.touch()
+    checkpoint = small.root / "models/networks/resnet18.checkpoint"  # of an interrupted run of more epochs
+    leftovers = (checkpoint, checkpoint.with_name(f"{checkpoint.name}.partial"))
+    for leftover in leftovers:
+        leftover.touch()
     assert trained() == first
-    assert not leftover.exists()
+    assert not any(leftover.exists() for leftover in leftovers)
     small.params["train"]["seed"] = 2
     assert trained()[0] != first[0]
 
