@@ -296,7 +296,7 @@ def test_train_with_balanced_class_weights_recognises_more_of_a_rare_class(proje
         *(("cat", shade) for shade in random.normal(100, 12, 240)),
         *(("dog", s) for s in random.normal(115, 12, 48)),
     ]
-    noise = random.normal(0, 4, (len(shades), 32, 32, 3))
+    noise = random.normal(0, 1, (len(shades), 32, 32, 3))
     project.photos(
         {
             f"{label}/{number}.png": encode(Image.fromarray((pixels - pixels.mean() + shade).astype("uint8")), "PNG")
@@ -323,7 +323,7 @@ def test_train_with_balanced_class_weights_recognises_more_of_a_rare_class(proje
             assert bool(found[3]) == (weights == "none")
             recall[weights, split] = float(found[2])
     more = sum(recall["balanced", split] - recall["none", split] for split in ("validation", "test"))
-    assert more >= 4 / 16  # 6 in float32, 7 in bfloat16
+    assert more >= 0.4
 
 
 def test_a_weight_in_the_fitted_head_counts_a_photo_as_often_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
