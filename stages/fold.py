@@ -11,6 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `pipeline` can be imported
 
 import argparse
+from functools import partial
 
 from pipeline.core.command_line import ArgumentParser
 from pipeline.core.errors import UserError
@@ -21,7 +22,7 @@ from pipeline.core.paths import SPLIT_TABLE, packed_split
 from pipeline.core.process import run_stage
 from pipeline.core.read_params import read_params
 from pipeline.core.sections.evaluate import Evaluate
-from pipeline.core.sections.train import Train
+from pipeline.core.sections.train import Train, key_for, own_params
 
 
 class Params(Section):
@@ -51,7 +52,7 @@ def read_inputs() -> tuple[argparse.Namespace, Params]:
         raise UserError(f"{name} is not under networks in params.yaml; run `python tools/folds.py` to update the folds")
     require_files(packed_split("train"), packed_split("validation"), SPLIT_TABLE)
     find_weights(name, params.networks[name].weights)
-    return arguments, params
+    return arguments, params.model_copy(update=own_params(params.networks[name], params.lr, params.train))
 
 
 def main() -> None:
@@ -90,7 +91,8 @@ def main() -> None:
             print(training.run_epoch(epoch), flush=True)
         training.finish()
     classes = train.description["classes"]
-    choice = explain_choice(training.curve, training.means, len(classes), params.train, params.lr)
+    its_key = partial(key_for, name, params.networks[name])
+    choice = explain_choice(training.curve, training.means, len(classes), params.train, params.lr, its_key)
     print(f"{name}: {choice}", flush=True)
 
     training.network.load_state_dict(training.kept_model()[0])

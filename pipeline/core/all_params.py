@@ -6,7 +6,6 @@ from pipeline.core.params import (
     Classes,
     Device,
     LearningRate,
-    Network,
     Networks,
     Precision,
     Section,
@@ -41,7 +40,7 @@ def without_folders(params: Params) -> Params:
     networks = dict(params.networks)
     for name, network in networks.items():
         if path := weights_file(network.weights):  # not timm's names, which have a slash
-            networks[name] = Network(weights=path.name)
+            networks[name] = network.model_copy(update={"weights": path.name})
     prepare = params.prepare.model_copy(
         update={"source": Path(params.prepare.source).name, "labels": Path(params.prepare.labels).name}
     )

@@ -91,7 +91,11 @@ class Section(BaseModel):
 
 
 class Network(Section):
+    """Weights, and perhaps the network's own `lr` and values of `train`, which take precedence."""
+
     weights: Text
+    lr: Annotated[LearningRate | None, Field(exclude_if=lambda lr: lr is None)] = None
+    train: dict[str, Any] = {}  # checked with the section `train`
 
 
 Networks = Annotated[dict[str, Network], Field(min_length=1)]

@@ -1,15 +1,20 @@
 """Check all of params.yaml. This module only raises errors, so no result depends on it."""
 
 import itertools
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline.core.all_params import Params
 from pipeline.core.class_names import normal_form
 from pipeline.core.errors import UserError
 from pipeline.core.params import ROUNDING, Section
+from pipeline.core.sections.prepare import Prepare
+from pipeline.core.sections.train import Train
 
 from pydantic import ValidationError
 
+Part = TypeVar("Part", bound=Section)
+
+COMMON = {"launcher", "seed"}  # of `train`: no network has its own
 NEW_NAMES = {  # keys of version 1.1
     "train.body_lr_factor": "train.backbone_lr_factor",
     "reject.share": "reject.false_rejection_rate",
@@ -26,18 +31,33 @@ NEW_VALUES = {  # of version 1.1, by key and value
 
 def check_all(content: Any) -> None:
     """Raise UserError, with a line per mistake, if the content of params.yaml is wrong."""
+    params = _validate(Params, content)
+    _check_split(params.prepare)
+    _check_train("train", params.train, params.prepare)
+    for name, network in params.networks.items():
+        if not network.train:
+            continue
+        own = ("networks", name, "train")
+        for key in COMMON & network.train.keys():
+            raise UserError(
+                f"params.yaml: unknown key {'.'.join(own)}.{key}; all networks share train.{key}, so remove it"
+            )
+        train = _validate(Train, params.train.model_dump() | network.train, *own)
+        _check_train(".".join(own), train, params.prepare)
+
+
+def _validate(section: type[Part], content: Any, *above: str) -> Part:
+    """The section with this content, under the keys `above`. Raises UserError with a line per mistake."""
     try:
-        params = Params.model_validate(content)
+        return section.model_validate(content)
     except ValidationError as error:
-        mistakes = error.errors()
+        mistakes: list[Any] = [{**mistake, "loc": (*above, *mistake["loc"])} for mistake in error.errors()]
         renamed = {NEW_NAMES.get(_key(mistake)) for mistake in mistakes}  # the new key is missing, of course
         raise UserError(*(_describe(mistake) for mistake in mistakes if _key(mistake) not in renamed)) from None
-    _check_together(params)
 
 
-def _check_together(params: Params) -> None:
-    """Raise UserError if two values contradict each other."""
-    train, prepare = params.train, params.prepare
+def _check_split(prepare: Prepare) -> None:
+    """Raise UserError if two values of `prepare.split` contradict each other."""
     names = [(name, value) for name, value in prepare.split if isinstance(value, str)]
     for (one, value), (other, its_value) in itertools.combinations(names, 2):
         if normal_form(value) == normal_form(its_value):
@@ -50,19 +70,23 @@ def _check_together(params: Params) -> None:
         raise UserError(
             f"params.yaml: the shares in prepare.split are {' + '.join(map(str, shares))}; expected at most 1 in all"
         )
+
+
+def _check_train(section: str, train: Train, prepare: Prepare) -> None:
+    """Raise UserError if a value of `train`, the section with this key, contradicts another one."""
     if isinstance(prepare.split.train, int) and train.batch_size > prepare.split.train:
         raise UserError(
-            f"params.yaml: train.batch_size is {train.batch_size}; expected at most prepare.split.train "
+            f"params.yaml: {section}.batch_size is {train.batch_size}; expected at most prepare.split.train "
             f"({prepare.split.train})"
         )
     if train.head_init == "fitted" and train.head_width:
         raise UserError(
-            f"params.yaml: train.head_width is {train.head_width}; expected null, a linear head, because "
-            "train.head_init is fitted; or set train.head_init to random"
+            f"params.yaml: {section}.head_width is {train.head_width}; expected null, a linear head, because "
+            f"{section}.head_init is fitted; or set {section}.head_init to random"
         )
     if train.image_size and train.image_size > prepare.image_size:
         raise UserError(
-            f"params.yaml: train.image_size is {train.image_size}; expected at most prepare.image_size "
+            f"params.yaml: {section}.image_size is {train.image_size}; expected at most prepare.image_size "
             f"({prepare.image_size}), or null to use that size"
         )
 

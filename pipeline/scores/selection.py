@@ -7,7 +7,7 @@ their `epoch` is a text such as `0+3 (1:3)`.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from pipeline.core.sections.train import Train
 
@@ -116,8 +116,18 @@ def describe_mean(epoch: str) -> str:
     return f"the mean of epochs 0 (the fitted head) and {epochs.removeprefix('0+')}, weighted {weighting}"
 
 
-def explain_choice(curve: list[dict], means: Sequence[dict], classes: int, params: Train, lr: float) -> str:
-    """Say what was kept, with its scores and the reason, and perhaps a param to try."""
+def explain_choice(
+    curve: list[dict],
+    means: Sequence[dict],
+    classes: int,
+    params: Train,
+    lr: float,
+    key_for: Callable[[str], str] = str,
+) -> str:
+    """Say what was kept, with its scores and the reason, and perhaps a param to try.
+
+    `key_for` says where params.yaml has `lr` and `train.epochs`, if the network has its own.
+    """
     best, last = best_scores(curve, params, means), curve[-1]
     assert best is not None  # the last epoch is a candidate
     lowest = describe_loss(best["validation_calibrated_loss"])
@@ -130,11 +140,11 @@ def explain_choice(curve: list[dict], means: Sequence[dict], classes: int, param
     elif best["epoch"] == 0:
         diverged = any(describe_divergence(curve[: epochs + 1], classes) for epochs in range(len(curve)))
         kept, why = "the fitted head (epoch 0), without training", f"{why} ({lowest}, and {at_end})"
-        why += f"; try lr={lr / (10 if diverged else 3):.1g}"
+        why += f"; try {key_for('lr')}={lr / (10 if diverged else 3):.1g}"
     else:
         kept = f"epoch {best['epoch']} of {params.epochs}"
         if best is not last:
-            why += f" ({lowest}, and {at_end}); try train.epochs={best['epoch']}"
+            why += f" ({lowest}, and {at_end}); try {key_for('train.epochs')}={best['epoch']}"
         elif means:
             lowest = min(mean["validation_calibrated_loss"] for mean in means)
             why += f" ({with_head}, {describe_loss(lowest)} with the best mean of both)"

@@ -1,8 +1,8 @@
 """The section `train` of params.yaml."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pipeline.core.params import MAX_SIZE, MIN_SIZE, Count, Integer, Number, Section, Seed, Share, Text
+from pipeline.core.params import MAX_SIZE, MIN_SIZE, Count, Integer, Network, Number, Section, Seed, Share, Text
 
 from pydantic import Field
 
@@ -28,3 +28,18 @@ class Train(Section):
     batch_size: Annotated[Integer, Field(ge=2)]
     epochs: Count
     seed: Seed
+
+
+def own_params(network: Network, lr: float, train: Train) -> dict[str, Any]:
+    """`lr` and `train` as this network is trained with: with its own values, where it has some."""
+    return {
+        "lr": lr if network.lr is None else network.lr,
+        "train": Train.model_validate(train.model_dump() | network.train),
+    }
+
+
+def key_for(name: str, network: Network, key: str) -> str:
+    """Where params.yaml has the value of `key` (`lr`, or one of `train`) that the network `name` is trained with."""
+    section, _, value = key.rpartition(".")
+    has_own = value in network.train if section else network.lr is not None
+    return f"networks.{name}.{key}" if has_own else key
