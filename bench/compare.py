@@ -184,6 +184,7 @@ def write_params(
         recipe = read_recipe(RECIPE, PROJECT / RECIPES)
         set_values(params, {key: value for key, value in recipe.items() if key not in SIZES})
         params["train"]["epochs"] = arguments.epochs
+        params["networks"] = {name: {"weights": network["weights"]} for name, network in params["networks"].items()}
     for network in params["networks"].values():
         if arguments.photos is None:
             network["weights"] = "none"

@@ -16,10 +16,10 @@ from pathlib import Path
 from pipeline.core.errors import UserError
 from pipeline.core.local_port import TRUSTED, host_name
 from pipeline.core.packed import read_packed
-from pipeline.core.params import Section
+from pipeline.core.params import LearningRate, Networks, Section
 from pipeline.core.paths import PARAMS, from_disk, learning_curve, packed_split, step_curve
 from pipeline.core.read_params import read_params
-from pipeline.core.sections.train import Train
+from pipeline.core.sections.train import Train, own_params
 from pipeline.pages import plots
 from pipeline.pages.rendering import render
 from pipeline.scores.selection import find_trouble
@@ -58,6 +58,8 @@ SCRIPT_HASH = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode(
 class TrainParams(Section):
     """What the page shows of params.yaml."""
 
+    lr: LearningRate
+    networks: Networks
     train: Train
 
 
@@ -146,7 +148,10 @@ def describe(watched: Watched) -> dict:
     rows = [{"kept": False, **row} for row in watched.curve.to_dict("records")]
     train = None
     with suppress(UserError):
-        train = read_params(TrainParams, watched.folder / PARAMS).train
+        params = read_params(TrainParams, watched.folder / PARAMS)
+        train = params.train
+        if network := params.networks.get(watched.network):  # None: it has been removed from params.yaml
+            train = own_params(network, params.lr, train)["train"]
     epochs = train.epochs if train else None
     return {
         "run": watched.run,

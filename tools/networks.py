@@ -1,8 +1,8 @@
 """Set which networks are trained, evaluated and combined, in params.yaml and dvc.yaml; or list them.
 
-Existing networks keep their weights and their stage; new ones get torchvision's IMAGENET1K_V1, or the first of timm's
-weights. The results of networks that are not given are deleted; `git restore . && dvc checkout` restores everything.
-With --list nothing changes, and names may be patterns.
+Existing networks keep their weights, params and stage; new ones get torchvision's IMAGENET1K_V1, or the first of timm's
+weights, and params of their own if the current recipe has some for them. The results of networks that are not given are
+deleted; `git restore . && dvc checkout` restores everything. With --list nothing changes, and names may be patterns.
 """
 
 import sys
@@ -12,7 +12,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `pipelin
 
 import argparse
 import re
+from contextlib import suppress
 
+from pipeline.core.all_params import Params as AllParams
 from pipeline.core.command_line import ArgumentParser
 from pipeline.core.errors import UserError
 from pipeline.core.params import Device, Precision, Section, Threads
@@ -31,8 +33,10 @@ from pipeline.core.paths import (
 from pipeline.core.process import run_stage
 from pipeline.core.read_params import read_params
 from pipeline.core.sections.prepare import Prepare
-from pipeline.editing.yaml_files import as_text, parse, read_to_edit, write_edited
+from pipeline.editing.recipes import read_own_params, recipe_of
+from pipeline.editing.yaml_files import as_text, keep_what_follows, parse, read_to_edit, update, write_edited
 
+from pydantic import ValidationError
 from ruamel.yaml.comments import CommentedMap
 
 COLUMNS = "{:32}{:>11}{:>10}  {}"
@@ -103,7 +107,8 @@ def use_networks(names: list[str]) -> None:
     params, pipeline = read_to_edit(PARAMS), read_to_edit(PIPELINE)
     before = [*params["networks"]]
     removed = {*before, *trained_networks(pipeline["stages"]), *scored_networks()} - {*names}
-    set_networks(params["networks"], names)
+    with keep_what_follows(params, "networks"):
+        set_networks(params["networks"], names, find_own_params())
     set_stages(pipeline["stages"], names)
     set_artifacts(pipeline["artifacts"], names, removed)
     set_plots(pipeline.get("plots", []), names)
@@ -121,8 +126,16 @@ def what_next(before: list[str], after: list[str]) -> str:
     return "nothing has changed" if before == after else "run `dvc repro` to update the results; none has to be trained"
 
 
-def set_networks(networks: CommentedMap, names: list[str]) -> None:
-    """Make the section `networks` of params.yaml contain exactly `names`."""
+def find_own_params() -> dict[str, dict]:
+    """What the recipe in use has for single networks, by network; nothing if the params are those of no recipe."""
+    with suppress(UserError, ValidationError):  # a mistake in params.yaml or a recipe must not prevent the change
+        if recipe := recipe_of(read_params(AllParams)):
+            return read_own_params(recipe)
+    return {}
+
+
+def set_networks(networks: CommentedMap, names: list[str], own: dict[str, dict]) -> None:
+    """Make the section `networks` of params.yaml contain exactly `names`; new ones have their values in `own`."""
     from pipeline.networks.from_timm import is_timms, timms_weights
 
     for name in [*networks]:
@@ -132,7 +145,7 @@ def set_networks(networks: CommentedMap, names: list[str]) -> None:
         if name not in networks:
             weights = next(iter(timms_weights(name)), "none") if is_timms(name) else "IMAGENET1K_V1"
             networks[name] = CommentedMap(weights=weights)
-            networks[name].fa.set_flow_style()
+            update(networks, name, remove=(), add=own.get(name, {}))
 
 
 def trained_networks(stages: CommentedMap) -> list[str]:

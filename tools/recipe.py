@@ -1,7 +1,7 @@
 """Apply a recipe, a named set of params, to params.yaml: first recipes/default.yaml, then the recipe's own file.
 
-This way, no value of an earlier recipe remains. Params that are in neither file, such as classes, photos, networks and
-seeds, stay as they are.
+This way, no value of an earlier recipe remains. That goes for a network's own values, too, if its recipe has some.
+Params that are in neither file, such as classes, photos, which networks there are, and seeds, stay as they are.
 """
 
 import sys
@@ -24,7 +24,16 @@ from pipeline.core.paths import PARAMS
 from pipeline.core.process import run_stage
 from pipeline.core.read_params import read_params
 from pipeline.core.tool_paths import RECIPES
-from pipeline.editing.recipes import DEFAULT, apply_recipe, changed_values, recipe_names, set_values
+from pipeline.editing.recipes import (
+    DEFAULT,
+    apply_recipe,
+    changed_values,
+    read_own_params,
+    read_recipe,
+    recipe_names,
+    set_own_params,
+    set_values,
+)
 from pipeline.editing.yaml_files import read_to_edit, write_edited
 
 WIDTH = 120  # of the output, in columns
@@ -50,7 +59,8 @@ def main() -> None:
         return
     if not arguments.diff:
         content = read_to_edit(PARAMS)
-        set_values(content, {key: after for key, (_, after) in changes.items()})
+        set_values(content, read_recipe(arguments.recipe))
+        set_own_params(content["networks"], read_own_params(arguments.recipe))
         write_edited({PARAMS: content})
     files = (f"{RECIPES}/{name}.yaml" for name in dict.fromkeys((DEFAULT, arguments.recipe)))
     print(f"{', then '.join(files)} {'would change' if arguments.diff else 'changed'} {PARAMS}:")

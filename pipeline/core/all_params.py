@@ -10,6 +10,8 @@ from pipeline.core.params import (
     Precision,
     Section,
     Threads,
+    as_written,
+    flatten,
     weights_file,
 )
 from pipeline.core.sections.ensemble import Ensemble
@@ -33,6 +35,13 @@ class Params(Section):
     evaluate: Evaluate
     ensemble: Ensemble
     reject: Reject
+
+
+def describe_own_params(params: Params) -> dict[str, str]:
+    """By network, for those that have some: its own values of `lr` and `train`, as text."""
+    own = {name: flatten(network.model_dump(exclude={"weights"})) for name, network in params.networks.items()}
+    texts = {name: ", ".join(f"{key}: {as_written(value)}" for key, value in values) for name, values in own.items()}
+    return {name: text for name, text in texts.items() if text}
 
 
 def without_folders(params: Params) -> Params:

@@ -38,7 +38,7 @@ def check_all(content: Any) -> None:
         if not network.train:
             continue
         own = ("networks", name, "train")
-        for key in COMMON & network.train.keys():
+        for key in sorted(COMMON & network.train.keys()):
             raise UserError(
                 f"params.yaml: unknown key {'.'.join(own)}.{key}; all networks share train.{key}, so remove it"
             )
@@ -120,6 +120,8 @@ def _expected(error: Any) -> str:
             if kind.__name__ == error["ctx"]["class_name"] and kind.__module__.startswith("pipeline.")
         )
         return f"expected the keys {', '.join(section.model_fields)}"
+    if error["type"] == "dict_type" and _key(error) != "networks":
+        return "expected values of train for this network, such as {optimizer: adam}"
     if error["type"] == "dict_type":
         return "expected names of networks, each with its weights, such as resnet18: {weights: IMAGENET1K_V1}"
     text = error["msg"].removeprefix("Value error, ")

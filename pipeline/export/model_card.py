@@ -1,6 +1,6 @@
 """The model card, as Markdown."""
 
-from pipeline.core.all_params import Params
+from pipeline.core.all_params import Params, describe_own_params
 from pipeline.core.class_sizes import are_unequal, describe_few
 from pipeline.core.files import read_json
 from pipeline.core.params import as_written
@@ -61,6 +61,7 @@ def model_card(
         prepared=read_json(PREPARE_SUMMARY),
         photos_by_class=describe_classes(read_split_table()),
         weights=", ".join(f"{name}: {network.weights}" for name, network in params.networks.items()),
+        own_params=describe_own_params(params),
         settings=", ".join(f"{key}: {as_written(value)}" for key, value in settings.items()),
         kept_epochs=ensemble.kept_epochs,
         scores=scores,

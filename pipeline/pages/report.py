@@ -1,6 +1,6 @@
 """The report as HTML: one page that opens offline."""
 
-from pipeline.core.all_params import Params, without_folders
+from pipeline.core.all_params import Params, describe_own_params, without_folders
 from pipeline.core.class_sizes import are_unequal, describe_few, needs_weights, rarest_class
 from pipeline.core.files import read_json, require_file
 from pipeline.core.packed import read_packed
@@ -101,6 +101,7 @@ def describe_training(params: Params, results: Results) -> dict:
         "curves": {name: curve.to_dict("records") for name, curve in results.curves.items()},
         "kept_epochs": results.kept_epochs,
         "params": values,
+        "own_params": describe_own_params(params),
         "steps": stage_levels(values),
     }
 

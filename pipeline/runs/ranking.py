@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Iterator
 from itertools import zip_longest
+from typing import Any
 
 from pipeline.core.params import as_written
 from pipeline.runs.experiments import UNKNOWN, Experiment
@@ -18,14 +19,22 @@ def rank(experiments: list[Experiment], base: Experiment) -> Iterator[tuple[str,
         notes = [describe_change(key, experiment, base) for key in base.params | experiment.params]
         same = first_with.setdefault(experiment.models, experiment.name)
         notes += [f"the same models as {same}"] if same != experiment.name else []
-        epochs = experiment.params.get("train.epochs", UNKNOWN)
         yield (
             str(place) if "validation_log_loss" in experiment.scores else "-",
             experiment.name,
             *(score(experiment, name) for name in ("log_loss", "accuracy")),
-            "\n".join(f"{network} {kept} of {epochs}" for network, kept in experiment.kept_epochs.items()),
+            "\n".join(
+                f"{network} {kept} of {epochs_of(network, experiment)}"
+                for network, kept in experiment.kept_epochs.items()
+            ),
             ", ".join(filter(None, notes)),
         )
+
+
+def epochs_of(network: str, experiment: Experiment) -> Any:
+    """How many epochs a network was trained for."""
+    own, common = (experiment.params.get(key) for key in (f"networks.{network}.train.epochs", "train.epochs"))
+    return own or common or UNKNOWN
 
 
 def score(experiment: Experiment, name: str) -> str:

@@ -9,7 +9,7 @@ from pipeline.core.params import Number, Section, as_written, flatten
 from pipeline.core.params_check import check_all
 from pipeline.core.paths import PARAMS
 from pipeline.core.read_params import read_yaml
-from pipeline.core.sections.train import Train
+from pipeline.core.sections.train import Train, key_for
 from pipeline.core.tool_paths import SEARCH_SPACE
 from pipeline.editing.recipes import set_values
 
@@ -68,7 +68,19 @@ def find_unused(space: Space, params: Params) -> list[str]:
     """The params that have no effect in any trial, each with the reason."""
     values = current_values(params, KEYS)
     reasons = {key: why_unused(key, values) for key in space if not any(other in space for other in _needed(key))}
-    return [f"{key} has no effect with {reason}" for key, reason in reasons.items() if reason]
+    unused = [f"{key} has no effect with {reason}" for key, reason in reasons.items() if reason]
+    owned = [
+        key for key in space if all(key_for(name, network, key) != key for name, network in params.networks.items())
+    ]
+    return [*unused, *(f"{key} has no effect, because every network has its own" for key in owned)]
+
+
+def find_fixed(space: Space, params: Params) -> list[str]:
+    """The params that do not vary for a network, which has its own value."""
+    networks = params.networks.items()
+    return [
+        f"{name} has its own {key}" for key in space for name, network in networks if key_for(name, network, key) != key
+    ]
 
 
 def why_unused(key: str, values: dict[str, Any]) -> str:

@@ -191,7 +191,7 @@ def test_experiments_are_ranked_by_validation_scores_and_those_with_the_same_mod
     repository.dvc("repro")
     repository.commit()
     for name, *changes in (
-        ("faster", "lr=0.05"),
+        ("faster", "lr=0.05", "+networks.resnet34.train={epochs: 4}"),
         ("fitted", "lr=0.0004", "ensemble.method=fitted_weights"),
         ("other-photos", "prepare.seed=2"),
     ):
@@ -202,8 +202,8 @@ def test_experiments_are_ranked_by_validation_scores_and_those_with_the_same_mod
         "   experiment  log loss  accuracy  kept epoch       params that differ from HEAD",
         "1  HEAD        0.0010    0.9990    resnet18 1 of 1",
         "                                   resnet34 ? of 1",
-        "2  faster      0.0500    0.9500    resnet18 1 of 1  lr 0.05",
-        "                                   resnet34 ? of 1",
+        "2  faster      0.0500    0.9500    resnet18 1 of 1  lr 0.05, networks.resnet34.train.epochs 4",
+        "                                   resnet34 ? of 4",
         "-  fitted      none      none      resnet18 1 of 1  lr 0.0004, ensemble.method fitted_weights, the",
         "                                   resnet34 ? of 1  same models as HEAD",
         "",

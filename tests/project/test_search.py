@@ -159,7 +159,7 @@ def test_search_varies_only_what_has_an_effect(project: Project) -> None:
     from pipeline.core.all_params import Params
     from pipeline.core.read_params import read_params
     from pipeline.search.results import get_importances, table
-    from pipeline.search.space import KEYS, current_values, find_unused, read_space
+    from pipeline.search.space import KEYS, current_values, find_fixed, find_unused, read_space
     from pipeline.search.study import propose
 
     (project.root / "search.yaml").write_text("""
@@ -176,6 +176,11 @@ lr: {low: 0.0001, high: 0.01, log: true}
         params = read_params(Params)
         space = read_space(params)
     assert find_unused(space, params) == ["train.lr_gamma has no effect with train.lr_step_size null"]
+    first, second = params.networks
+    params.networks[first] = params.networks[first].model_copy(update={"lr": 0.1})
+    assert find_fixed(space, params) == [f"{first} has its own lr"]
+    params.networks[second] = params.networks[second].model_copy(update={"lr": 0.2})
+    assert find_unused(space, params)[1:] == ["lr has no effect, because every network has its own"]
 
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=1))
     study.set_user_attr("first_number", 0)

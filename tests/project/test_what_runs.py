@@ -275,6 +275,18 @@ def test_dvc_reruns_only_what_reads_a_changed_param(stand_in: Repository, key: s
     assert found == stages
 
 
+@pytest.mark.parametrize("own", [{"lr": 0.0005}, {"train": {"epochs": 9}}])
+def test_dvc_trains_only_the_network_whose_own_params_change(stand_in: Repository, own: dict) -> None:
+    networks = stand_in.params["networks"]
+    before = networks["resnet34"]
+    networks["resnet34"] = before | own
+    stand_in.write_params()
+    found = would_run()
+    networks["resnet34"] = before
+    stand_in.write_params()
+    assert found == {"train_resnet34", "reject"} | EVALUATION
+
+
 @pytest.mark.parametrize(
     "file", ["stages/report.py", "pipeline/core/files.py", "requirements.txt", "requirements/s3.txt"]
 )

@@ -44,6 +44,24 @@ def test_train_gives_the_same_bytes_again_and_others_with_another_seed(small: Pr
     assert trained()[0] != first[0]
 
 
+@pytest.mark.slow
+def test_train_gives_a_network_its_own_params_and_the_others_the_common_ones(tiny: Project) -> None:
+    def trained(name: str) -> bytes:
+        tiny.succeed("train.py", name)
+        return (tiny.root / f"models/networks/{name}.safetensors").read_bytes()
+
+    common = trained("resnet34")
+    tiny.params["networks"]["resnet18"] |= {"lr": "1e-2", "train": {"optimizer": "sgd", "epochs": 2}}
+    own = trained("resnet18")
+    assert "resnet18: 8 photos, epochs: 2, " in tiny.last_run.stdout
+    assert trained("resnet34") == common
+    del tiny.params["networks"]["resnet18"]["lr"], tiny.params["networks"]["resnet18"]["train"]
+    assert trained("resnet18") != own
+    tiny.params["lr"] = 0.01
+    tiny.params["train"] |= {"optimizer": "sgd", "epochs": 2}
+    assert trained("resnet18") == own
+
+
 def scripted(loss: float) -> dict:
     """What `validate` returns, if the network is as confident as it should be."""
     scores = {"validation_loss": loss, "validation_calibrated_loss": loss, "validation_accuracy": 0.5}
@@ -242,14 +260,16 @@ def test_train_fits_the_head_before_the_first_step(small: Project) -> None:
 
 @pytest.mark.slow
 def test_train_keeps_the_fitted_head_if_training_makes_it_worse(small: Project) -> None:
-    small.params |= {"lr": 1.0}
+    small.params["networks"]["resnet18"]["lr"] = 1.0
     curve = fit(small)
     assert curve.loc[1, "validation_loss"] > curve.loc[0, "validation_loss"]
     assert small.read_json("metrics/train/resnet18.json")["kept_epoch"] == 0
     *_, warning, _mean, _mean, _mean, last = small.last_run.stdout.splitlines()
     assert re.fullmatch(r"warning: resnet18 epoch 1: the .* loss .*guessing.*; lr is too high", warning)
     assert last.startswith("resnet18: kept the fitted head (epoch 0), without training: validation loss ")
-    assert last.endswith(f"{curve.loc[1, 'validation_calibrated_loss']:.4f} after the last epoch); try lr=0.1")
+    assert last.endswith(
+        f"{curve.loc[1, 'validation_calibrated_loss']:.4f} after the last epoch); try networks.resnet18.lr=0.1"
+    )
     before = torch.load(small.root / small.params["networks"]["resnet18"]["weights"], weights_only=True)
     after = load_file(small.root / "models/networks/resnet18.safetensors")
     assert torch.equal(before["layer4.1.conv2.weight"], after["layer4.1.conv2.weight"])

@@ -82,12 +82,14 @@ def test_export_of_one_network_has_no_ensemble_that_repeats_it(repository: Repos
     project.succeed("evaluate.py")
     project.succeed("ensemble.py")
     project.params["networks"]["resnet18"]["weights"] = str(write_weights(tmp_path, "resnet18"))
+    project.params["networks"]["resnet18"] |= {"lr": 0.5, "train": {"epochs": 7}}
     project.params["reject"]["false_rejection_rate"] = 0.5
     project.succeed("reject.py")
     printed = check_export(project, ["cat", "dog"], "--int8", names=("resnet18",))
     check_int8(project, printed)
     card = (project.root / "export/MODEL_CARD.md").read_text(encoding="utf-8")
     assert "ensemble" not in card
+    assert "\nresnet18 was trained with its own lr: 0.5, train.epochs: 7.\n" in card
     assert "There are fewer than 10 test photos of" in card  # 6 of each
 
 

@@ -87,6 +87,29 @@ def networks_scored(repository: Repository) -> list[str]:
     return names
 
 
+@pytest.mark.parametrize(("lr", "has_own"), [(0.0025, True), (0.001, False)])
+def test_networks_gives_a_new_network_what_the_recipe_in_use_has_for_it(
+    lr: float, has_own: bool, project: Project
+) -> None:
+    for name in ("dvc.yaml", "params.yaml"):
+        shutil.copy(REPOSITORY / name, project.root)
+    shutil.copytree(REPOSITORY / "recipes", project.root / "recipes")
+    path = project.root / "params.yaml"
+    path.write_text(
+        path.read_text().replace("lr: 0.0025", f"lr: {lr}").replace("\nprepare:", "\n# My remark.\nprepare:")
+    )
+    project.run("networks.py", "resnet18")
+    without = path.read_text()
+    project.run("networks.py", "resnet18", "mobilenet_v2")
+    text = path.read_text()
+    assert "\n\n# My remark.\nprepare:" in text
+    networks = yaml.safe_load(text)["networks"]
+    assert networks["resnet18"] == {"weights": "IMAGENET1K_V1"}
+    assert networks["mobilenet_v2"].get("train", {}).get("optimizer") == ("adam" if has_own else None)
+    project.run("networks.py", "resnet18")
+    assert path.read_text() == without
+
+
 def test_networks_refuses_a_name_that_torchvision_does_not_know_and_changes_nothing(project: Project) -> None:
     project.write_params()
     before = (project.root / "params.yaml").read_bytes()

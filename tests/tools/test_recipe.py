@@ -105,6 +105,25 @@ def test_recipe_prints_what_it_changes_and_with_diff_changes_nothing(own: Projec
     assert apply(own, "test-time-flip", "--diff").splitlines()[1:] == ["  evaluate.test_time_flip: false -> true"]
 
 
+def test_a_recipe_gives_single_networks_what_it_has_for_them_and_takes_it_from_those_of_another(own: Project) -> None:
+    path = own.root / "params.yaml"
+    path.write_text(PARAMS.replace("  resnet34: {weights: IMAGENET1K_V1}\n", "  mobilenet_v2: {weights: none}\n"))
+    without = path.read_text()
+    (own.root / "recipes/mine.yaml").write_text("networks: {mobilenet_v2: {train: {epochs: 2}}, vgg11: {lr: 1.0}}\n")
+    assert apply(own, "default").splitlines()[1:-1] == [
+        "  networks.mobilenet_v2.lr: not set -> 0.0001",
+        "  networks.mobilenet_v2.train.batchnorm_statistics: not set -> fixed",
+        "  networks.mobilenet_v2.train.optimizer: not set -> adam",
+        "  networks.mobilenet_v2.train.label_smoothing: not set -> 0.0",
+    ]
+    assert "  mobilenet_v2:\n    weights: none\n    lr: 0.0001\n    train:\n" in path.read_text()
+    apply(own, "mine")
+    assert yaml.safe_load(path.read_text())["networks"]["mobilenet_v2"] == {"weights": "none", "train": {"epochs": 2}}
+    (own.root / "recipes/default.yaml").write_text((RECIPES / "default.yaml").read_text().partition("\nnetworks:")[0])
+    apply(own, "default")
+    assert path.read_text() == without
+
+
 def test_recipe_lists_all_with_the_comment_at_the_top_of_each(own: Project) -> None:
     (own.root / "recipes/mine.yaml").write_text("# For my\n# photos.\n\n# Not this.\nlr: 0.5\n")
     printed = apply(own, "--list")
@@ -121,6 +140,12 @@ def test_recipe_lists_all_with_the_comment_at_the_top_of_each(own: Project) -> N
         ("ensemble: {method: majority_vote}\n", "recipes/mine.yaml: ensemble.method is not in recipes/default.yaml; "),
         ("train: all\n", "recipes/mine.yaml: train is not in recipes/default.yaml; "),
         ("# nothing\n", "recipes/mine.yaml has no params; expected keys of params.yaml with their values, such as "),
+        ("networks: {vgg11: {weights: none}}\n", "recipes/mine.yaml: networks.vgg11 is {'weights': 'none'}; expected "),
+        ("networks: vgg11\n", "recipes/mine.yaml: networks.NETWORK is 'vgg11'; expected values of lr and train for "),
+        (
+            "networks: {resnet18: {train: {epochs: many}}}\n",
+            "recipe mine cannot be applied: networks.resnet18.train.epochs is 'many'; ",
+        ),
         ("lr: 1\nlr: 2\n", "recipes/mine.yaml: lr is in lines 1 and 2; delete one of the two"),
         ("train:\n  epochs: 010\n", "recipes/mine.yaml, line 2: YAML reads 010 as 8; "),
         ("lr: [\n", "recipes/mine.yaml, line 2: not valid YAML: "),
@@ -141,7 +166,7 @@ def test_recipe_refuses_a_wrong_recipe_in_one_line_and_changes_nothing(recipe: s
 def test_recipe_names_an_unknown_recipe_a_key_that_params_yaml_lacks_and_a_wrong_params_yaml(own: Project) -> None:
     assert error_line(own.run("recipe.py", "bset")) == f"there is no recipe bset; expected one of {', '.join(NAMES)}"
     default = own.root / "recipes/default.yaml"
-    default.write_text(default.read_text().replace("lr:", "rate:"))
+    default.write_text(default.read_text().replace("lr:", "rate:", 1))
     (own.root / "recipes/mine.yaml").write_text("rate: 1\n")
     assert error_line(own.run("recipe.py", "mine")).startswith("recipes/default.yaml: unknown key rate; expected one ")
     (own.root / "params.yaml").write_text(PARAMS.replace("lr: 0.0025", "lr: fast"))

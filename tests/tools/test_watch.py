@@ -94,10 +94,11 @@ def test_watch_shows_what_is_training_here_and_in_experiments(watched: Project, 
     with (watched.root / "metrics/steps/resnet34.csv").open("a") as file:
         file.write("11,2.75,0.0001,0.5,0.875\n12,3.")  # the second row is only half written
     watched.params["train"] |= {"head_init": "fitted", "head_width": None}
+    watched.params["networks"]["resnet34"]["train"] = {"epochs": 5}
     watched.write_params()
     with urlopen(address) as answer:
         page = answer.read().decode()
-    assert "Epoch 2.75 of 3, step 11; last change " in page
+    assert "Epoch 2.75 of 5, step 11; last change " in page
     assert "Fitting the head to the network&#39;s features, before the first step; began " in page
 
 
