@@ -382,8 +382,8 @@ def test_read_params_takes_a_share_in_quotes_for_a_share(written: str, meant: ob
     ("pattern", "text", "said"),
     [
         (r"^device:", "lr: 0.5\ndevice:", "lr is in lines 6 and 7"),
-        (r"^evaluate:", "train:\n  epochs: 9\nevaluate:", "train is in lines 33 and 58"),
-        (r"^  resnet34:", "  resnet18:", "resnet18 is in lines 17 and 18"),
+        (r"^evaluate:", "train:\n  epochs: 9\nevaluate:", "train is in lines 34 and 59"),
+        (r"^  resnet34:", "  resnet18:", "resnet18 is in lines 18 and 19"),
     ],
 )
 def test_read_params_refuses_a_duplicate_key(pattern: str, text: str, said: str, tmp_path: Path) -> None:
