@@ -14,10 +14,11 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 from pipeline.core.errors import UserError
+from pipeline.core.files import read_json
 from pipeline.core.local_port import TRUSTED, host_name
 from pipeline.core.packed import read_packed
 from pipeline.core.params import LearningRate, Networks, Section
-from pipeline.core.paths import PARAMS, from_disk, learning_curve, packed_split, step_curve
+from pipeline.core.paths import PARAMS, from_disk, learning_curve, packed_split, step_curve, train_scores
 from pipeline.core.read_params import read_params
 from pipeline.core.sections.train import Train, own_params
 from pipeline.pages import plots
@@ -157,7 +158,7 @@ def describe(watched: Watched) -> dict:
         "run": watched.run,
         "network": watched.network,
         "is_finished": watched.is_finished,
-        "kept": "+".join(str(row["epoch"]) for row in rows if row["kept"]),
+        "kept": kept_epoch(watched),
         "epoch": watched.epoch,
         "fits_head": train is not None and train.head_init == "fitted",
         "epochs": epochs,
@@ -167,6 +168,13 @@ def describe(watched: Watched) -> dict:
         "rows": rows,
         "plots": draw(watched, epochs) if watched.epoch is not None else {},
     }
+
+
+def kept_epoch(watched: Watched) -> int | str | None:
+    """What a finished training kept: an epoch, or 0+3 (1:3) for a mean; None if DVC has just deleted its scores."""
+    with suppress(UserError, FileNotFoundError):
+        return read_json(watched.folder / train_scores(watched.network))["kept_epoch"] if watched.is_finished else None
+    return None
 
 
 def find_all_trouble(rows: list[dict], folder: Path) -> Iterator[str]:

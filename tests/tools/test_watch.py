@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 
-def write_curves(folder: Path, network: str, losses: list[float], *, is_finished: bool = False) -> None:
+def write_curves(folder: Path, network: str, losses: list[float], *, is_finished: bool = False, kept: str = "") -> None:
     """Write the curves of a training with four steps an epoch, whose validation losses after each epoch are given."""
     (folder / "metrics/curves").mkdir(parents=True, exist_ok=True)
     (folder / "metrics/steps").mkdir(exist_ok=True)
@@ -28,6 +28,8 @@ def write_curves(folder: Path, network: str, losses: list[float], *, is_finished
     curve = pd.DataFrame({"epoch": epochs, "lr": 1e-4, "train_loss": 0.5, **scores})
     if is_finished:
         curve["kept"] = curve["epoch"] == len(losses)
+        (folder / "metrics/train").mkdir(exist_ok=True)
+        (folder / f"metrics/train/{network}.json").write_text(json.dumps({"kept_epoch": kept or len(losses)}))
     if losses:
         curve.to_csv(folder / f"metrics/curves/{network}.csv", index=False)
     steps = pd.Series(range(1, 4 * len(losses) + 3))
@@ -43,7 +45,7 @@ def watched(tiny: Project) -> Project:
     """
     tiny.params["train"]["epochs"] = 3
     tiny.write_params()
-    write_curves(tiny.root, "resnet18", [0.6, 0.5], is_finished=True)
+    write_curves(tiny.root, "resnet18", [0.6, 0.5], is_finished=True, kept="0+2 (1:3)")
     write_curves(tiny.root, "resnet34", [0.4, 0.6])
     of_1_1 = "epoch,train_loss,validation_loss,validation_accuracy,kept\n1,0.5,0.4,0.75,True\n"
     (tiny.root / "metrics/curves/vgg19.csv").write_text(of_1_1)
@@ -88,7 +90,8 @@ def test_watch_shows_what_is_training_here_and_in_experiments(watched: Project, 
     assert "epoch 2: the calibrated validation loss has risen from 0.4000 in epoch 1 to 0.6000" in resnet34
     assert '">vgg11 in smooth</h2>' in smooth
     assert "Epoch 0.50, step 2; last change " in smooth  # nothing else is known of it
-    assert "Finished after 2 epochs; kept: epoch 2." in resnet18
+    mean = "the mean of epochs 0 (the fitted head) and 2, weighted 1:3"
+    assert f"Finished after 2 epochs; kept: {mean}." in resnet18
     assert [section.count("<svg") for section in (alexnet, resnet34, smooth, resnet18)] == [0, 3, 3, 3]
 
     with (watched.root / "metrics/steps/resnet34.csv").open("a") as file:
