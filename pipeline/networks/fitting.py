@@ -1,4 +1,4 @@
-"""Fit a linear head to the pretrained network's features, so that training starts from a good classifier."""
+"""Fit a linear head to the network's features, so that training starts from a good classifier."""
 
 from typing import cast
 

@@ -92,7 +92,7 @@ class Training:
             self.live.follow(self.curve, self.step_curve)
             self.processes.report(f"{self.name}: resuming after epoch {self.last_epoch}")
         if fits_head:
-            self.processes.report(f"{self.name}: fitting the head to the pretrained network's features")
+            self.processes.report(f"{self.name}: fitting the head to the network's features")
             if self.processes.is_first:
                 loss = self.fit_head()
         self.step = self.make_step()

@@ -126,7 +126,7 @@ def is_hopeless(
     Never in the first half of the epochs, when the learning rate is high. Trials with other epochs are not compared.
     """
     value = math.inf if math.isnan(float(loss)) else float(loss)
-    step = networks.index(network) * int(epochs) + int(epoch)
+    step = int(epoch) * len(networks) + networks.index(network)  # networks may have different numbers of epochs
     trial.report(value, step)
     others = [
         other.intermediate_values[step]

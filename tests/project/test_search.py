@@ -200,16 +200,18 @@ def test_a_trial_is_pruned_if_its_loss_is_above_the_median_in_the_second_half_of
     optuna = pytest.importorskip("optuna", reason="needs Optuna: pip install -r requirements/search.txt")
     from pipeline.search.trials import EPOCH, is_hopeless
 
-    def line(epoch: int, loss: float) -> tuple[str, ...]:
+    def line(epoch: int, loss: float, network: str = "resnet34 epoch {}/4") -> tuple[str, ...]:
         text = (
-            f"resnet34 epoch {epoch}/4: train loss 0.1, validation loss 0.2 ({loss} calibrated), validation accuracy 1"
+            f"{network.format(epoch)}: train loss 0.1, validation loss 0.2 ({loss} calibrated), validation accuracy 1"
         )
         return EPOCH.match(text).groups()
 
     study, networks = optuna.create_study(), ["resnet18", "resnet34"]
     for loss in (0.1, 0.2, 0.3, 0.4):
         trial = study.ask()
-        assert not any(is_hopeless(study, trial, networks, *line(epoch, loss)) for epoch in range(5))
+        lines = [line(epoch, 0.01, "resnet18 epoch {}/6") for epoch in range(7)]  # this network has more epochs
+        lines += [line(epoch, loss) for epoch in range(5)]
+        assert not any(is_hopeless(study, trial, networks, *each) for each in lines)
         study.tell(trial, loss)
     verdicts = {
         (epoch, loss): is_hopeless(study, study.ask(), networks, *line(epoch, loss))

@@ -300,7 +300,7 @@ def test_train_does_not_prefer_a_network_because_it_is_more_confident(
     assert curve.loc[1, "validation_calibrated_loss"] < curve.loc[0, "validation_calibrated_loss"]
     assert small.read_json("metrics/train/resnet18.json")["kept_epoch"] == 1
     lines = capsys.readouterr().out.splitlines()
-    assert lines[2] == "resnet18: fitting the head to the pretrained network's features"
+    assert lines[2] == "resnet18: fitting the head to the network's features"
     assert re.fullmatch(r"resnet18 epoch 0/1: .*, \d+ s", lines[3])
     assert re.match(r"(\S+) epoch (\d+)/(\d+): .*\((\S+) calibrated\)", lines[4])  # tools/search.py reads it
     assert lines[-1].startswith(
