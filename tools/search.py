@@ -21,7 +21,7 @@ from pipeline.core.paths import packed_split
 from pipeline.core.process import extra_packages, run_stage
 from pipeline.core.read_params import read_params
 from pipeline.core.results import require_results
-from pipeline.search.space import KEYS, Space, current_values, find_fixed, find_unused, read_space
+from pipeline.search.space import Space, current_values, find_fixed, find_unused, read_space
 
 
 def read_inputs() -> tuple[int, float, Params, Space]:
@@ -55,11 +55,12 @@ def main() -> None:
 
     with only_search():
         study = open_study(space, current_values(params, space))
-        for reason in [*find_unused(space, params), *find_fixed(space, params)]:
-            print(f"note: {reason}, so it does not vary")
+        for unused in find_unused(space, params):
+            print(f"note: {unused}, so it does not vary")
+        for fixed in find_fixed(space, params):
+            print(f"note: {fixed}")
         try:
-            current, networks = current_values(params, KEYS), list(params.networks)
-            search(study, space, current, networks, trials, time.monotonic() + seconds)
+            search(study, space, params, trials, time.monotonic() + seconds)
         except KeyboardInterrupt:
             print("\n".join(["", *report(study), "Interrupted; the same command resumes the search."]))
             raise

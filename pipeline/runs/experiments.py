@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,7 +108,7 @@ def read_experiment(
     name: str, params: dict[str, Any], metrics: dict[str, FileResult], outputs: dict[str, str], repository: Repo
 ) -> Experiment:
     """Read an experiment. Its validation photos come from DVC's cache; if they are not there, `photos` is empty."""
-    networks = [key.split(".")[1] for key in params if key.startswith("networks.")]
+    networks = [key.split(".")[1] for key in params if re.fullmatch(r"networks\..*\.weights", key)]
     split_table = Path(repository.cache.local.oid_to_path(outputs[SPLIT_TABLE.as_posix()]))
     validation = read_split_table(split_table).query("split == 'validation'") if split_table.exists() else None
     return Experiment(

@@ -9,7 +9,7 @@ from pipeline.core.params import Number, Section, as_written, flatten
 from pipeline.core.params_check import check_all
 from pipeline.core.paths import PARAMS
 from pipeline.core.read_params import read_yaml
-from pipeline.core.sections.train import Train, key_for
+from pipeline.core.sections.train import Train
 from pipeline.core.tool_paths import SEARCH_SPACE
 from pipeline.editing.recipes import set_values
 
@@ -27,6 +27,7 @@ USED_IF: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "train.lr_gamma": ("train.lr_step_size", lambda size: size is not None),
     "train.crop_scale": ("train.augment", lambda augment: augment == "crop_and_flip"),
 }
+OWN = "if every network has its own"
 EXAMPLE = "{low: 0.00001, high: 0.001, log: true}, or a list of two or more different values"
 
 
@@ -65,30 +66,41 @@ def read_space(params: Params) -> Space:
 
 
 def find_unused(space: Space, params: Params) -> list[str]:
-    """The params that have no effect in any trial, each with the reason."""
-    values = current_values(params, KEYS)
-    reasons = {key: why_unused(key, values) for key in space if not any(other in space for other in _needed(key))}
-    unused = [f"{key} has no effect with {reason}" for key, reason in reasons.items() if reason]
-    owned = [
-        key for key in space if all(key_for(name, network, key) != key for name, network in params.networks.items())
-    ]
-    return [*unused, *(f"{key} has no effect, because every network has its own" for key in owned)]
+    """The params that have no effect on any network in any trial, each with the reason."""
+    owns = own_values(params)
+    unused = []
+    for key in space:
+        if not any(other in space for other in _needed(key)):
+            reasons = [why_unused(key, current_values(params, KEYS) | own, own) for own in owns]
+            if all(reasons):
+                unused.append(f"{key} has no effect {next((reason for reason in reasons if reason != OWN), OWN)}")
+    return unused
 
 
 def find_fixed(space: Space, params: Params) -> list[str]:
-    """The params that do not vary for a network, which has its own value."""
-    networks = params.networks.items()
+    """The params that do not vary for some networks, which have their own values, each with these networks."""
+    fixed = {
+        key: [name for name, own in zip(params.networks, own_values(params), strict=True) if key in own]
+        for key in space
+    }
     return [
-        f"{name} has its own {key}" for key in space for name, network in networks if key_for(name, network, key) != key
+        f"{key} does not vary for {', '.join(names)}, with a value of its own" for key, names in fixed.items() if names
     ]
 
 
-def why_unused(key: str, values: dict[str, Any]) -> str:
-    """`train.layers head` if a param has no effect in a training with these values; empty if it has one."""
+def why_unused(key: str, values: dict[str, Any], own: dict[str, Any]) -> str:
+    """When a param has no effect on a network, as here: `with train.layers head`, for example; empty if it has one.
+
+    `values` are all of the network's, and `own` those that only it has.
+    """
+    if key in own:
+        return OWN
     if key not in USED_IF:
         return ""
     other, allows = USED_IF[key]
-    return why_unused(other, values) or ("" if allows(values[other]) else f"{other} {as_written(values[other])}")
+    return why_unused(other, values, {}) or (
+        "" if allows(values[other]) else f"with {other} {as_written(values[other])}"
+    )
 
 
 def in_order(space: Space) -> list[str]:
@@ -101,6 +113,11 @@ def _needed(key: str) -> Iterator[str]:
     while key in USED_IF:
         key = USED_IF[key][0]
         yield key
+
+
+def own_values(params: Params) -> list[dict[str, Any]]:
+    """What each network has of its own, by the keys of the values for all networks."""
+    return [dict(flatten(network.model_dump(exclude={"weights"}))) for network in params.networks.values()]
 
 
 def current_values(params: Params, keys: Any) -> dict[str, Any]:

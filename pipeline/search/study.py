@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from pipeline.core.all_params import Params
 from pipeline.core.errors import UserError, list_some
 from pipeline.core.tool_paths import SEARCH, SEARCH_SPACE
 from pipeline.runs.git import changed_files, find_commit
-from pipeline.search.space import Range, Space, in_order, why_unused
+from pipeline.search.space import KEYS, Range, Space, current_values, in_order, own_values, why_unused
 
 import optuna
 from optuna.storages import JournalStorage
@@ -97,12 +98,15 @@ def next_number() -> int:
     return max(map(int, re.findall(r"/search-(\d+)$", names, re.MULTILINE)), default=-1) + 1
 
 
-def propose(study: Study, space: Space, current: dict[str, Any]) -> Trial:
-    """The next trial, with values for the params in `space` that have an effect. `current` has the values of all."""
-    trial, values = study.ask(), dict(current)
+def propose(study: Study, space: Space, params: Params) -> Trial:
+    """The next trial, with values for those in `space` that have an effect on a network of `params`."""
+    trial, owns = study.ask(), own_values(params)
+    networks = [current_values(params, KEYS) | own for own in owns]
     for key in in_order(space):
-        if not why_unused(key, values):
-            values[key] = _suggest(trial, key, space[key])
+        if not all(why_unused(key, values, own) for values, own in zip(networks, owns, strict=True)):
+            value = _suggest(trial, key, space[key])
+            for values, own in zip(networks, owns, strict=True):
+                values[key] = own.get(key, value)
     return trial
 
 

@@ -11,6 +11,7 @@ import time
 from contextlib import suppress
 from typing import Any
 
+from pipeline.core.all_params import Params
 from pipeline.core.errors import UserError
 from pipeline.core.params import as_written
 from pipeline.core.paths import train_scores, train_stage
@@ -31,12 +32,10 @@ STOPPING_S = 20  # to end after SIGINT
 DIGITS = 3  # significant ones, of a proposed number
 
 
-def search(
-    study: Study, space: Space, current: dict[str, Any], networks: list[str], trials: int, deadline: float
-) -> None:
+def search(study: Study, space: Space, params: Params, trials: int, deadline: float) -> None:
     """Run trials until that many have finished besides the base, or the next would probably end after `deadline`.
 
-    `current` has the values of all params that a search may vary.
+    The base is the trial with `params`, those in params.yaml.
     Raises UserError if the base fails, or too many others in a row, or if what the trials start from changes.
     """
     # Trials are stopped by SIGINT. They would ignore it if this process had been started to do so, as by `... &`.
@@ -47,11 +46,10 @@ def search(
         if seconds and start + statistics.fmean(seconds) > deadline:
             break
         require_same_base(study)
-        trial = propose(study, space, current)
+        trial = propose(study, space, params)
         name = name_of(study, trial.number)
-        params = "the current params" if is_base(trial) else describe(trial)
-        print(f"{name}: {params}", end=" ", flush=True)
-        run_trial(study, trial, networks)
+        print(f"{name}: {'the current params' if is_base(trial) else describe(trial)}", end=" ", flush=True)
+        run_trial(study, trial, list(params.networks))
         seconds.append(time.monotonic() - start)
         print(f"-> {finished_trials(study)[-1].user_attrs['outcome']}, {seconds[-1]:.0f} s", flush=True)
         last = finished_trials(study)[-FAILURES:]

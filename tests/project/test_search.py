@@ -159,7 +159,7 @@ def test_search_varies_only_what_has_an_effect(project: Project) -> None:
     from pipeline.core.all_params import Params
     from pipeline.core.read_params import read_params
     from pipeline.search.results import get_importances, table
-    from pipeline.search.space import KEYS, current_values, find_fixed, find_unused, read_space
+    from pipeline.search.space import find_fixed, find_unused, read_space
     from pipeline.search.study import propose
 
     (project.root / "search.yaml").write_text("""
@@ -178,14 +178,17 @@ lr: {low: 0.0001, high: 0.01, log: true}
     assert find_unused(space, params) == ["train.lr_gamma has no effect with train.lr_step_size null"]
     first, second = params.networks
     params.networks[first] = params.networks[first].model_copy(update={"lr": 0.1})
-    assert find_fixed(space, params) == [f"{first} has its own lr"]
-    params.networks[second] = params.networks[second].model_copy(update={"lr": 0.2})
-    assert find_unused(space, params)[1:] == ["lr has no effect, because every network has its own"]
+    assert find_fixed(space, params) == [f"lr does not vary for {first}, with a value of its own"]
+    params.networks[second] = params.networks[second].model_copy(update={"lr": 0.2, "train": {"lr_step_size": 2}})
+    assert find_unused(space, params) == ["lr has no effect if every network has its own"]
+    trial = propose(optuna.create_study(), space, params)
+    assert {"train.lr_gamma", "train.layers"} <= {*trial.params} <= {*space} - {"lr"}
+    params.networks.update(read_params(Params, project.root / "params.yaml").networks)
 
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=1))
     study.set_user_attr("first_number", 0)
     for number in range(8):
-        trial = propose(study, space, current_values(params, KEYS))
+        trial = propose(study, space, params)
         trial.set_user_attr("outcome", "0.1")
         study.tell(trial, 0.1 + number / 100)
     varied = {trial.params["train.layers"]: {*trial.params} - {"train.layers"} for trial in study.trials}
