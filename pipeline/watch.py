@@ -152,7 +152,7 @@ def describe(watched: Watched) -> dict:
         params = read_params(TrainParams, watched.folder / PARAMS)
         train = params.train
         if network := params.networks.get(watched.network):  # None: it has been removed from params.yaml
-            train = own_params(network, params.lr, train)["train"]
+            train = own_params(watched.network, network, params.lr, train)["train"]
     epochs = train.epochs if train else None
     return {
         "run": watched.run,
@@ -164,7 +164,7 @@ def describe(watched: Watched) -> dict:
         "epochs": epochs,
         "step": watched.steps["step"].iloc[-1] if len(watched.steps) else 0,
         "changed_s": max(0, time.time() - watched.changed),
-        "trouble": list(find_all_trouble(rows, watched.folder))[-SHOWN:],
+        "trouble": list(find_all_trouble(rows, watched.folder, train.key("lr") if train else "lr"))[-SHOWN:],
         "rows": rows,
         "plots": draw(watched, epochs) if watched.epoch is not None else {},
     }
@@ -177,12 +177,12 @@ def kept_epoch(watched: Watched) -> int | str | None:
     return None
 
 
-def find_all_trouble(rows: list[dict], folder: Path) -> Iterator[str]:
+def find_all_trouble(rows: list[dict], folder: Path, lr_key: str) -> Iterator[str]:
     """The warnings that training printed; none if the number of classes cannot be read."""
     with suppress(UserError):
         classes = len(read_packed(folder / packed_split("train")).description["classes"])
         for end, row in enumerate(rows, start=1):
-            if trouble := find_trouble(rows[:end], classes):
+            if trouble := find_trouble(rows[:end], classes, lr_key):
                 yield f"epoch {row['epoch']}: {trouble}"
 
 

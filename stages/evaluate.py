@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `pipelin
 from pipeline.core.command_line import read_arguments
 from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_write, require_files, write_json
-from pipeline.core.params import Device, Networks, Precision, Section, Threads
+from pipeline.core.params import Device, Network, Networks, Precision, Section, Threads
 from pipeline.core.paths import (
     HEAT_MAPS,
     NETWORK_CLASS_SCORES,
@@ -123,8 +123,16 @@ def main() -> None:
             write_json(write_to(network_metrics(name)), {**headline(scores[name]["test"]), "kept_epoch": kept_epoch})
     remove_metrics_except(set(scores))
 
-    balanced = {name for name, description in descriptions.items() if "class_weights" in description}
-    print_scores(test, scores, class_scores, count_classes(photos, "train"), balanced)
+    to_balance = {
+        name: "" if "class_weights" in descriptions[name] else class_weights_key(name, network)
+        for name, network in params.networks.items()
+    }
+    print_scores(test, scores, class_scores, count_classes(photos, "train"), to_balance)
+
+
+def class_weights_key(name: str, network: Network) -> str:
+    """Where params.yaml has the class weights that the network is trained with."""
+    return f"networks.{name}.train.class_weights" if "class_weights" in network.train else "train.class_weights"
 
 
 def remove_metrics_except(names: set[str]) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `pipeline` can be imported
 
 import argparse
-from functools import partial
 
 from pipeline.core.command_line import ArgumentParser
 from pipeline.core.errors import UserError
@@ -22,7 +21,7 @@ from pipeline.core.paths import SPLIT_TABLE, packed_split
 from pipeline.core.process import run_stage
 from pipeline.core.read_params import read_params
 from pipeline.core.sections.evaluate import Evaluate
-from pipeline.core.sections.train import Train, key_for, own_params
+from pipeline.core.sections.train import Train, own_params
 
 
 class Params(Section):
@@ -52,7 +51,7 @@ def read_inputs() -> tuple[argparse.Namespace, Params]:
         raise UserError(f"{name} is not under networks in params.yaml; run `python tools/folds.py` to update the folds")
     require_files(packed_split("train"), packed_split("validation"), SPLIT_TABLE)
     find_weights(name, params.networks[name].weights)
-    return arguments, params.model_copy(update=own_params(params.networks[name], params.lr, params.train))
+    return arguments, params.model_copy(update=own_params(name, params.networks[name], params.lr, params.train))
 
 
 def main() -> None:
@@ -77,7 +76,7 @@ def main() -> None:
     parts = read_parts(photos, part_of, device)
     photos["split"] = part_of
     train, validation = parts["train"], parts["validation"]
-    check_batch_size(params.train.batch_size, len(train), which=f"that train while fold {fold} is held out")
+    check_batch_size(params.train, len(train), which=f"that train while fold {fold} is held out")
     print(
         f"{name} without fold {fold} of {arguments.folds}: {len(train)} photos train, {len(validation)} choose, "
         f"{len(parts[HELD_OUT])} are held out, epochs: {params.train.epochs}, {dtype_name(dtype)} on {device.type}",
@@ -91,8 +90,7 @@ def main() -> None:
             print(training.run_epoch(epoch), flush=True)
         training.finish()
     classes = train.description["classes"]
-    its_key = partial(key_for, name, params.networks[name])
-    choice = explain_choice(training.curve, training.means, len(classes), params.train, params.lr, its_key)
+    choice = explain_choice(training.curve, training.means, len(classes), params.train, params.lr)
     print(f"{name}: {choice}", flush=True)
 
     training.network.load_state_dict(training.kept_model()[0])

@@ -11,8 +11,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `pipeline` can be imported
 
-from functools import partial
-
 from pipeline.core.command_line import ArgumentParser
 from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_write, require_files, write_json
@@ -20,7 +18,7 @@ from pipeline.core.params import Device, LearningRate, Networks, Precision, Sect
 from pipeline.core.paths import checkpoint_file, learning_curve, model, packed_split, step_curve, train_scores
 from pipeline.core.process import run_stage
 from pipeline.core.read_params import read_params
-from pipeline.core.sections.train import Train, key_for, own_params
+from pipeline.core.sections.train import Train, own_params
 
 
 class Params(Section):
@@ -44,7 +42,7 @@ def read_inputs() -> tuple[str, Params]:
         raise UserError(f"{name} is not under networks in params.yaml; expected one of {', '.join(params.networks)}")
     require_files(packed_split("train"), packed_split("validation"))
     find_weights(name, params.networks[name].weights)
-    return name, params.model_copy(update=own_params(params.networks[name], params.lr, params.train))
+    return name, params.model_copy(update=own_params(name, params.networks[name], params.lr, params.train))
 
 
 def main() -> None:
@@ -65,7 +63,7 @@ def main() -> None:
     curves = (learning_curve(name), step_curve(name))
     with process_group(device) as processes, LiveTables(*curves if processes.is_first else ()) as live:
         train, validation = (open_split(file, device) for file in files)
-        check_batch_size(params.train.batch_size, len(train), processes.count)
+        check_batch_size(params.train, len(train), processes.count)
         settings = settings_of(name, params, str(dtype), processes.count)
         processes.check_agreement([name, settings, train.description])
         computing = f"{dtype_name(dtype)} on {device.type}"
@@ -98,8 +96,7 @@ def main() -> None:
     if unequal := training.describe_unequal():
         processes.report(f"{name} on validation: {unequal}")
     classes = len(train.description["classes"])
-    its_key = partial(key_for, name, params.networks[name])
-    choice = explain_choice(training.curve, training.means, classes, params.train, params.lr, its_key)
+    choice = explain_choice(training.curve, training.means, classes, params.train, params.lr)
     processes.report(f"{name}: {choice}")
 
 
@@ -119,13 +116,9 @@ def introduction(name: str, params: Params, photos: int, computing: str, process
     several = f", {processes} processes" if processes > 1 else ""
     lines = [f"{name}: {photos} photos, epochs: {params.train.epochs}, {computing}{several}"]
     needed = {"layers": "all", "batchnorm_statistics": "updated"}
-    network = params.networks[name]
-    missing = [
-        f"{key_for(name, network, f'train.{key}')} to {value}"
-        for key, value in needed.items()
-        if getattr(params.train, key) != value
-    ]
-    if network.weights == "none" and missing:
+    train = params.train
+    missing = [f"{train.key(key)} to {value}" for key, value in needed.items() if getattr(train, key) != value]
+    if params.networks[name].weights == "none" and missing:
         lines.append(
             f"note: networks.{name}.weights is none, so part of the network stays as it was initialised; set "
             f"{' and '.join(missing)}"

@@ -55,16 +55,17 @@ def needs_weights(trained_on: Mapping[str, int], recall: Mapping[str, float]) ->
 
 
 def describe_unequal(
-    trained_on: Mapping[str, int], photos: Mapping[str, int], recall: Mapping[str, float], balanced: bool
+    trained_on: Mapping[str, int], photos: Mapping[str, int], recall: Mapping[str, float], to_balance: str
 ) -> str:
     """What matters if the classes in train are very unequal, for people; empty if they are not.
 
-    `photos` are those that the recall was measured on; `balanced` says whether class weights were.
+    `photos` are those that the recall was measured on; `to_balance` is the param that would have the classes count
+    equally in training, empty if they did.
     """
     if not (rarest := rarest_class(trained_on)):
         return ""
     correct = round(recall[rarest] * photos[rarest])
-    advice = "; try train.class_weights=balanced" if not balanced and needs_weights(trained_on, recall) else ""
+    advice = f"; try {to_balance}=balanced" if to_balance and needs_weights(trained_on, recall) else ""
     return (
         f"balanced accuracy {sum(recall.values()) / len(recall):.4f}, recall of the rarest class, {rarest}, "
         f"{recall[rarest]:.4f} ({correct} of {photos[rarest]}){advice}"

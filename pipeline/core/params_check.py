@@ -8,7 +8,7 @@ from pipeline.core.class_names import normal_form
 from pipeline.core.errors import UserError
 from pipeline.core.params import ROUNDING, Section
 from pipeline.core.sections.prepare import Prepare
-from pipeline.core.sections.train import Train
+from pipeline.core.sections.train import Train, own_params
 
 from pydantic import ValidationError
 
@@ -33,17 +33,17 @@ def check_all(content: Any) -> None:
     """Raise UserError, with a line per mistake, if the content of params.yaml is wrong."""
     params = _validate(Params, content)
     _check_split(params.prepare)
-    _check_train("train", params.train, params.prepare)
+    _check_train(params.train, params.prepare)
     for name, network in params.networks.items():
         if not network.train:
             continue
-        own = ("networks", name, "train")
         for key in sorted(COMMON & network.train.keys()):
             raise UserError(
-                f"params.yaml: unknown key {'.'.join(own)}.{key}; all networks share train.{key}, so remove it"
+                f"params.yaml: networks.{name}.train.{key} cannot be set for one network; remove it, because all share "
+                f"train.{key}"
             )
-        train = _validate(Train, params.train.model_dump() | network.train, *own)
-        _check_train(".".join(own), train, params.prepare)
+        _validate(Train, params.train.model_dump() | network.train, "networks", name, "train")
+        _check_train(own_params(name, network, params.lr, params.train)["train"], params.prepare)
 
 
 def _validate(section: type[Part], content: Any, *above: str) -> Part:
@@ -72,21 +72,21 @@ def _check_split(prepare: Prepare) -> None:
         )
 
 
-def _check_train(section: str, train: Train, prepare: Prepare) -> None:
-    """Raise UserError if a value of `train`, the section with this key, contradicts another one."""
+def _check_train(train: Train, prepare: Prepare) -> None:
+    """Raise UserError if a value of `train`, for all networks or for one, contradicts another one."""
     if isinstance(prepare.split.train, int) and train.batch_size > prepare.split.train:
         raise UserError(
-            f"params.yaml: {section}.batch_size is {train.batch_size}; expected at most prepare.split.train "
+            f"params.yaml: {train.key('batch_size')} is {train.batch_size}; expected at most prepare.split.train "
             f"({prepare.split.train})"
         )
     if train.head_init == "fitted" and train.head_width:
         raise UserError(
-            f"params.yaml: {section}.head_width is {train.head_width}; expected null, a linear head, because "
-            f"{section}.head_init is fitted; or set {section}.head_init to random"
+            f"params.yaml: {train.key('head_width')} is {train.head_width}; expected null, a linear head, because "
+            f"{train.key('head_init')} is fitted; or set {train.key('head_init')} to random"
         )
     if train.image_size and train.image_size > prepare.image_size:
         raise UserError(
-            f"params.yaml: {section}.image_size is {train.image_size}; expected at most prepare.image_size "
+            f"params.yaml: {train.key('image_size')} is {train.image_size}; expected at most prepare.image_size "
             f"({prepare.image_size}), or null to use that size"
         )
 
@@ -98,6 +98,9 @@ def _describe(error: Any) -> str:
         return f"params.yaml: the key {key} is missing"
     if error["type"] == "extra_forbidden" and key in NEW_NAMES:
         return f"params.yaml: {key} is now called {NEW_NAMES[key]}; rename it"
+    match error["loc"]:
+        case ("networks", network, name) if error["type"] == "extra_forbidden" and name in Train.model_fields:
+            return f"params.yaml: unknown key {key}; expected networks.{network}.train.{name}"
     if error["type"] == "extra_forbidden":
         return f"params.yaml: unknown key {key}; remove it or correct its name"
     value = "empty" if error["input"] is None else repr(error["input"])

@@ -157,8 +157,8 @@ def make_optimizer(network: nn.Module, name: str, lr: float, params: Train, as_g
     head, backbone = set_trainable(network, params.layers)
     if params.layers == "batchnorm" and not backbone:
         raise UserError(
-            f"params.yaml: train.layers is batchnorm, but {name} has no BatchNorm layers; expected head, last_half "
-            "or all"
+            f"params.yaml: {params.key('layers')} is batchnorm, but {name} has no BatchNorm layers; expected head, "
+            "last_half or all"
         )
     groups = [{"params": head, "lr": lr}, {"params": backbone, "lr": lr * params.backbone_lr_factor}]
     device = head[0].device

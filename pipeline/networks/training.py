@@ -143,7 +143,7 @@ class Training:
             self.head_weights = self.best_weights
         seconds = time.perf_counter() - start
         left = (self.params.epochs - epoch) * seconds if epoch else 0
-        trouble = find_trouble(self.curve, len(self.train.description["classes"]))
+        trouble = find_trouble(self.curve, len(self.train.description["classes"]), self.params.key("lr"))
         return (
             f"{self.name} epoch {epoch}/{self.params.epochs}: train loss {describe_loss(scores['train_loss'])}, "
             f"{describe_scores(scores)}, {rate}{describe_duration(seconds)}"
@@ -201,7 +201,7 @@ class Training:
                 is_last = number == len(batches)
                 self.step(images, self.train.labels[rows], note=is_last or number % self.noting_interval == 0)
                 if (is_last or number % reading_interval == 0) and (notes := self.step.read_notes()):
-                    mean_loss = require_finite(notes[-1].mean_loss, f"{title}, step {notes[-1].step}")
+                    mean_loss = self.require_finite(notes[-1].mean_loss, f"{title}, step {notes[-1].step}")
                     self.add_steps(epoch, notes)
                     bar.set_postfix(loss=f"{mean_loss:.4f}", refresh=False)
                 bar.update(len(rows))
@@ -232,7 +232,7 @@ class Training:
         logits = predict_logits(fold_batchnorm(self.network), shard, self.dtype, title)
         logits, labels = self.processes.all_gather(logits).double().numpy(), self.validation.labels.cpu().numpy()
         weights = self.validation_weights
-        loss = require_finite(log_loss(logits, labels, weights), title)
+        loss = self.require_finite(log_loss(logits, labels, weights), title)
         is_correct = logits.argmax(axis=1) == labels
         photos, correct = (np.bincount(of, minlength=logits.shape[1]) for of in (labels, labels[is_correct]))
         self.recall = (correct / np.maximum(photos, 1)).tolist()
@@ -280,11 +280,18 @@ class Training:
         scores = {"kept_epoch" if key == "epoch" else key: value for key, value in self.kept.items() if key != "lr"}
         return scores | ({"threads": torch.get_num_threads()} if self.train.device.type == "cpu" else {})
 
+    def require_finite(self, loss: float, where: str) -> float:
+        """Return `loss`. Raises UserError if it is infinite or NaN."""
+        if not math.isfinite(loss):
+            raise UserError(f"{where}: the loss is {loss}; try a smaller {self.params.key('lr')}")
+        return loss
+
     def describe_unequal(self) -> str:
         """What matters if the classes are very unequal: the kept model's balanced accuracy, and the rarest class."""
         trained_on, photos = self.train.photos_by_class(), self.validation.photos_by_class()
         recall = dict(zip(photos, self.best_recall, strict=True))
-        return describe_unequal(trained_on, photos, recall, balanced=self.class_weights is not None)
+        to_balance = "" if self.class_weights is not None else self.params.key("class_weights")
+        return describe_unequal(trained_on, photos, recall, to_balance)
 
     def kept_model(self) -> tuple[dict[str, Tensor], dict]:
         """The best weights, calibrated, on the CPU, and the description that `save_model` stores with them.
@@ -306,20 +313,16 @@ class Training:
         return {key: tensor.cpu() for key, tensor in weights.items()}, description
 
 
-def check_batch_size(batch_size: int, photos: int, processes: int = 1, which: str = "in train") -> None:
+def check_batch_size(params: Train, photos: int, processes: int = 1, which: str = "in train") -> None:
     """Raise UserError if there are fewer `photos` than a batch has, or the processes cannot share a batch equally.
 
     `which` says in the message which photos they are.
     """
-    if batch_size > photos:
-        raise UserError(
-            f"params.yaml: train.batch_size is {batch_size}; expected at most {photos}, the number of photos {which}"
-        )
-    if batch_size % processes:
-        raise UserError(
-            f"params.yaml: train.batch_size is {batch_size}; expected a multiple of {processes}, the number of "
-            "processes that share each batch"
-        )
+    problem = f"params.yaml: {params.key('batch_size')} is {params.batch_size}"
+    if params.batch_size > photos:
+        raise UserError(f"{problem}; expected at most {photos}, the number of photos {which}")
+    if params.batch_size % processes:
+        raise UserError(f"{problem}; expected a multiple of {processes}, the number of processes that share each batch")
 
 
 def make_network(name: str, weights: str, params: Train, train: PackedSplit) -> nn.Module:
@@ -331,7 +334,7 @@ def make_network(name: str, weights: str, params: Train, train: PackedSplit) -> 
     network = build_network(name, weights, classes, params.head_width, params.dropout, params.seed)
     prepared_size = train.description["image_size"]
     check_image_size(network, name, prepared_size, "prepare.image_size")
-    check_image_size(network, name, params.image_size or prepared_size, "train.image_size")
+    check_image_size(network, name, params.image_size or prepared_size, params.key("image_size"))
     return to_device(network, train.device)
 
 
@@ -355,13 +358,6 @@ def average(head: dict[str, Tensor], last: dict[str, Tensor], share: float) -> d
         key: torch.lerp(tensor, last[key], share) if tensor.is_floating_point() else tensor
         for key, tensor in head.items()
     }
-
-
-def require_finite(loss: float, where: str) -> float:
-    """Return `loss`. Raises UserError if it is infinite or NaN."""
-    if not math.isfinite(loss):
-        raise UserError(f"{where}: the loss is {loss}; try a smaller lr")
-    return loss
 
 
 def describe_duration(seconds: float) -> str:

@@ -1,6 +1,6 @@
 """The networks' predictions as a table, and their scores."""
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 
 from pipeline.core.class_sizes import are_unequal, describe_few, describe_unequal, few_to_test_on
 from pipeline.core.paths import NETWORK_CLASS_SCORES
@@ -48,24 +48,26 @@ def print_scores(
     scores: Mapping[str, dict[str, dict]],
     class_scores: dict[str, pd.DataFrame],
     trained_on: Mapping[str, int],
-    balanced: Set[str],
+    to_balance: Mapping[str, str],
 ) -> None:
     """Print the scores on test, and what to know of classes that are unequal or have few photos.
 
-    `trained_on` has the photos of each class in train; `balanced` networks were trained with class weights.
+    `trained_on` has the photos of each class in train, `to_balance` for each network what `describe_unequal` says.
     """
-    print_unequal(trained_on, class_scores, balanced)
+    print_unequal(trained_on, class_scores, to_balance)
     unequal = are_unequal(test.photos_by_class.values())
     print(scores_table({name: by_split["test"] for name, by_split in scores.items()}, unequal))
     print_few(test, class_scores)
 
 
-def print_unequal(trained_on: Mapping[str, int], class_scores: dict[str, pd.DataFrame], balanced: Set[str]) -> None:
-    """If the classes in train are very unequal, print what matters then; `balanced` networks have class weights."""
+def print_unequal(
+    trained_on: Mapping[str, int], class_scores: dict[str, pd.DataFrame], to_balance: Mapping[str, str]
+) -> None:
+    """If the classes in train are very unequal, print what matters then."""
     for network, rows in class_scores.items():
         by_class = rows.set_index("class")
         photos, recall = by_class["photos"].to_dict(), by_class["recall"].to_dict()
-        if text := describe_unequal(trained_on, photos, recall, network in balanced):
+        if text := describe_unequal(trained_on, photos, recall, to_balance[network]):
             print(f"{network} on test: {text}")
 
 

@@ -7,7 +7,7 @@ their `epoch` is a text such as `0+3 (1:3)`.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from pipeline.core.sections.train import Train
 
@@ -33,12 +33,15 @@ def best_scores(curve: list[dict], params: Train, means: Sequence[dict] = ()) ->
     )
 
 
-def find_trouble(curve: list[dict], classes: int) -> str:
-    """What is going wrong, as the last epoch of the curve shows, and what to do; empty if nothing is."""
+def find_trouble(curve: list[dict], classes: int, lr_key: str = "lr") -> str:
+    """What is going wrong, as the last epoch of the curve shows, and what to do; empty if nothing is.
+
+    `lr_key` is that of the network's learning rate in params.yaml.
+    """
     if divergence := describe_divergence(curve, classes):
-        return f"{divergence}; lr is too high"
+        return f"{divergence}; {lr_key} is too high"
     if rise := describe_rise(curve, "train_loss", classes):
-        return f"the train loss {rise}; lr may be too high"
+        return f"the train loss {rise}; {lr_key} may be too high"
     if rise := describe_rise(curve, "validation_calibrated_loss", classes):
         return f"the calibrated validation loss {rise}, but the train loss has not: the network overfits; {REMEDY}"
     *before, last = curve
@@ -116,18 +119,8 @@ def describe_mean(epoch: str) -> str:
     return f"the mean of epochs 0 (the fitted head) and {epochs.removeprefix('0+')}, weighted {weighting}"
 
 
-def explain_choice(
-    curve: list[dict],
-    means: Sequence[dict],
-    classes: int,
-    params: Train,
-    lr: float,
-    key_for: Callable[[str], str] = str,
-) -> str:
-    """Say what was kept, with its scores and the reason, and perhaps a param to try.
-
-    `key_for` says where params.yaml has `lr` and `train.epochs`, if the network has its own.
-    """
+def explain_choice(curve: list[dict], means: Sequence[dict], classes: int, params: Train, lr: float) -> str:
+    """Say what was kept, with its scores and the reason, and perhaps a param to try."""
     best, last = best_scores(curve, params, means), curve[-1]
     assert best is not None  # the last epoch is a candidate
     lowest = describe_loss(best["validation_calibrated_loss"])
@@ -140,11 +133,11 @@ def explain_choice(
     elif best["epoch"] == 0:
         diverged = any(describe_divergence(curve[: epochs + 1], classes) for epochs in range(len(curve)))
         kept, why = "the fitted head (epoch 0), without training", f"{why} ({lowest}, and {at_end})"
-        why += f"; try {key_for('lr')}={lr / (10 if diverged else 3):.1g}"
+        why += f"; try {params.key('lr')}={lr / (10 if diverged else 3):.1g}"
     else:
         kept = f"epoch {best['epoch']} of {params.epochs}"
         if best is not last:
-            why += f" ({lowest}, and {at_end}); try {key_for('train.epochs')}={best['epoch']}"
+            why += f" ({lowest}, and {at_end}); try {params.key('epochs')}={best['epoch']}"
         elif means:
             lowest = min(mean["validation_calibrated_loss"] for mean in means)
             why += f" ({with_head}, {describe_loss(lowest)} with the best mean of both)"

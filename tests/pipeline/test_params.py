@@ -277,7 +277,6 @@ def test_read_params_names_an_unknown_key(section: str, params: dict, tmp_path: 
         ({"lr": 0}, "lr is 0; input should be greater than 0"),
         ({"train": 3}, "train is 3; expected values of train for this network, such as {optimizer: adam}"),
         ({"train": {"epochs": "many"}}, "train.epochs is 'many'; input should be a valid integer"),
-        ({"train": {"head_width": 9, "head_init": "fitted"}}, "train.head_width is 9; expected null, a linear head"),
         ({"train": {"image_size": 225}}, "train.image_size is 225; expected at most prepare.image_size (224)"),
         ({"train": {"batch_size": 20000}}, "train.batch_size is 20000; expected at most prepare.split.train (16000)"),
     ],
@@ -288,16 +287,24 @@ def test_read_params_checks_what_a_network_has_of_its_own(own: dict, said: str, 
 
 
 @pytest.mark.parametrize(
-    ("key", "said"),
+    ("own", "said"),
     [
-        ("epoch", "remove it or correct its name"),
-        ("seed", "all networks share train.seed, so remove it"),
-        ("launcher", "all networks share train.launcher, so remove it"),
+        ({"train": {"epoch": 3}}, "unknown key networks.resnet18.train.epoch; remove it or correct its name"),
+        ({"epochs": 3}, "unknown key networks.resnet18.epochs; expected networks.resnet18.train.epochs"),
+        (
+            {"train": {"seed": 3}},
+            "networks.resnet18.train.seed cannot be set for one network; remove it, because all share train.seed",
+        ),
+        (
+            {"train": {"head_width": 9}},
+            "networks.resnet18.train.head_width is 9; expected null, a linear head, because train.head_init is fitted; "
+            "or set train.head_init to random",
+        ),
     ],
 )
-def test_read_params_names_an_unknown_key_of_a_network(key: str, said: str, params: dict, tmp_path: Path) -> None:
-    params["networks"]["resnet18"]["train"] = {"epochs": 1, key: 3}
-    assert refusal(params, tmp_path) == f"params.yaml: unknown key networks.resnet18.train.{key}; {said}"
+def test_read_params_names_a_wrong_key_of_a_network(own: dict, said: str, params: dict, tmp_path: Path) -> None:
+    params["networks"]["resnet18"] |= own
+    assert refusal(params, tmp_path) == f"params.yaml: {said}"
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from pipeline.core.all_params import Params
 from pipeline.core.errors import UserError
+from pipeline.core.read_params import read_params
 from pipeline.networks.distributed import Processes
 from pipeline.networks.training import check_batch_size
 from tests.support import forked
@@ -39,9 +41,10 @@ def test_processes_shard_a_batch_completely() -> None:
 
 
 def test_train_refuses_a_batch_that_cannot_be_shared_equally() -> None:
-    check_batch_size(64, photos=64, processes=2)
+    params = read_params(Params, REPOSITORY / "params.yaml").train  # batches of 64
+    check_batch_size(params, photos=64, processes=2)
     with pytest.raises(UserError, match=r"train\.batch_size is 64; expected a multiple of 3"):
-        check_batch_size(64, photos=64, processes=3)
+        check_batch_size(params, photos=64, processes=3)
 
 
 @pytest.mark.slow

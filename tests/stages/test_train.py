@@ -265,7 +265,9 @@ def test_train_keeps_the_fitted_head_if_training_makes_it_worse(small: Project) 
     assert curve.loc[1, "validation_loss"] > curve.loc[0, "validation_loss"]
     assert small.read_json("metrics/train/resnet18.json")["kept_epoch"] == 0
     *_, warning, _mean, _mean, _mean, last = small.last_run.stdout.splitlines()
-    assert re.fullmatch(r"warning: resnet18 epoch 1: the .* loss .*guessing.*; lr is too high", warning)
+    assert re.fullmatch(
+        r"warning: resnet18 epoch 1: the .* loss .*guessing.*; networks.resnet18.lr is too high", warning
+    )
     assert last.startswith("resnet18: kept the fitted head (epoch 0), without training: validation loss ")
     assert last.endswith(
         f"{curve.loc[1, 'validation_calibrated_loss']:.4f} after the last epoch); try networks.resnet18.lr=0.1"

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pipeline.core.params import MAX_SIZE, MIN_SIZE, Count, Integer, Network, Number, Section, Seed, Share, Text
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
 
 class Train(Section):
@@ -29,17 +29,21 @@ class Train(Section):
     epochs: Count
     seed: Seed
 
+    _own_keys: dict[str, str] = PrivateAttr(default_factory=dict)  # set by own_params
 
-def own_params(network: Network, lr: float, train: Train) -> dict[str, Any]:
-    """`lr` and `train` as this network is trained with: with its own values, where it has some."""
-    return {
-        "lr": lr if network.lr is None else network.lr,
-        "train": Train.model_validate(train.model_dump() | network.train),
-    }
+    def key(self, name: str) -> str:
+        """Where params.yaml has the value of `name` (`lr` or a field) that a network is trained with.
+
+        It is `train.epochs`, for example, or `networks.resnet18.train.epochs` if that network has its own.
+        """
+        return self._own_keys.get(name, name if name == "lr" else f"train.{name}")
 
 
-def key_for(name: str, network: Network, key: str) -> str:
-    """Where params.yaml has the value of `key` (`lr`, or one of `train`) that the network `name` is trained with."""
-    section, _, value = key.rpartition(".")
-    has_own = value in network.train if section else network.lr is not None
-    return f"networks.{name}.{key}" if has_own else key
+def own_params(name: str, network: Network, lr: float, train: Train) -> dict[str, Any]:
+    """`lr` and `train` as the network `name` is trained with: with its own values, where it has some."""
+    own_train = Train.model_validate(train.model_dump() | network.train)
+    own_train._own_keys = {key: f"networks.{name}.train.{key}" for key in network.train}
+    if network.lr is None:
+        return {"lr": lr, "train": own_train}
+    own_train._own_keys["lr"] = f"networks.{name}.lr"
+    return {"lr": network.lr, "train": own_train}
