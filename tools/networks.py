@@ -117,6 +117,9 @@ def use_networks(names: list[str]) -> None:
         for path in results(name):
             path.unlink(missing_ok=True)
     print(f"networks: {', '.join(params['networks'])}; {what_next(before, [*params['networks']])}")
+    for name in names:
+        if name not in before and len(params["networks"][name]) > 1:
+            print(f"note: {name} has its own lr or train, from the recipe in use; see docs/networks.md")
 
 
 def what_next(before: list[str], after: list[str]) -> str:

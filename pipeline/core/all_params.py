@@ -39,9 +39,12 @@ class Params(Section):
 
 def describe_own_params(params: Params) -> dict[str, str]:
     """By network, for those that have some: its own values of `lr` and `train`, as text."""
-    own = {name: flatten(network.model_dump(exclude={"weights"})) for name, network in params.networks.items()}
-    texts = {name: ", ".join(f"{key}: {as_written(value)}" for key, value in values) for name, values in own.items()}
-    return {name: text for name, text in texts.items() if text}
+    texts = {}
+    for name, network in params.networks.items():
+        own = {key.removeprefix("train."): value for key, value in flatten(network.model_dump(exclude={"weights"}))}
+        if own:
+            texts[name] = ", ".join(f"{key}: {as_written(value)}" for key, value in own.items())
+    return texts
 
 
 def without_folders(params: Params) -> Params:

@@ -6,6 +6,7 @@ from pipeline.core.files import read_json, require_file
 from pipeline.core.packed import read_packed
 from pipeline.core.params import flatten
 from pipeline.core.paths import CONTACT_SHEET, PREPARE_SUMMARY, packed_split
+from pipeline.core.sections.train import own_params
 from pipeline.core.split_table import count_classes, describe_classes
 from pipeline.pages import plots
 from pipeline.pages.graph import stage_levels
@@ -93,6 +94,12 @@ def describe_confidence(results: Results) -> dict:
     }
 
 
+def find_unweighted(params: Params) -> list[str]:
+    """The params that would have every class count equally in the training of all networks."""
+    trains = [own_params(name, network, params.lr, params.train)["train"] for name, network in params.networks.items()]
+    return [*dict.fromkeys(train.key("class_weights") for train in trains if train.class_weights == "none")]
+
+
 def describe_training(params: Params, results: Results) -> dict:
     """What the page says of how the results came about: learning curves, params and stages."""
     values = dict(flatten(without_folders(params).model_dump()))
@@ -102,6 +109,7 @@ def describe_training(params: Params, results: Results) -> dict:
         "kept_epochs": results.kept_epochs,
         "params": values,
         "own_params": describe_own_params(params),
+        "to_balance": find_unweighted(params),
         "steps": stage_levels(values),
     }
 
