@@ -1,8 +1,8 @@
 """Read what Label Studio exports, and write the labels into the table that prepare reads (prepare.labels).
 
-The export is JSON, JSON-MIN, CSV or TSV. A photo of the table gets the new label; its other photos stay as they are.
-Skipped tasks, and tasks without an annotation, change nothing. If any photo is not in prepare.source, any label is no
-class, or annotations contradict each other, there is a line for each, and nothing is written.
+The export is JSON, JSON-MIN, CSV or TSV. Its labels replace those in the table; other rows stay as they are. Skipped
+tasks, and tasks without an annotation, change nothing. If a photo is not in prepare.source, a label is not a class, or
+annotations contradict each other, there is a line for each, and nothing is written.
 """
 
 import sys

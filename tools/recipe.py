@@ -1,7 +1,8 @@
 """Apply a recipe, a named set of params, to params.yaml: first recipes/default.yaml, then the recipe's own file.
 
-This way, no value of an earlier recipe remains. That goes for a network's own values, too, if its recipe has some.
-Params that are in neither file, such as classes, photos, which networks there are, and seeds, stay as they are.
+This way, no value of an earlier recipe remains. A network's own values are replaced by those that the recipe's own
+file has for it, or removed. Params that are in neither file, such as classes, photos, the networks and seeds, stay as
+they are.
 """
 
 import sys

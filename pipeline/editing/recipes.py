@@ -1,6 +1,7 @@
 """Recipes: named sets of params, each in a file that has only what differs from recipes/default.yaml.
 
-A recipe can also have values of `lr` and `train` for single networks, under `networks` as in params.yaml.
+A recipe can also have values of `lr` and `train` for single networks, under `networks` as in params.yaml. Other recipes
+do not inherit those of the default.
 """
 
 from pathlib import Path
