@@ -1,9 +1,9 @@
 """Set the threshold for rejecting photos that show none of the classes; off if reject.false_rejection_rate is null.
 
-Reads data/prepared/ and the pretrained weights of the first network; writes models/rejection.safetensors (what
-inference needs) and metrics/rejection.csv (one row per photo of validation and test: its similarity to the photos in
-train, and whether it is rejected). The threshold is set on validation: at most reject.false_rejection_rate of its
-photos are rejected.
+Reads data/prepared/ and the pretrained weights of the alphabetically first network; writes
+models/rejection.safetensors (what inference needs) and metrics/rejection.csv (one row per photo of validation and test:
+its similarity to the photos in train, and whether it is rejected). The threshold is set on validation: at most
+reject.false_rejection_rate of its photos are rejected.
 """
 
 import sys
@@ -57,8 +57,9 @@ def read_inputs() -> Params:
 
 
 def first_network(params: Params) -> tuple[str, str]:
-    """The name and the weights of the network whose features are used."""
-    return next((name, network.weights) for name, network in params.networks.items())
+    """The name and the weights of the network whose features are used: the alphabetically first one."""
+    name = min(params.networks)  # not the first in params.yaml: DVC does not rerun this if only the order changes
+    return name, params.networks[name].weights
 
 
 def main() -> None:
@@ -76,7 +77,7 @@ def fit(params: Params, rate: float) -> None:
     """Compute the features of known photos, set the threshold, and write both."""
     # Slow imports, which are not needed if reject.false_rejection_rate is null.
     from pipeline.core.split_table import read_split_table
-    from pipeline.networks.building import build_network, normalisation_of
+    from pipeline.networks.building import build_network, check_image_size, normalisation_of
     from pipeline.networks.compute import set_up, to_device
     from pipeline.networks.dataset import open_split
     from pipeline.networks.predicting import predict_features
@@ -88,8 +89,9 @@ def fit(params: Params, rate: float) -> None:
     device, dtype = set_up(params.device, params.precision, params.threads)
     normalisation = normalisation_of(name, weights)
     network = build_network(name, weights, classes=1, head_width=None, dropout=0, seed=0)
-    to_device(network, device)
     splits = {split: open_split(packed_split(split), device).normalised(normalisation) for split in SPLITS}
+    check_image_size(network, name, splits["train"].description["image_size"], "prepare.image_size")
+    to_device(network, device)
     references = make_references(network, splits["train"], dtype)
     photos, similar = read_split_table(), {}
     for split in ("validation", "test"):

@@ -45,7 +45,7 @@ def read_arguments() -> argparse.Namespace:
 
 def stage_seconds(text: str) -> tuple[str, float]:
     stage, _, seconds = text.partition("=")
-    if not re.fullmatch(r"\w+", stage) or not re.fullmatch(r"\d+(\.\d+)?", seconds):
+    if not re.fullmatch(r"[\w-]+", stage) or not re.fullmatch(r"\d+(\.\d+)?", seconds):
         raise argparse.ArgumentTypeError(f"{text!r} is not a stage and its seconds, such as train_resnet18=713")
     return stage, float(seconds)
 

@@ -10,7 +10,7 @@ from pipeline.core.files import require_file
 import pandas as pd
 
 # Columns that are never numbers: a class or a photo may be named 1.
-TEXT = ("network", "split", "photo", "label", "class", "sha256", "excluded", "relabelled_from", "copy_of")
+TEXT = ("network", "split", "photo", "label", "predicted", "class", "sha256", "excluded", "relabelled_from", "copy_of")
 
 
 def read_table(file: Path | BinaryIO, columns: Sequence[str], name: str = "") -> pd.DataFrame:

@@ -38,11 +38,13 @@ def write_edited(contents: Mapping[Path, CommentedMap]) -> None:
 def update(parent: CommentedMap, key: str, remove: Iterable[str], add: Mapping) -> None:
     """Remove and add values of the mapping `parent[key]`, which is on one line if it then has a single value."""
     mapping = parent[key]
+    if sum(value is mapping for value in parent.values()) > 1:  # an alias, whose other uses must not change
+        mapping = parent[key] = CommentedMap(mapping)
     with keep_what_follows(parent, key):
         for name in remove:
             del mapping[name]
         mapping.update(parse(as_text(CommentedMap(add))) if add else {})
-        (mapping.fa.set_block_style if len(mapping) > 1 else mapping.fa.set_flow_style)()
+        (mapping.fa.set_block_style if len(mapping) > 1 or mapping.ca.items else mapping.fa.set_flow_style)()
 
 
 @contextmanager

@@ -4,9 +4,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
+from pathlib import Path
 
 from pipeline.core.all_params import Params
 from pipeline.core.errors import UserError
+from pipeline.core.files import require_file
 from pipeline.core.packed import difference
 from pipeline.core.paths import REJECTION, model
 from pipeline.core.read_params import read_params
@@ -60,10 +62,17 @@ class Prediction:
         return self.ensemble.get(self.label, float("nan"))
 
 
+def file_version(path: Path) -> tuple[int, int, int]:
+    """What is different if a file is replaced or written to."""
+    status = path.stat()
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
 class Ensemble:
     """The trained networks of params.yaml, combined as models/combination.json says.
 
-    `networks` are ready to predict on `device`, for images normalised by their `normalisations`; `classes` are in the
+    `networks` are ready to predict on `device`, for images normalised by their `normalisations`, in the order of
+    combination.json, because DVC reruns nothing if only their order in params.yaml changes; `classes` are in the
     order of their outputs; `kept_epochs` are the epochs that `train` kept: 0 for a fitted head, a text such as
     `0+6 (1:3)` for a mean, None in models of earlier versions; `description` is the first model's, and all are for the
     same photos.
@@ -78,6 +87,7 @@ class Ensemble:
         self.networks: dict[str, nn.Module] = {}
         self.normalisations: dict[str, Normalisation] = {}
         descriptions = []
+        self._versions = {name: file_version(model(name)) for name in names}
         for name in names:
             network, description = load_model(model(name))
             descriptions.append(description)
@@ -94,6 +104,7 @@ class Ensemble:
         }
         self.classes: list[str] = self.description["classes"]
         self.combination = read_combination(names, self.classes)
+        self.networks = {name: self.networks[name] for name in self.combination.members}
         self._false_rejection_rate = params.reject.false_rejection_rate
         self.image_size: int = self.description["image_size"]
         self.resize: str = self.description["resize"]
@@ -175,6 +186,10 @@ class Ensemble:
 
     @cached_property
     def _unfolded(self) -> dict[str, nn.Module]:
+        """The networks with gradients. Raises UserError if their files are no longer those that predict."""
+        for name in self.networks:
+            if file_version(require_file(model(name))) != self._versions[name]:
+                raise UserError(f"{model(name)} has changed since it was loaded; start this program again")
         return {name: load_model(model(name))[0].to(self.device) for name in self.networks}
 
     def predict(

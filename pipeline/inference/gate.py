@@ -68,7 +68,10 @@ def is_from_another_site(headers: Headers) -> bool:
     By Origin, too, because browsers send Sec-Fetch-Site only to https and to their own computer.
     """
     origin = headers.get("origin")
-    is_foreign = origin is not None and urlsplit(origin).netloc.lower() != headers.get("host", "").lower()
+    try:
+        is_foreign = origin is not None and urlsplit(origin).netloc.lower() != headers.get("host", "").lower()
+    except ValueError:  # it is not a valid URL
+        is_foreign = True
     return is_foreign or headers.get("sec-fetch-site") == "cross-site"
 
 

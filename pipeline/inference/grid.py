@@ -50,7 +50,7 @@ def shortened(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     """`text`, its middle replaced by … if it would be wider than `width` pixels."""
     middle = len(text) // 2
     start, end = text[:middle], text[middle:]
-    while font.getlength(text) > width:
+    while (start or end) and font.getlength(text) > width:
         start, end = start[:-1], end[1:]
         text = f"{start}…{end}"
     return text

@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from posixpath import dirname, join, normpath
 from typing import BinaryIO, TypeGuard, cast
 
-from pipeline.core.errors import UserError
+from pipeline.core.errors import UserError, list_some
 from pipeline.photos.decoding import UnreadablePhoto
 
 LARGEST_FILE = 2**28  # bytes; files in a small zip may unpack to more than fits into memory
@@ -151,7 +151,7 @@ def list_archive(file: BinaryIO, name: str, stack: ExitStack) -> Listing:
             raise UserError(f"{name}: {what}")
     with explained(name):
         if start.startswith(b"PAR1"):
-            return _list_parquet(file, stack)
+            return _list_parquet(file, name, stack)
         if found := _list_tar(file, stack):
             return found
         if start.startswith(COMPRESSED):
@@ -359,19 +359,21 @@ def _add_links(found: Listing, members: list[tarfile.TarInfo]) -> None:
                 found.others[LINKED_FOLDERS if target in folders else DANGLING_LINKS].append(member.name)
 
 
-def _list_parquet(file: BinaryIO, stack: ExitStack) -> Listing:
+def _list_parquet(file: BinaryIO, name: str, stack: ExitStack) -> Listing:
     """List the rows of a parquet file as Hugging Face writes it: a column of images (bytes) and one of labels."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ModuleNotFoundError:
-        raise UserError("parquet needs pyarrow; run `pip install -r requirements/parquet.txt`") from None
+        raise UserError(f"{name}: parquet needs pyarrow; run `pip install -r requirements/parquet.txt`") from None
     table = pq.ParquetFile(file)
     schema = table.schema_arrow
     image = next((f.name for f in schema if pa.types.is_struct(f.type) and f.type.get_field_index("bytes") >= 0), None)
     label = next((name for name in ("label", "labels", "class", "category") if name in schema.names), None)
     if image is None:
-        raise UserError(f"its columns are {', '.join(schema.names)}; expected a column of images with their bytes")
+        raise UserError(
+            f"{name}: its columns are {', '.join(schema.names)}; expected a column of images with their bytes"
+        )
     features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
     names = features.get(label, {}).get("names")
     spool = Spool(stack)
@@ -381,7 +383,13 @@ def _list_parquet(file: BinaryIO, stack: ExitStack) -> Listing:
         for value, its_label in zip(batch.column(image).to_pylist(), labels, strict=True):
             content = (value or {}).get("bytes") or b""
             path = f"{len(entries):06}{PurePosixPath((value or {}).get('path') or '').suffix or '.jpg'}"
-            its_label = names[its_label] if names and isinstance(its_label, int) else its_label
+            if names and isinstance(its_label, int):
+                if its_label >= len(names):
+                    raise UserError(
+                        f"{name}: the label of row {len(entries)} is {its_label}, but there are {len(names)} classes, "
+                        f"{list_some(names)}; expected a number from 0 to {len(names) - 1}, or -1 for none"
+                    )
+                its_label = names[its_label] if its_label >= 0 else None  # -1 marks rows without a label
             number = spool.add(io.BytesIO(content))
             entries.append(Entry(path, len(content), partial(spool.open, number), its_label))
     spool.flush()

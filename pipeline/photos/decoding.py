@@ -129,7 +129,11 @@ def what_to_install(suffixes: Iterable[str]) -> str:
     missing = sorted(
         {EXTRA_SUFFIXES[suffix] for suffix in EXTRA_SUFFIXES.keys() & suffixes if suffix not in PHOTO_SUFFIXES}
     )
-    return f"`pip install -r requirements/phones.txt` to read {' and '.join(missing)}" if missing else ""
+    return (
+        f"`pip install -r requirements/phones.txt && dvc repro --force prepare` to read {' and '.join(missing)}"
+        if missing
+        else ""
+    )
 
 
 def silence_pillow() -> None:

@@ -16,7 +16,7 @@ from pipeline.core.params import AUTO
 from pipeline.photos.label_tasks import CHOICE
 from pipeline.photos.labels import ClassNames
 from pipeline.photos.source import NAMED, Photo
-from pipeline.photos.table import COLUMNS, PhotoNames, read_cells
+from pipeline.photos.table import COLUMNS, DELIMITERS, LARGEST_CELL, PhotoNames, read_cells
 
 MOST_ERRORS = 5  # lines
 
@@ -45,7 +45,11 @@ def read_export(file: Path) -> list[Annotation]:
             return [annotation for record in records for annotation in _from_task(file, record)]
     else:
         header = text.partition("\n")[0]
-        records = list(csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if "\t" in header else ","))
+        csv.field_size_limit(LARGEST_CELL)
+        try:
+            records = list(csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if "\t" in header else ","))
+        except csv.Error as error:
+            raise UserError(f"{file} is not valid CSV ({error}); export it again") from None
     return list(_from_records(file, records))
 
 
@@ -189,5 +193,7 @@ def merge(table: Path, photos: list[Photo], labels: Mapping[str, str]) -> tuple[
         row[places["photo"]], row[places["label"]] = path, label
         rows.append(row)
     text = io.StringIO()
+    if delimiter not in DELIMITERS:
+        text.write(f"sep={delimiter}\n")  # as the table says itself
     csv.writer(text, delimiter=delimiter, lineterminator="\n").writerows([names, *rows])
     return text.getvalue(), len(added), changes

@@ -172,7 +172,7 @@ class Plan:
         return len(self.members(group, split)) if isinstance(self._sizes[split], int) else 1
 
     def _is_available(self, group: Group) -> bool:
-        return self._claimed_by(group) in (None, "train")
+        return self._claimed_by(group) == ("train" if "train" in self._names else None)
 
     def _claimed_by(self, group: Group) -> str | None:
         for name in FILL_ORDER:

@@ -106,8 +106,8 @@ class PhotoNames:
         self._by_path: dict[str, list[Photo]] = {}  # with and without the suffix
         self._by_end: dict[str, list[Photo]] = {}  # each end of these
         for photo in photos:
-            path = _normalised(photo.path)
-            for name in {path, path.removesuffix(PurePosixPath(path).suffix)}:
+            without = photo.path.removesuffix(PurePosixPath(photo.path).suffix)
+            for name in {_normalised(photo.path), _normalised(without)}:  # which may end with what looks like a suffix
                 self._by_path.setdefault(name, []).append(photo)
                 for end in _ends(name):
                     self._by_end.setdefault(end, []).append(photo)

@@ -32,13 +32,15 @@ class Combination:
     """How to combine the members; `method` is a value of ensemble.method.
 
     `temperature` calibrates the means (see pipeline/scores/calibration.py). Only fitted_weights uses `weights` (by
-    network) and `intercepts` (by class, in the order of the labels).
+    network) and `intercepts` (by class, in the order of the labels). `members` are the networks, in the order of the
+    logits, if it was read from combination.json.
     """
 
     method: str
     weights: dict[str, float] = field(default_factory=dict)
     intercepts: dict[str, float] = field(default_factory=dict)
     temperature: float = 1.0
+    members: tuple[str, ...] = ()
 
     def __call__(
         self,
@@ -105,13 +107,13 @@ def repeats_member(method: str, members: Sequence[str]) -> bool:
 
 
 def read_combination(networks: list[str], classes: list[str]) -> Combination:
-    """The combination of `networks` scored by the stage `ensemble`.
+    """The combination of `networks`, in any order, scored by the stage `ensemble`.
 
     Raises UserError if there is none, or it is for other networks or classes.
     """
     content = read_json(COMBINATION)
     members = content.get("members", [])
-    if members != networks:
+    if {*members} != {*networks}:
         raise UserError(
             f"{COMBINATION} is for {', '.join(members)}, but params.yaml lists {', '.join(networks)}; "
             "run `dvc repro` to fix this"
@@ -122,5 +124,9 @@ def read_combination(networks: list[str], classes: list[str]) -> Combination:
             f"{list_some(classes)}; run `dvc repro` to fix this"
         )
     return Combination(
-        content["method"], content.get("weights", {}), content.get("intercepts", {}), content.get("temperature", 1.0)
+        content["method"],
+        content.get("weights", {}),
+        content.get("intercepts", {}),
+        content.get("temperature", 1.0),
+        tuple(members),
     )

@@ -1,6 +1,7 @@
 """Read search.yaml: which params a search varies, and over which values."""
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from pipeline.core.all_params import Params
@@ -126,9 +127,17 @@ def current_values(params: Params, keys: Any) -> dict[str, Any]:
     return {key: values[key] for key in keys}
 
 
+def _number_or_text(value: Any) -> Any:
+    """The number that YAML reads as text, such as 1e-3; else the value itself."""
+    with suppress(ValueError):
+        return float(value) if isinstance(value, str) else value
+    return value
+
+
 def _read_values(key: str, values: Any, current: Any) -> Range | list[Any]:
     name = f"{SEARCH_SPACE}: {key}"
     if isinstance(values, list):
+        values = [_number_or_text(value) for value in values]
         if len(values) < 2 or any(value in values[:index] for index, value in enumerate(values)):
             raise UserError(f"{name} is {values}; expected {EXAMPLE}")
         if current not in values:

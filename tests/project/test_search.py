@@ -154,6 +154,20 @@ def test_the_default_search_is_allowed_by_the_default_params() -> None:
         assert "lr" in read_space(read_params(Params))
 
 
+def test_a_list_may_have_numbers_that_yaml_reads_as_text(project: Project) -> None:
+    from pipeline.core.all_params import Params
+    from pipeline.core.read_params import read_params
+    from pipeline.search.space import read_space
+
+    (project.root / "search.yaml").write_text("lr: [1e-3, 5e-4]\ntrain.layers: [head, all]\n")
+    project.params["lr"] = 0.001
+    project.params["train"]["layers"] = "all"
+    project.write_params()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(project.root)
+        assert read_space(read_params(Params)) == {"lr": [0.001, 0.0005], "train.layers": ["head", "all"]}
+
+
 def test_search_varies_only_what_has_an_effect(project: Project) -> None:
     optuna = pytest.importorskip("optuna", reason="needs Optuna: pip install -r requirements/search.txt")
     from pipeline.core.all_params import Params

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -319,6 +320,31 @@ def test_prepare_refuses_a_wrong_table_in_one_line(table: str | None, said: str,
     assert said in line
 
 
+def test_prepare_takes_no_label_from_a_parquet_row_without_one(project: Project) -> None:
+    """Hugging Face marks unlabelled rows with -1."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    photos = [photo_bytes(label, number) for number in range(8) for label in ("cat", "dog")]
+    features = {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}
+
+    def write(labels: list[int]) -> None:
+        table = pa.table({"image": [{"bytes": content, "path": None} for content in photos], "label": labels})
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+        pq.write_table(table, project.root / "data/photos.parquet")
+
+    project.params["prepare"]["source"] = "data/photos.parquet"
+    project.split(train=4, validation=4, test=4)
+    project.write_params()
+    write([0, 1] * 6 + [-1] * 4)
+    assert "4 test (6 cat, 6 dog); 4 excluded: no class by its folder" in project.prepare().stdout
+    write([0, 1] * 7 + [0, 2])
+    assert error_line(project.run("prepare.py")) == (
+        "data/photos.parquet: the label of row 15 is 2, but there are 2 classes, cat, dog; expected a number from 0 to "
+        "1, or -1 for none"
+    )
+    pq.write_table(pa.table({"a": [1]}), project.root / "data/photos.parquet")
+    assert error_line(project.run("prepare.py")).startswith("data/photos.parquet: its columns are a; expected ")
+
+
 # --- given splits
 
 
@@ -340,6 +366,13 @@ def test_prepare_keeps_given_splits_that_are_named(project: Project) -> None:
     assert sorted(labels.tolist()) == [0, 0, 0, 0, 1, 1, 1]  # as they come, and not in pairs
     expected = [row["label"] == "dog" for row in project.split_table() if row["split"] == "test"]
     assert labels.astype(bool).tolist() == expected
+
+
+def test_a_share_is_one_of_the_photos_that_may_be_used(project: Project) -> None:
+    """And not of those in a folder that no split names, if train names one."""
+    project.photos(given_splits() | class_folders(20, "pets/extra", first=40))
+    project.params["prepare"]["split"] = {"train": "train", "validation": 0.25, "test": "validation"}
+    assert last_line(project).startswith("63 photos: 12 train, 4 validation, 7 test (12 cat, 11 dog); ")
 
 
 def test_prepare_says_that_given_splits_are_ignored_and_how_to_keep_them(project: Project) -> None:
@@ -615,8 +648,8 @@ def test_prepare_says_what_to_install_for_heic_and_jpeg_xl(project: Project, tmp
     project.photos(files, "folder")
     project.write_params()
     assert error_line(project.run("prepare.py", env={"PYTHONPATH": str(tmp_path)})) == (
-        "folder: contains no photos; it has 3 .heic, 1 .jxl; `pip install -r requirements/phones.txt` to read HEIC and "
-        "JPEG XL"
+        "folder: contains no photos; it has 3 .heic, 1 .jxl; `pip install -r requirements/phones.txt && dvc repro "
+        "--force prepare` to read HEIC and JPEG XL"
     )
 
 

@@ -69,6 +69,17 @@ def test_prepare_reads_tables_as_they_are_written(table: str | bytes, labels_by:
     assert labels_by(table) == LABELS
 
 
+def test_a_table_may_leave_out_suffixes_of_names_with_dots(project: Project) -> None:
+    names = {"Dr. Who": "cat", "IMG.A1": "dog"} | {f"{label}.B{n}": label for n in range(7) for label in ("cat", "dog")}
+    project.photos({f"{name}.jpg": photo_bytes(label, n) for n, (name, label) in enumerate(names.items())}, "photos")
+    project.split(train=8, validation=4, test=4)
+    table = "".join(f"{name},{label}\n" for name, label in names.items())
+    project.write_params()
+    (project.root / "data/labels.csv").write_text(f"photo,label\n{table}")
+    project.prepare()
+    assert {row["photo"].removesuffix(".jpg"): row["label"] for row in project.split_table()} == names
+
+
 @pytest.mark.parametrize(
     ("table", "said"),
     [

@@ -19,7 +19,7 @@ from pipeline.networks.freezing import set_trainable
 from pipeline.networks.normalisation import IMAGENET, Normalisation
 from pipeline.networks.predicting import predict_features
 from tests.support.predictions import CLOSE, predicted_by
-from tests.support.projects import NEEDS_TIMM, Project, copy_of
+from tests.support.projects import NEEDS_TIMM, Project, copy_of, error_line
 from tests.support.waiting import wait_for
 from tests.support.weight_files import save_weights, write_weights
 
@@ -150,6 +150,18 @@ def test_mistakes_are_named_in_one_line(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match=rf"^{VIT} cannot take images of 40x40 .* set prepare.image_size to (32|48),"):
         check_image_size(build_network(VIT, "none", 2, None, 0, seed=1), VIT, 40, "prepare.image_size")
+
+
+def test_reject_names_the_size_that_a_network_can_take(tiny: Project) -> None:
+    import timm
+
+    network = timm.create_model(VIT.removeprefix("timm/"))
+    tiny.params["networks"] = {VIT: {"weights": str(save_weights(tiny.root, "vit", network.state_dict()))}}
+    tiny.params["prepare"]["image_size"] = 40
+    tiny.params["train"]["image_size"] = None
+    tiny.params["reject"]["false_rejection_rate"] = 0.1
+    tiny.prepare()
+    assert f"{VIT} cannot take images of 40x40 pixels" in error_line(tiny.run("reject.py"))
 
 
 def test_names_on_disk_stay_different() -> None:

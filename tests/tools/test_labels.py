@@ -89,6 +89,30 @@ def test_labels_of_every_format_are_merged_and_read_by_prepare(export: str, phot
         assert photos.row_of("cat (2) é.jpg")["label"] == photos.row_of("cat.0.jpg")["label"] == "dog"
 
 
+def test_labels_keep_the_delimiter_that_the_table_names_and_read_long_cells(photos: Project) -> None:
+    table = photos.root / "data/labels.csv"
+    table.write_text("sep=|\nphoto|label\ncat.0.jpg|cat\n")
+    lines = (EXPORTS / "export.csv").read_text(encoding="utf-8").splitlines()
+    picture = ["picture", *(["x" * 140_000] * (len(lines) - 1))]  # as a task may contain it
+    lines = [f"{cell},{line}" for cell, line in zip(picture, lines, strict=True)]
+    (photos.root / "export.csv").write_text("\n".join(lines), encoding="utf-8")
+    photos.succeed("labels.py", "export.csv")
+    assert table.read_text().startswith("sep=|\nphoto|label\ncat.0.jpg|dog\n")
+    photos.prepare()
+    assert photos.row_of("cat.0.jpg")["label"] == "dog"
+
+
+def test_tasks_of_the_audit_name_classes_that_are_numbers_as_text(tiny: Project) -> None:
+    (tiny.root / "metrics/audit.csv").write_text(
+        "photo,label,predicted,probability\na.jpg,1,1,0.6\nb.jpg,2,1,0.9\nc.jpg,2,2,0.8\n"
+    )
+    assert tiny.succeed("label_studio.py").startswith(
+        "label_studio/tasks.json: 3 photos (1 doubtful label, 2 uncertain), such as "
+    )
+    tasks = tiny.read_json("label_studio/tasks.json")
+    assert [task["predictions"][0]["result"][0]["value"]["choices"] for task in tasks] == [["1"], ["1"], ["2"]]
+
+
 def test_labels_refuse_what_is_wrong_with_a_line_for_each_and_write_nothing(photos: Project) -> None:
     export = (EXPORTS / "export.csv").read_text(encoding="utf-8")
     lines = export.splitlines(keepends=True)

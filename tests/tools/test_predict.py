@@ -7,8 +7,11 @@ import os
 import re
 from pathlib import Path
 
-from pipeline.inference.ensemble import Prediction
-from pipeline.inference.grid import draw_predictions
+from pipeline.core.all_params import Params
+from pipeline.core.errors import UserError
+from pipeline.core.read_params import read_params
+from pipeline.inference.ensemble import Ensemble, Prediction
+from pipeline.inference.grid import draw_predictions, shortened
 from pipeline.inference.submission import dog_of
 from pipeline.networks.models import load_model, save_model
 from tests.support.photos import FLOWERS, draw_photo, encode, kaggle_files, photo_bytes, write_folder, write_zip
@@ -18,7 +21,8 @@ from tests.support.projects import Project, Repository, copy_of, error_line
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
+import torch
+from PIL import Image, ImageFont
 
 NETWORKS = ("resnet18", "resnet34")
 
@@ -175,6 +179,35 @@ def test_predict_refuses_other_networks_than_were_scored(repository: Repository)
     assert error_line(repository.run("predict.py", "a.jpg")) == (
         "models/combination.json is for resnet18, resnet34, but params.yaml lists resnet18; run `dvc repro` to fix this"
     )
+
+
+def test_predict_answers_the_same_if_only_the_order_of_the_networks_changes(repository: Repository) -> None:
+    """DVC then reruns nothing."""
+    arguments = ("predict.py", repository.params["prepare"]["source"], "--json")
+    before = repository.succeed(*arguments)
+    repository.params["networks"] = dict(reversed(repository.params["networks"].items()))
+    assert repository.succeed(*arguments) == before
+
+
+def test_heat_maps_are_not_those_of_a_model_that_was_trained_meanwhile(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(repository.root)
+    ensemble = Ensemble(read_params(Params), torch.device("cpu"), torch.float32)
+    pixels = repository.packed("test")[0][:1]
+    _, members = ensemble.probabilities(pixels)
+    path = repository.root / "models/networks/resnet34.safetensors"
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"resnet34\.safetensors has changed since it was loaded; start this program"):
+        ensemble.heat_maps(pixels, members)
+
+
+def test_a_name_is_shortened_to_any_width() -> None:
+    font = ImageFont.load_default(9)
+    assert shortened("mobilenet_v2", font, 30) == "mo…v2"
+    assert shortened("mobilenet_v2", font, 1) == "…"
 
 
 def test_predict_refuses_models_of_different_classes(repository: Repository) -> None:

@@ -124,6 +124,19 @@ def test_a_recipe_gives_single_networks_what_it_has_for_them_and_takes_it_from_t
     assert path.read_text() == without
 
 
+def test_a_recipe_leaves_networks_alone_whose_weights_another_one_repeats(own: Project) -> None:
+    path = own.root / "params.yaml"
+    path.write_text(
+        PARAMS.replace("resnet18: {weights: IMAGENET1K_V1}", "resnet18: &w {weights: none}").replace(
+            "resnet34: {weights: IMAGENET1K_V1}", "mobilenet_v2: *w  # mine"
+        )
+    )
+    (own.root / "recipes/mine.yaml").write_text("networks: {mobilenet_v2: {lr: 0.5}}\n")
+    apply(own, "mine")
+    networks = yaml.safe_load(path.read_text())["networks"]
+    assert networks == {"resnet18": {"weights": "none"}, "mobilenet_v2": {"weights": "none", "lr": 0.5}}
+
+
 def test_recipe_lists_all_with_the_comment_at_the_top_of_each(own: Project) -> None:
     (own.root / "recipes/mine.yaml").write_text("# For my\n# photos.\n\n# Not this.\nlr: 0.5\n")
     printed = apply(own, "--list")

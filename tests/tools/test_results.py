@@ -97,7 +97,16 @@ def run(repository: Repository) -> Repository:
 
 @pytest.mark.slow
 def test_record_writes_what_a_run_was_and_how_well_it_did(run: Repository) -> None:
-    printed = run.succeed("record.py", "Cats and dogs", "--note", "Tiny photos.", "--seconds", "train_resnet18=12.5")
+    printed = run.succeed(
+        "record.py",
+        "Cats and dogs",
+        "--note",
+        "Tiny photos.",
+        "--seconds",
+        "train_resnet18=12.5",
+        "--seconds",
+        "train_timm-vit=3",
+    )
     path = "results/cats-and-dogs-24/small-seed1.json"
     assert printed == f"wrote {path}; `make tables` updates the tables\n"
     record = run.read_json(path)
@@ -112,7 +121,7 @@ def test_record_writes_what_a_run_was_and_how_well_it_did(run: Repository) -> No
         "split": {"train": 24, "validation": 12, "test": 12},
     }
     assert (record["recipe"], record["seeds"]) == ("small", {"train": 1, "split": 1})
-    assert (record["note"], record["seconds"]) == ("Tiny photos.", {"train_resnet18": 12.5})
+    assert (record["note"], record["seconds"]) == ("Tiny photos.", {"train_resnet18": 12.5, "train_timm-vit": 3})
     assert record["weights"] == {"resnet18": {"file": "none"}, "resnet34": {"file": "none"}}
     assert record["made_with"]["threads"] == 1
     for name, sha256 in record["predictions"].items():

@@ -148,6 +148,7 @@ def test_api_says_why_a_photo_is_unreadable(api: Api, content: bytes, reason: st
         (403, "the request comes from another site", {"data": CAT, "headers": RAW | {"Sec-Fetch-Site": "cross-site"}}),
         (403, "the request comes from another site", {"data": CAT, "headers": RAW | {"Origin": "http://evil.example"}}),
         (403, "the request comes from another site", {"data": CAT, "headers": RAW | {"Origin": "null"}}),
+        (403, "the request comes from another site", {"data": CAT, "headers": RAW | {"Origin": "http://["}}),
         (
             413,
             "the photos are too large",
