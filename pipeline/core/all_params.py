@@ -43,7 +43,7 @@ def describe_own_params(params: Params) -> dict[str, str]:
     for name, network in params.networks.items():
         own = {key.removeprefix("train."): value for key, value in flatten(network.model_dump(exclude={"weights"}))}
         if own:
-            texts[name] = ", ".join(f"{key}: {as_written(value)}" for key, value in own.items())
+            texts[name] = ", ".join(f"{key} {as_written(value)}" for key, value in own.items())
     return texts
 
 

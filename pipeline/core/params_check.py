@@ -99,7 +99,9 @@ def _describe(error: Any) -> str:
     if error["type"] == "extra_forbidden" and key in NEW_NAMES:
         return f"params.yaml: {key} is now called {NEW_NAMES[key]}; rename it"
     match error["loc"]:
-        case ("networks", network, name) if error["type"] == "extra_forbidden" and name in Train.model_fields:
+        case ("networks", network, name) if (
+            error["type"] == "extra_forbidden" and name in Train.model_fields.keys() - COMMON
+        ):
             return f"params.yaml: unknown key {key}; expected networks.{network}.train.{name}"
     if error["type"] == "extra_forbidden":
         return f"params.yaml: unknown key {key}; remove it or correct its name"

@@ -318,7 +318,7 @@ def test_report_of_one_network_shows_it_once_and_names_rare_classes(rare: Projec
     rare.succeed("report.py")
     page = read_page(rare)
     assert not shows_ensemble(page)
-    assert "Exceptions for resnet18: lr: 0.5, epochs: 7." in text_of(page)
+    assert "Exceptions for resnet18: lr 0.5, epochs 7." in text_of(page)
     assert {key.partition(".")[0] for key in re.findall(r'data-score="([^"]+)"', page)} == {"resnet18"}
     for folder in ("confusion", "roc", "reliability"):
         assert [path.name for path in (rare.root / "metrics" / folder).iterdir()] == ["resnet18.csv"]

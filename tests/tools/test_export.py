@@ -89,7 +89,7 @@ def test_export_of_one_network_has_no_ensemble_that_repeats_it(repository: Repos
     check_int8(project, printed)
     card = (project.root / "export/MODEL_CARD.md").read_text(encoding="utf-8")
     assert "ensemble" not in card
-    assert "\nExceptions for resnet18: lr: 0.5, epochs: 7.\n" in card
+    assert "\nExceptions for resnet18: lr 0.5, epochs 7.\n" in card
     assert "There are fewer than 10 test photos of" in card  # 6 of each
 
 
