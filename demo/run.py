@@ -77,7 +77,7 @@ def make_folder(folder: Path, purpose: str) -> None:
 
 def copy_pipeline(folder: Path) -> None:
     """Copy the code and the settings of DVC and git to an existing folder: no params, photos, corrections or cache."""
-    for part in ("stages", "pipeline", "tools", "requirements"):
+    for part in ("stages", "pipeline", "tools", "recipes", "requirements"):
         shutil.copytree(PROJECT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
     settings = (".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitattributes", ".gitignore")
     for name in ("dvc.yaml", "requirements.txt", *settings):

@@ -21,7 +21,7 @@ def test_bench_compares_the_pipeline_with_a_notebook_and_the_hardware_limit(tmp_
     project, folder = tmp_path / "project", tmp_path / "bench"
     project.mkdir()
     copy_pipeline(project)
-    for part in ("bench", "demo", "recipes"):
+    for part in ("bench", "demo"):
         shutil.copytree(REPOSITORY / part, project / part)
     params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
     params["prepare"]["image_size"] = 32

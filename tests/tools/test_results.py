@@ -87,7 +87,6 @@ def texts_in(value: Any) -> Iterator[str]:
 @pytest.fixture
 def run(repository: Repository) -> Repository:
     """The finished repository, whose params are those of a recipe named small."""
-    shutil.copytree(REPOSITORY / "recipes", repository.root / "recipes")
     small = read_recipe("ensemble-post", REPOSITORY / "recipes")
     small |= {"prepare.image_size": 32, "train.epochs": 1, "train.batch_size": 8}
     (repository.root / "recipes/small.yaml").write_text(yaml.safe_dump(small))
