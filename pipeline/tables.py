@@ -196,24 +196,34 @@ def settings(rows: list[Row]) -> tuple[dict[str, str], dict[str, list[str]]]:
     if any(ENSEMBLE in row.networks for row in rows):
         cells["ensemble by"] = [row["combined_by"] for row in rows]
     different = {heading: texts for heading, texts in cells.items() if len(set(texts)) > 1}
-    if any(len({row.splits for row in others}) > 1 for others in same_photos(rows)):
-        different["split"] = [row.splits for row in rows]
+    if differ_with_same_photos(rows, splits := [row.splits for row in rows]):
+        different["split"] = splits
     return {heading: texts[0] for heading, texts in cells.items() if heading not in different}, different
 
 
-def same_photos(rows: list[Row]) -> Iterable[list[Row]]:
-    """The rows that stand next to each other with the same photos and sizes of splits."""
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(json.dumps([row.photos, row["photos"]["split"]]), []).append(row)
-    return groups.values()
+def differ_with_same_photos(rows: list[Row], texts: list[str]) -> bool:
+    """Whether rows with the same photos and sizes of splits have different texts."""
+    groups: dict[str, set[str]] = {}
+    for row, text in zip(rows, texts, strict=True):
+        groups.setdefault(json.dumps([row.photos, row["photos"]["split"]]), set()).add(text)
+    return any(len(group) > 1 for group in groups.values())
 
 
 def accuracy_table() -> str:
-    """A line for each collection of photos and recipe."""
+    """A line for each collection of photos and recipe.
+
+    Of what the runs were made with, only notes and what tells lines of the same photos apart have a column; all of it
+    is in `network_table`.
+    """
     if not (rows := read_rows()):
         return NO_RUNS
     common, columns = settings(rows)
+    columns = {
+        heading: texts
+        for heading, texts in columns.items()
+        if heading == "note" or differ_with_same_photos(rows, texts)
+    }
+    weights = dict.fromkeys(weights["file"] for row in rows for weights in row["weights"].values())
     networks = sorted({name: None for row in rows for name in row.networks}, key=lambda name: name == ENSEMBLE)
     lines = [["photos", "in train", "recipe", *networks, "seeds", *columns]]
     for number, row in enumerate(rows):
@@ -221,7 +231,8 @@ def accuracy_table() -> str:
         different = [texts[number] for texts in columns.values()]
         lines.append([row.photos, row.train, row["recipe"], *cells, row.seeds, *different])
     explanation = "Accuracy on test photos: the mean of the seeds (the lowest and highest number of correct answers)."
-    return f"{in_markdown(lines)}\n\n{paragraph(explanation, common.get('note', ''))}"
+    files = f"Weights: {', '.join(weights)}."
+    return f"{in_markdown(lines)}\n\n{paragraph(explanation, files, common.get('note', ''))}"
 
 
 def correct_answers(row: Row, network: str) -> str:

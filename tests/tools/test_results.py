@@ -291,6 +291,15 @@ def test_a_row_says_what_its_runs_do_not_share_with_the_others(
         assert list(dict.fromkeys(row[-1] for row in rows)) == cells
 
 
+def test_the_short_table_has_no_column_for_what_differs_only_between_other_photos(pages: Pages) -> None:
+    pages.add("a/default.json", record())
+    photos = {"name": "flowers", "md5": "f", "train": 300}
+    pages.add("b/default.json", record(photos=photos, code="c2", commit="2222222bbbb"))
+    assert pages.table("accuracy")[0][-1] == "seeds"
+    assert pages.table("networks")[0][-1] == "code"
+    assert "Weights: resnet18-0123abcd.pth, resnet34-0123abcd.pth." in " ".join(pages.text("accuracy").split())
+
+
 def test_runs_of_different_code_are_not_averaged(pages: Pages) -> None:
     pages.add("a/1.json", record(1))
     pages.add("a/2.json", record(2, code="c2", commit="2222222bbbb"))
