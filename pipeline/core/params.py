@@ -24,6 +24,12 @@ def _not_bool(value: Any) -> Any:
     return value
 
 
+def _given(value: Any) -> Any:
+    if value is None:
+        raise ValueError("expected a number; remove the key to use the value for all networks")
+    return value
+
+
 def _text(value: Any) -> Any:
     if isinstance(value, str):
         return value
@@ -94,7 +100,7 @@ class Network(Section):
     """Weights, and perhaps the network's own `lr` and values of `train`, which take precedence."""
 
     weights: Text
-    lr: Annotated[LearningRate | None, Field(exclude_if=lambda lr: lr is None)] = None
+    lr: Annotated[LearningRate | None, BeforeValidator(_given), Field(exclude_if=lambda lr: lr is None)] = None
     train: dict[str, Any] = {}  # checked with the section `train`
 
 

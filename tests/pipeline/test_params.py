@@ -275,6 +275,7 @@ def test_read_params_names_an_unknown_key(section: str, params: dict, tmp_path: 
     ("own", "said"),
     [
         ({"lr": 0}, "lr is 0; input should be greater than 0"),
+        ({"lr": None}, "lr is empty; expected a number; remove the key to use the value for all networks"),
         ({"train": 3}, "train is 3; expected values of train for this network, such as {optimizer: adam}"),
         ({"train": {"epochs": "many"}}, "train.epochs is 'many'; input should be a valid integer"),
         ({"train": {"image_size": 225}}, "train.image_size is 225; expected at most prepare.image_size (224)"),
