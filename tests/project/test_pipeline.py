@@ -36,6 +36,7 @@ def test_a_stage_refuses_code_that_was_edited_after_dvc_repro_began(repository: 
     assert repository.has_clean_status()
 
 
+@pytest.mark.slow
 def test_git_tracks_the_metrics_but_no_photos_predictions_or_models(finished: Repository) -> None:
     tracked = set(finished.git("ls-files").splitlines())
     names = ("ensemble", "networks/resnet18", "networks/resnet34")
@@ -56,6 +57,7 @@ def test_dvc_commits_and_saves_the_results_and_its_status_stays_clean(repository
     assert repository.has_clean_status()
 
 
+@pytest.mark.slow
 def test_git_clone_with_windows_line_endings_has_the_same_bytes(finished: Repository, tmp_path: Path) -> None:
     finished.git("clone", "--quiet", "--config", "core.autocrlf=true", ".", str(tmp_path / "clone"))
     for name in finished.git("ls-files").splitlines():
@@ -132,6 +134,7 @@ def test_dvc_exp_run_with_another_method_runs_no_network_and_can_be_compared(rep
     assert {row["rev"] for row in rows} == {"HEAD", "workspace"}
 
 
+@pytest.mark.slow
 def test_dvc_plots_shows_curves_confusion_matrices_and_the_contact_sheet(finished: Repository) -> None:
     plots = json.loads(finished.dvc("plots", "show", "--json"))["data"]
     drawn = [f"metrics/{kind}/{name}.csv" for kind in ("curves", "steps") for name in ("resnet18", "resnet34")]
@@ -162,6 +165,7 @@ def test_dvc_repro_restores_a_damaged_score_without_training(repository: Reposit
     assert path.read_bytes() == whole
 
 
+@pytest.mark.slow
 def test_dvc_repro_stops_at_a_wrong_param_with_one_line(repository: Repository) -> None:
     repository.params["ensemble"]["method"] = "mean"
     repository.write_params()
