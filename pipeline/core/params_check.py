@@ -37,10 +37,13 @@ def check_all(content: Any) -> None:
     for name, network in params.networks.items():
         if not network.train:
             continue
-        for key in sorted(COMMON & network.train.keys()):
+        if common := sorted(COMMON & network.train.keys()):
             raise UserError(
-                f"params.yaml: networks.{name}.train.{key} cannot be set for one network; remove it, because all share "
-                f"train.{key}"
+                *(
+                    f"params.yaml: networks.{name}.train.{key} cannot be set for one network; remove it, because all "
+                    f"share train.{key}"
+                    for key in common
+                )
             )
         _validate(Train, params.train.model_dump() | network.train, "networks", name, "train")
         _check_train(own_params(name, network, params.lr, params.train)["train"], params.prepare)

@@ -88,7 +88,7 @@ def apply_recipe(name: str, params: Params) -> dict[str, Any]:
 
 
 def changed_values(before: Params, after: Params) -> dict[str, tuple[Any, Any]]:
-    """The values that differ, before and after, by dotted key. NOT_SET stands for one that a network does not have."""
+    """Each value that differs, by dotted key: a pair (before, after), with NOT_SET if a network has none of its own."""
     old, new = (dict(flatten(params.model_dump())) for params in (before, after))
     values = {key: (old.get(key, NOT_SET), new.get(key, NOT_SET)) for key in old | new}
     return {key: (before, after) for key, (before, after) in values.items() if before != after}
